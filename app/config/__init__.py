@@ -1,0 +1,1 @@
+"""Configuration: YAML layers, flags and overrides, merged, checked and typed."""

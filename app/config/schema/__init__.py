@@ -1,0 +1,1 @@
+"""Frozen dataclasses: what a valid configuration is."""

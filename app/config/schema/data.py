@@ -1,0 +1,78 @@
+"""Where clips come from. Key names are upstream's; ours are marked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from app.errors import ConfigError
+
+
+def check_frame_count(frames: int, *, where: str) -> None:
+    """Raise ConfigError unless `frames` is 4k + 1."""
+    # The VAE keeps the first frame and packs the rest by four.
+    if frames < 1 or frames % 4 != 1:
+        raise ConfigError(
+            f"{where.rsplit('.', 1)[-1]} is {frames}, which is not 4k + 1",
+            where=where,
+            mend=f"use {max(1, frames // 4 * 4 + 1)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SFTDataConfig:
+    """`data_video.SFTDataset`: clips of a folder with videos/ and labels/."""
+
+    video_size: tuple[int, int]  # rows, columns, in pixels
+    fps: float  # after resampling
+    max_num_frames: int
+    skip_frms_num: float = 3.0  # frames dropped at both ends, where scene cuts live
+
+    def __post_init__(self) -> None:
+        check_frame_count(self.max_num_frames, where="data.params.max_num_frames")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardDataConfig:
+    """`data_video.VideoDataset`: clips of WebDataset tar shards."""
+
+    image_size: tuple[int, int]  # rows, columns, in pixels
+    num_frames: int
+    fps: float
+    skip_frms_num: float = 0.0
+    nshards: int | None = None  # use only the first n shards
+    seed: int = 1  # dead: the order is keyed by args.seed
+    meta_names: tuple[str, ...] = ()
+    shuffle_buffer: int = 1000  # mapped to order.window
+    include_dirs: str | None = None
+    txt_key: str = "caption"
+
+    def __post_init__(self) -> None:
+        check_frame_count(self.num_frames, where="data.params.num_frames")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OrderConfig:
+    """Ours, section `data.order`: the order of samples (docs/data_order.md)."""
+
+    lanes: int = 16
+    window: int = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Section `data:` with the paths and loader settings of `args`."""
+
+    target: str  # registry name of the dataset class
+    implementation: str
+    params: SFTDataConfig | ShardDataConfig | dict[str, object]  # dict: a registered class
+    train: tuple[str, ...] = ()  # args.train_data
+    valid: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    train_weights: tuple[int, ...] | None = None
+    split: str = "1000,1,1"
+    num_workers: int = 1
+    prefetch_factor: int = 4
+    frame_rule: str = "exact"  # ours: "exact" (by time stamps) or "sat"
+    cache_dir: str | None = None  # ours: shard cache; None: below $TMPDIR
+    cache_gib: float = 20.0  # ours
+    order: OrderConfig = field(default_factory=OrderConfig)

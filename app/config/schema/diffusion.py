@@ -1,0 +1,69 @@
+"""Noise schedule, denoiser, loss, guidance and samplers. Key names are upstream's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from app.config.schema.part import Part
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """`discretization_config.params` (ZeroSNRDDPMDiscretization)."""
+
+    linear_start: float = 0.00085
+    linear_end: float = 0.0120
+    num_timesteps: int = 1000
+    shift_scale: float = 1.0
+    keep_start: bool = False
+    post_shift: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenoiserConfig:
+    """`denoiser_config.params` (DiscreteDenoiser with VideoScaling)."""
+
+    num_idx: int = 1000
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimestepConfig:
+    """`sigma_sampler_config.params` (DiscreteSampling)."""
+
+    num_idx: int = 1000
+    uniform_sampling: bool = False  # stratify timesteps over the global batch
+    group_num: int = 0  # upstream's number of strata; read under `compat: sat` only
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """`loss_fn_config.params` (VideoDiffusionLoss)."""
+
+    kind: str = "l2"  # type: l2 or l1
+    offset_noise_level: float = 0.0
+    min_snr_value: float | None = None
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuidanceConfig:
+    """`guider_config.params` (DynamicCFG, VanillaCFG)."""
+
+    scale: float = 6.0
+    exp: int = 5  # DynamicCFG
+    num_steps: int = 50  # DynamicCFG: divisor in the schedule
+    step_units: str = "training"  # "sampling" gives the ramp that people expect
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerConfig:
+    """`sampler_config.params`."""
+
+    num_steps: int
+    guidance: Part[GuidanceConfig]
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    verbose: bool = False
+    fixed_frames: int = 0
+    sdedit: bool = False
