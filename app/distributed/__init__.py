@@ -1,0 +1,1 @@
+"""Ranks, process groups, collectives, and the numbers that must not depend on them."""
