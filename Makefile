@@ -1,0 +1,95 @@
+# Everything a person or CI does with this project. `make` alone prints this help.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Another package index for torch, e.g. one with CUDA builds; empty: the index pip is set up with.
+TORCH_INDEX ?=
+TORCH := torch==2.13.0
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+LOCKS := requirements/light.txt requirements/train.txt requirements/rehearse.txt requirements/test.txt
+# Tests run with one thread each, so that results do not depend on the machine's cores.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_CBWR=COMPATIBLE
+
+.PHONY: help setup check-python install-torch install-light install-train install-all demo lint \
+        format test test-all test-gpu bench lock manifests docs check-generated clean
+
+help: ## Print this help
+	@echo "cogvx-train: fine-tune CogVideoX on Kubernetes"
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+setup: $(VENV)/.stamp ## Make .venv with everything in it (cogvx, trainer, rehearsal, tests)
+
+$(VENV)/.stamp: $(LOCKS) pyproject.toml | check-python
+	@echo "[setup] virtual environment in $(VENV) ($$($(PYTHON) --version))"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(MAKE) --no-print-directory install-torch install-all
+	@touch $@
+	@echo "[setup] done: $(BIN)/cogvx --help"
+
+check-python:
+	@test -n "$(PYTHON)" || { echo "error: no python3 found"; \
+	  echo "  where: PATH"; echo "  mend:  apt-get install python3 python3-venv make git"; exit 66; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
+	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), but 3.11 or 3.12 is needed"; \
+	  echo "  where: PATH"; echo "  mend:  make setup PYTHON=/path/to/python3.11"; exit 66; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "error: $(PYTHON) cannot make virtual environments"; \
+	  echo "  where: its modules venv and ensurepip"; \
+	  echo "  mend:  apt-get install python3-venv"; exit 66; }
+
+# The steps of the image (Dockerfile) and of `make setup` are the same lines.
+install-torch: ## Install the locked torch (TORCH_INDEX names another index)
+	$(PIP) install --no-compile --progress-bar on -c requirements/light.txt -c requirements/train.txt \
+	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+
+install-light: ## Install the light client (no torch)
+	$(PIP) install --no-compile --no-deps -r requirements/light.txt
+	$(PIP) install --no-deps .
+
+install-train: ## Install the trainer, as the image does
+	$(PIP) install --no-compile --no-deps -r requirements/light.txt -r requirements/train.txt
+	$(PIP) install --no-deps .
+
+install-all:
+	$(PIP) install --no-compile --no-deps $(foreach lock,$(LOCKS),-r $(lock))
+	$(PIP) install --no-deps -e .
+
+demo: setup ## Run the whole job on this machine: bucket, fine-tune, kill, resume, LoRA, export
+	$(BIN)/cogvx demo
+
+lint: setup ## Style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Mend what the formatter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup ## Run the tests (under 15 minutes on 2 cores)
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not gpu" --durations=20
+
+test-all: setup ## Run all tests that need no GPU (up to 75 minutes)
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not gpu" --durations=20
+
+test-gpu: ## Run the tests that need a GPU
+	$(TEST_ENV) $(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m pytest -m gpu tests/gpu
+
+manifests: ## Copy configs/ into the chart
+	rm -rf deploy/helm/files/configs && mkdir -p deploy/helm/files/configs
+	cp configs/*.yaml deploy/helm/files/configs/
+
+docs: setup ## Write the generated pages of docs/
+	$(BIN)/python -m app.config.arguments_page docs/arguments.md
+
+lock: setup ## Write requirements/*.txt from this environment
+	$(BIN)/python requirements/lock.py
+
+clean: ## Remove the environment and what the demo wrote
+	rm -rf $(VENV) build *.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

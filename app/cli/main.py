@@ -1,0 +1,79 @@
+"""The entry point: finds the command, runs it, and turns errors into messages and exit codes.
+
+A command is a module of this package with `configure(parser)` and `run(args) -> int`; it is
+imported only when it is called, so that `cogvx config check` never imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from app import __version__
+from app.cli import output
+from app.errors import CogvxError
+
+# name -> (module, one line of help). The order is the order of `cogvx --help`.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "config": ("app.cli.config", "check or show the merged configuration"),
+    "doctor": ("app.cli.doctor", "show versions, devices, ranks and storage of this place"),
+    "data": ("app.cli.data", "pack a folder of clips into shards"),
+    "train": ("app.cli.train", "fine-tune a model"),
+    "export": ("app.cli.export", "write a run's weights for diffusers and PEFT"),
+    "storage": ("app.cli.storage", "list what lies under a folder or s3:// prefix"),
+    "launch": ("app.cli.launch", "PID 1 of a pod: resolve ranks, start the trainer, map its end"),
+    "demo": ("app.cli.demo", "run the whole job on this machine with a tiny model"),
+}
+
+EXAMPLES = """examples:
+  cogvx config check --base configs/cogvideox_2b_lora.yaml configs/sft.yaml
+  cogvx train --base configs/cogvideox_2b_lora.yaml configs/sft.yaml --train-iters 1000
+  cogvx demo
+"""
+
+
+def usage() -> str:
+    """The text of `cogvx --help`."""
+    width = max(len(name) for name in COMMANDS)
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    return f"usage: cogvx COMMAND [...]\n\ncommands:\n{rows}\n\n{EXAMPLES}"
+
+
+def command_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
+    """The parser of one command, filled by its module."""
+    parser = argparse.ArgumentParser(
+        prog=f"cogvx {name}",
+        description=COMMANDS[name][1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.configure(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        output.line(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        output.line(__version__)
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        output.note(f"error: no command '{name}'\n  where: the command line\n  mend:  cogvx --help")
+        return 2
+    module = importlib.import_module(COMMANDS[name][0])
+    try:
+        parsed = command_parser(name, module).parse_args(arguments[1:])
+        return int(module.run(parsed))
+    except CogvxError as problem:
+        output.error(problem)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        output.note("interrupted")
+        return 130
