@@ -1,0 +1,1 @@
+"""Checkpoints: named fragments of tensors, complete or absent, readable at any layout."""

@@ -1,0 +1,1 @@
+"""The rendered job as local processes: chart, environment, object storage, tiny parts."""

