@@ -1,1 +1,1 @@
-"""The rendered job as local processes: chart, environment, object storage, tiny parts."""
+"""Everything that lets a rendered job run on one machine, without a cluster or a bucket."""

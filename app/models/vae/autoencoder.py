@@ -1,0 +1,234 @@
+"""The 3D causal autoencoder: clips to latents and back.
+
+Axes: B batch, T frames, C channels, H rows, W columns; t, h, w are those of the latents:
+t = (T - 1) / 4 + 1, h = H / 8, w = W / 8 with the released sizes. This module is the only place
+where (B, T, C, H, W), the order everywhere else, becomes (B, C, T, H, W) and back.
+Source: CogVideoX, arXiv:2408.06072. Parameter names are the keys of 3d-vae.pt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from app.config.schema.vae import VAEConfig, VAEPartConfig
+from app.errors import ConfigError, ShapeError, WeightsError
+from app.models.vae.blocks import NORM_GROUPS
+from app.models.vae.decoder import Decoder, DecoderPast
+from app.models.vae.encoder import Encoder
+from app.models.vae.gaussian import Gaussian
+
+MAX_LISTED = 5  # keys that an error message lists
+
+
+def decode_plan(num_latents: int) -> list[int]:
+    """Cut a clip of latent frames into chunks to decode: 3, 2, 2, ... (2, 2, ... if even).
+
+    Group norms see one chunk at a time, so the plan is part of the numbers. Odd counts follow
+    the plan of the 1.0 sampler and of diffusers; for even ones, which the 1.0 plan cut short,
+    the first chunk has two.
+
+    Raises:
+        ShapeError: no latents.
+    """
+    if num_latents < 1:
+        raise ShapeError(
+            f"{num_latents} latent frames cannot be decoded",
+            where="decode_plan",
+            mend="give at least one latent frame",
+        )
+    first = min(num_latents, 2 + num_latents % 2)
+    return [first] + [2] * ((num_latents - first) // 2)
+
+
+class VideoAutoencoder(nn.Module):
+    """Frozen in every use here; runs in the dtype and on the device of its weights."""
+
+    def __init__(
+        self,
+        config: VAEConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Build the module with random weights.
+
+        Raises:
+            ConfigError: widths or compression that this architecture cannot have.
+        """
+        super().__init__()
+        _check_part(config.encoder, "encoder_config")
+        _check_part(config.decoder, "decoder_config")
+        if config.encoder.z_channels != config.decoder.z_channels:
+            raise ConfigError(
+                f"encoder makes {config.encoder.z_channels} channels, "
+                f"decoder reads {config.decoder.z_channels}",
+                where="first_stage_config: z_channels",
+                mend="set both to the same number",
+            )
+        self.config = config
+        self.encoder = Encoder(config.encoder, device=device, dtype=dtype)
+        self.decoder = Decoder(config.decoder, device=device, dtype=dtype)
+
+    @property
+    def time_stride(self) -> int:
+        """Frames per latent frame, after the first."""
+        return self.config.encoder.temporal_compress_times
+
+    @property
+    def space_stride(self) -> int:
+        """Pixels per latent row and column."""
+        return int(2 ** (len(self.config.encoder.ch_mult) - 1))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.encoder.conv_in.conv.weight.dtype
+
+    def load_weights(self, state: Mapping[str, Tensor], *, where: str) -> None:
+        """Copy the tensors of 3d-vae.pt into the module.
+
+        Args:
+            state: `encoder.*` and `decoder.*`; keys with a prefix of `config.ignore_keys`
+                (the discriminator of upstream's training) are left out.
+            where: the file, for the message.
+
+        Raises:
+            WeightsError: a tensor is missing, unexpected or of another shape.
+        """
+        ignored = self.config.ignore_keys
+        kept = {k: v for k, v in state.items() if not (ignored and k.startswith(ignored))}
+        own = self.state_dict()
+        problems = [
+            *(f"missing {key}" for key in own if key not in kept),
+            *(f"unexpected {key}" for key in kept if key not in own),
+            *(
+                f"{key} is {tuple(kept[key].shape)}, expected {tuple(tensor.shape)}"
+                for key, tensor in own.items()
+                if key in kept and kept[key].shape != tensor.shape
+            ),
+        ]
+        if problems:
+            more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+            raise WeightsError(
+                f"VAE weights do not fit: {'; '.join(problems[:MAX_LISTED])}{more}",
+                where=where,
+                mend="check that ckpt_path names the 3d-vae.pt of this model and that "
+                "encoder_config and decoder_config are its sizes",
+            )
+        self.load_state_dict(kept)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor, samples_at_a_time: int | None = None) -> Gaussian:
+        """Encode whole clips.
+
+        Args:
+            video: (B, T, 3, H, W), T = 4k + 1, values -1 to 1, any float dtype.
+            samples_at_a_time: clips per pass; None: all. Only memory depends on it.
+
+        Returns:
+            Posterior with tensors (B, t, C, h, w) in the dtype of the weights.
+
+        Raises:
+            ShapeError: T is not 4k + 1, or H or W is not a multiple of 8.
+        """
+        self._check_video(video)
+        batch = video.transpose(1, 2).to(self.dtype)
+        pieces = batch.split(samples_at_a_time or len(batch))
+        moments = torch.cat([self.encoder(piece) for piece in pieces])
+        return Gaussian.from_moments(moments, is_sampled=self.config.sample_posterior)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        latents: Tensor,
+        plan: Sequence[int] | None = None,
+        samples_at_a_time: int | None = None,
+    ) -> Tensor:
+        """Decode a clip in chunks, frames carried from each to the next.
+
+        Args:
+            latents: (B, t, C, h, w), not scaled (divided by scale_factor).
+            plan: latent frames per chunk; None: `decode_plan(t)`; `[t]`: the whole clip at once.
+            samples_at_a_time: clips per pass; None: all. Only memory depends on it.
+
+        Returns:
+            (B, T, 3, H, W), T = 4 (t - 1) + 1, about -1 to 1, not clamped.
+
+        Raises:
+            ShapeError: the latents have the wrong channels, or the plan does not add up to t.
+        """
+        chunks = list(decode_plan(latents.shape[1]) if plan is None else plan)
+        self._check_latents(latents, chunks)
+        batch = latents.transpose(1, 2).to(self.dtype)
+        pieces = batch.split(samples_at_a_time or len(batch))
+        videos = [torch.cat(list(self._decode_chunks(piece, chunks)), dim=2) for piece in pieces]
+        return torch.cat(videos).transpose(1, 2)
+
+    def _decode_chunks(self, latents: Tensor, chunks: Sequence[int]) -> Iterator[Tensor]:
+        """Frames (B, 3, T_i, H, W) of every chunk of `latents` (B, C, t, h, w)."""
+        past: DecoderPast | None = None
+        for chunk in latents.split(list(chunks), dim=2):
+            frames, past = self.decoder(chunk, past, is_first_chunk=past is None)
+            yield frames
+
+    def _check_video(self, video: Tensor) -> None:
+        stride, pixels = self.time_stride, self.space_stride
+        where = f"video of shape {tuple(video.shape)}, axes (B, T, C, H, W)"
+        if video.ndim != 5 or video.shape[2] != self.config.encoder.in_channels:
+            raise ShapeError(
+                f"the VAE needs 5 axes with {self.config.encoder.in_channels} channels third",
+                where=where,
+                mend="give pixels as (B, T, C, H, W)",
+            )
+        frames = video.shape[1]
+        if frames < 1 or (frames - 1) % stride:
+            shorter = max(1, (frames - 1) // stride * stride + 1)
+            raise ShapeError(
+                f"{frames} frames are not {stride}k + 1",
+                where=where,
+                mend=f"cut the clip to {shorter} frames or take {shorter + stride}",
+            )
+        for axis, size in (("H", video.shape[3]), ("W", video.shape[4])):
+            if size < pixels or size % pixels:
+                raise ShapeError(
+                    f"axis {axis} has {size} pixels, not a multiple of {pixels}",
+                    where=where,
+                    mend=f"resize {axis} to {max(1, round(size / pixels)) * pixels}",
+                )
+
+    def _check_latents(self, latents: Tensor, chunks: Sequence[int]) -> None:
+        where = f"latents of shape {tuple(latents.shape)}, axes (B, T, C, H, W)"
+        channels = self.config.decoder.z_channels
+        if latents.ndim != 5 or latents.shape[2] != channels:
+            raise ShapeError(
+                f"the VAE needs 5 axes with {channels} channels third",
+                where=where,
+                mend="give latents as (B, T, C, H, W)",
+            )
+        if min(chunks, default=0) < 1 or sum(chunks) != latents.shape[1]:
+            raise ShapeError(
+                f"the chunks {list(chunks)} do not add up to {latents.shape[1]} latent frames",
+                where=where,
+                mend=f"use {decode_plan(latents.shape[1])}",
+            )
+
+
+def _check_part(part: VAEPartConfig, name: str) -> None:
+    """Raise ConfigError for widths that group norm cannot split or an odd time compression."""
+    for factor in part.ch_mult:
+        if part.ch * factor % NORM_GROUPS:
+            raise ConfigError(
+                f"ch * ch_mult gives {part.ch * factor} channels, not a multiple of {NORM_GROUPS}",
+                where=f"first_stage_config.params.{name}.params",
+                mend=f"make ch a multiple of {NORM_GROUPS}",
+            )
+    times = part.temporal_compress_times
+    if times < 1 or times & (times - 1) or times.bit_length() > len(part.ch_mult):
+        raise ConfigError(
+            f"temporal_compress_times is {times}",
+            where=f"first_stage_config.params.{name}.params.temporal_compress_times",
+            mend=f"use a power of two up to {2 ** (len(part.ch_mult) - 1)}",
+        )
