@@ -1,0 +1,1 @@
+"""Noise schedule, denoiser, loss, guidance and samplers. The network is an argument."""

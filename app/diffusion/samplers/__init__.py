@@ -1,0 +1,1 @@
+"""From noise to latents: one loop, three step rules."""

@@ -1,0 +1,1 @@
+"""What a trained network is worth: validation loss, sample videos, video files."""
