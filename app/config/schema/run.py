@@ -37,7 +37,13 @@ class RunConfig:
     data: DataConfig | None
     training: TrainingConfig | None  # None in mode inference
     arguments: Mapping[str, object]  # final value of every argument of the table, by name
-    sections: Mapping[str, object]  # merged plain `model`, `data`, `deepspeed`, as upstream's args have them
-    origins: Mapping[str, str] = field(default_factory=dict)  # dotted key -> file, flag or "default"
-    registered: Mapping[str, str] = field(default_factory=dict)  # --register NAME=package.module:Class
+    sections: Mapping[
+        str, object
+    ]  # merged plain `model`, `data`, `deepspeed`, as upstream's args have them
+    origins: Mapping[str, str] = field(
+        default_factory=dict
+    )  # dotted key -> file, flag or "default"
+    registered: Mapping[str, str] = field(
+        default_factory=dict
+    )  # --register NAME=package.module:Class
     warnings: tuple[str, ...] = ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,3 +23,4 @@ class ConditionerConfig:
     text: T5Config
     ucg_rate: float = 0.0  # probability that a caption's embedding becomes zeros in training
     input_key: str = "txt"
+    params: Mapping[str, object] = field(default_factory=dict)  # of a registered class, unchecked

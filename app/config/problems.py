@@ -1,0 +1,61 @@
+"""Mistakes and warnings of one configuration, collected while it is read.
+
+Nothing here raises at the first mistake: a user sees all of them at once, in one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from app.errors import ConfigError, ConfigErrors
+
+Built = TypeVar("Built")
+
+
+class Problems:
+    """Collects `ConfigError`s and warnings; knows which file or flag set a key."""
+
+    def __init__(self, origins: Mapping[str, str] | None = None) -> None:
+        self.origins: Mapping[str, str] = origins or {}
+        self.errors: list[ConfigError] = []
+        self.warnings: list[str] = []
+
+    def add(self, what: str, *, where: str, mend: str) -> None:
+        """Record a mistake at the dotted path `where`."""
+        error = ConfigError(what, where=self.locate(where), mend=mend)
+        if str(error) not in [str(known) for known in self.errors]:
+            self.errors.append(error)
+
+    def warn(self, text: str, *, where: str | None = None) -> None:
+        """Record a warning once; `where` is the dotted path it is about."""
+        line = f"{self.locate(where)}: {text}" if where else text
+        if line not in self.warnings:
+            self.warnings.append(line)
+
+    def locate(self, path: str) -> str:
+        """`path`, with the file or flag that set it (or the nearest section above it)."""
+        probe = path
+        while probe:
+            origin = self.origins.get(probe)
+            if origin:
+                return f"{path} in {origin}"
+            inside = [key for key in self.origins if key.startswith(f"{probe}.")]
+            if inside:
+                return f"{path} in {self.origins[inside[0]]}"
+            probe = probe.rpartition(".")[0]
+        return path
+
+    def build(self, factory: Callable[..., Built], values: Mapping[str, Any]) -> Built | None:
+        """Construct a schema class; its own range checks become recorded mistakes."""
+        try:
+            return factory(**values)
+        except ConfigError as error:
+            for one in error.errors if isinstance(error, ConfigErrors) else (error,):
+                self.add(one.what, where=one.where, mend=one.mend)
+            return None
+
+    def raise_errors(self) -> None:
+        """Raise ConfigErrors if any mistake was recorded."""
+        if self.errors:
+            raise ConfigErrors(self.errors)

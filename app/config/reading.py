@@ -1,0 +1,207 @@
+"""Reading one section of a configuration: fields by table, unknown keys, `target:` names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from app.config.kinds import Kind
+from app.config.problems import Problems
+from app.config.target import Target, Targets
+
+
+class _Required:
+    """Marks a field without a default."""
+
+
+REQUIRED: Final = _Required()
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One key of a section.
+
+    `name` is the field of the schema class when it is not the YAML key; an empty `name` means
+    that the key is checked and then dropped (constants that must have one value).
+    """
+
+    key: str
+    kind: Kind
+    default: Any = REQUIRED
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every section needs: the table of names, and where mistakes go."""
+
+    targets: Targets
+    problems: Problems
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The valid name most like `word`, by spelling, or by its last dotted part."""
+    valid = sorted(names)
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    tails = {name.rsplit(".", 1)[-1]: name for name in valid}
+    close = difflib.get_close_matches(word.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.6)
+    return tails[close[0]] if close else None
+
+
+def suggestion(word: str, names: Iterable[str]) -> str:
+    """The `mend` line for a name that does not exist."""
+    valid = sorted(names)
+    best = nearest(word, valid)
+    if best is not None:
+        return f"did you mean '{best}'?"
+    if len(valid) > 12:
+        return "see docs/configuration.md for the keys of this section"
+    return f"valid here: {', '.join(valid)}" if valid else "remove it: no key is valid here"
+
+
+class Reader:
+    """Reads the keys of one mapping and remembers which were asked for."""
+
+    def __init__(self, node: object, where: str, problems: Problems) -> None:
+        self.where = where
+        self.problems = problems
+        self.known: set[str] = set()
+        self.values: dict[str, Any] = {}
+        if isinstance(node, Mapping):
+            self.values = {str(key): value for key, value in node.items()}
+        elif node is not None:
+            problems.add(
+                f"expected a section of keys, found {node!r}",
+                where=where,
+                mend="indent the keys of this section below its name",
+            )
+
+    def path(self, key: str) -> str:
+        """Dotted path of a key of this section."""
+        return f"{self.where}.{key}" if self.where else key
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there; asking makes it a known key."""
+        self.known.add(key)
+        return key in self.values
+
+    def value(self, field: Field) -> Any:
+        """The converted value of one field; its default (or None) after a mistake."""
+        if not self.has(field.key):
+            if field.default is REQUIRED:
+                self.problems.add(
+                    f"'{field.key}' is missing",
+                    where=self.path(field.key),
+                    mend=f"give {field.kind.noun}",
+                )
+                return None
+            return field.default
+        raw = self.values[field.key]
+        if raw is None and field.default is None:
+            return None
+        try:
+            return field.kind.convert(raw)
+        except (ValueError, TypeError, OverflowError):
+            self.problems.add(
+                f"'{field.key}' is {raw!r}",
+                where=self.path(field.key),
+                mend=f"give {field.kind.noun}",
+            )
+            return None if field.default is REQUIRED else field.default
+
+    def fields(self, table: Iterable[Field]) -> dict[str, Any]:
+        """All fields of a table, by the names of the schema class."""
+        found = {}
+        for field in table:
+            value = self.value(field)
+            if field.name != "":
+                found[field.name or field.key] = value
+        return found
+
+    def child(self, key: str, *, required: bool = False) -> Reader | None:
+        """A section below this one; None when it is absent."""
+        if not self.has(key) or self.values[key] is None:
+            if required:
+                self.problems.add(
+                    f"section '{key}' is missing", where=self.path(key), mend=f"add '{key}:'"
+                )
+            return None
+        return Reader(self.values[key], self.path(key), self.problems)
+
+    def dead(self, reasons: Mapping[str, str]) -> None:
+        """Accept keys that change nothing, with one warning each."""
+        for key, reason in reasons.items():
+            if self.has(key):
+                self.problems.warn(f"'{key}' has no effect: {reason}", where=self.path(key))
+
+    def close(self) -> None:
+        """Report every key that nobody asked for."""
+        for key in self.values:
+            if key not in self.known:
+                self.problems.add(
+                    f"unknown key '{key}'",
+                    where=self.path(key),
+                    mend=suggestion(key, self.known),
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPart:
+    """A `target:` section whose name was found in the table."""
+
+    name: str
+    target: Target
+    node: Reader  # the section itself, for keys beside target and params
+    params: Reader
+
+    @property
+    def registered(self) -> bool:
+        """Whether the class is the user's own: its params are not checked."""
+        return self.target.params is dict
+
+
+def open_part(node: object, where: str, role: str, context: Context) -> OpenPart | None:
+    """Read `target` and find its row; None, with the mistake recorded, if there is none."""
+    reader = Reader(node, where, context.problems)
+    if not reader.values:
+        if node is None or isinstance(node, Mapping):
+            context.problems.add(
+                "section is missing or empty", where=where, mend="give 'target' and 'params'"
+            )
+        return None
+    if not reader.has("target"):
+        context.problems.add(
+            "'target' is missing",
+            where=reader.path("target"),
+            mend="valid here: " + ", ".join(names_of(role, context.targets)),
+        )
+        return None
+    name = str(reader.values["target"])
+    row = context.targets.get(name)
+    if row is None or row.role not in (role, "any"):
+        _report_target(name, row, reader.path("target"), role, context)
+        return None
+    reader.has("params")
+    params = Reader(reader.values.get("params"), reader.path("params"), context.problems)
+    return OpenPart(name, row, reader, params)
+
+
+def names_of(role: str, targets: Targets) -> list[str]:
+    """Names that may stand in one place, sorted."""
+    return sorted(name for name, row in targets.items() if row.role == role)
+
+
+def _report_target(name: str, row: Target | None, where: str, role: str, context: Context) -> None:
+    best = nearest(name, names_of(role, context.targets))
+    hint = f"did you mean '{best}'? " if best else ""
+    what = f"unknown target '{name}'" if row is None else f"target '{name}' is no {role}"
+    context.problems.add(
+        what,
+        where=where,
+        mend=f"{hint}valid here: {', '.join(names_of(role, context.targets))}; "
+        "a class of your own needs --register NAME=package.module:Class",
+    )

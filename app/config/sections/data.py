@@ -1,0 +1,74 @@
+"""Section `data:`: the dataset class, its parameters, and our order and cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.config.kinds import integer, optional, real, sequence, text
+from app.config.reading import Context, Field, Reader, open_part
+from app.config.schema.data import DataConfig, OrderConfig, SFTDataConfig, ShardDataConfig
+
+SFT = (
+    Field("video_size", sequence(integer(8), length=2)),
+    Field("fps", real(above=0)),
+    Field("max_num_frames", integer(1)),
+    Field("skip_frms_num", real(0), 3.0),
+)
+SHARDS = (
+    Field("image_size", sequence(integer(8), length=2)),
+    Field("num_frames", integer(1)),
+    Field("fps", real(above=0)),
+    Field("skip_frms_num", real(0), 0.0),
+    Field("nshards", optional(integer(1)), None),
+    Field("seed", integer(-1), 1),
+    Field("meta_names", optional(sequence(text(), single=True)), ()),
+    Field("shuffle_buffer", integer(1), 1000),
+    Field("include_dirs", optional(text()), None),
+    Field("txt_key", text(), "caption"),
+)
+ORDER = (Field("lanes", integer(1), 16), Field("window", integer(1), 256))
+CACHE = (
+    Field("cache_dir", optional(text()), None),
+    Field("cache_gib", real(above=0), 20.0),
+)
+PARAMS: dict[type, tuple[Field, ...]] = {SFTDataConfig: SFT, ShardDataConfig: SHARDS}
+
+
+def read_data(node: object, where: str, context: Context) -> DataConfig | None:
+    """Section `data:`; `args` adds the paths and loader settings (app.config.assembly)."""
+    problems = context.problems
+    part = open_part(node, where, "data", context)
+    if part is None:
+        return None
+    assert part.target.implementation is not None
+    before = len(problems.errors)
+    values: dict[str, Any] = part.node.fields(CACHE)
+    values["order"] = _order(part.node, context)
+    part.node.close()
+    if part.registered:
+        values["params"] = dict(part.params.values)
+    else:
+        found = part.params.fields(PARAMS[part.target.params])
+        if found.get("meta_names", ()) is None:
+            found["meta_names"] = ()
+        if "seed" in part.params.values:
+            problems.warn(
+                "'seed' has no effect: args.seed keys the order of samples",
+                where=part.params.path("seed"),
+            )
+        part.params.close()
+        if len(problems.errors) == before:
+            values["params"] = problems.build(part.target.params, found)
+    if len(problems.errors) > before:
+        return None
+    values |= {"target": part.name, "implementation": part.target.implementation}
+    return problems.build(DataConfig, values)
+
+
+def _order(reader: Reader, context: Context) -> OrderConfig | None:
+    child = reader.child("order")
+    if child is None:
+        return OrderConfig()
+    values = child.fields(ORDER)
+    child.close()
+    return context.problems.build(OrderConfig, values)

@@ -1,0 +1,180 @@
+"""Noise schedule, denoiser, loss, sampler and guidance sections of `model:`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.config import upstream
+from app.config.kinds import boolean, choice, exactly, integer, optional, real
+from app.config.reading import Context, Field, OpenPart, Reader, open_part
+from app.config.schema.diffusion import (
+    DenoiserConfig,
+    GuidanceConfig,
+    LossConfig,
+    SamplerConfig,
+    ScheduleConfig,
+    TimestepConfig,
+)
+from app.config.schema.part import Part
+
+SCHEDULE = (
+    Field("linear_start", real(above=0, maximum=1), 0.00085),
+    Field("linear_end", real(above=0, maximum=1), 0.0120),
+    Field("num_timesteps", integer(2), 1000),
+    Field("shift_scale", real(above=0), 1.0),
+    Field("keep_start", boolean(), False),
+    Field("post_shift", boolean(), False),
+)
+TABLE_ORDER = (
+    Field("do_append_zero", exactly(False, "the table has no extra entry"), False, ""),
+    Field("flip", exactly(True, "the table ascends in timesteps"), True, ""),
+)
+TIMESTEPS = (
+    Field("num_idx", integer(2), 1000),
+    Field("uniform_sampling", boolean(), False),
+    Field("group_num", integer(0), 0),
+    *TABLE_ORDER,
+)
+LOSS = (
+    Field("type", choice("l2", "l1"), "l2", "kind"),
+    Field("offset_noise_level", real(0), 0.0),
+    Field("min_snr_value", optional(real(above=0)), None),
+    Field("batch2model_keys", optional(exactly(None, "not built yet")), None, ""),
+)
+SAMPLER = (
+    Field("num_steps", integer(2)),
+    Field("verbose", boolean(), False),
+    Field("fixed_frames", integer(0), 0),
+    Field("sdedit", boolean(), False),
+)
+GUIDANCE = {
+    "dynamic": (
+        Field("scale", real()),
+        Field("exp", integer(1)),
+        Field("num_steps", integer(1)),
+        Field("step_units", choice("training", "sampling"), "training"),
+    ),
+    "constant": (Field("scale", real()),),
+    "identity": (),
+}
+
+
+def read_schedule(owner: Reader, context: Context) -> ScheduleConfig | None:
+    """`discretization_config` of a section."""
+    part = _part(owner, "discretization_config", "schedule", context)
+    if part is None:
+        return None
+    values = part.params.fields(SCHEDULE)
+    part.params.close()
+    return context.problems.build(ScheduleConfig, values)
+
+
+def read_denoiser(node: object, where: str, context: Context) -> DenoiserConfig | None:
+    """`denoiser_config`."""
+    part = open_part(node, where, "denoiser", context)
+    if part is None:
+        return None
+    part.node.close()
+    params = part.params
+    params.dead(upstream.DEAD_DENOISER)
+    _part(params, "scaling_config", "scaling", context, close=True)
+    fields = (
+        Field("num_idx", integer(2), 1000),
+        Field("quantize_c_noise", exactly(False, "c_noise is the timestep already"), False, ""),
+        *TABLE_ORDER,
+    )
+    values = params.fields(fields)
+    values["schedule"] = read_schedule(params, context)
+    params.close()
+    return _built(DenoiserConfig, values, context)
+
+
+def read_loss(node: object, where: str, context: Context) -> LossConfig | None:
+    """`loss_fn_config`."""
+    part = open_part(node, where, "loss", context)
+    if part is None:
+        return None
+    part.node.close()
+    params = part.params
+    params.dead(upstream.DEAD_LOSS)
+    values = params.fields(LOSS)
+    values["timesteps"] = _timesteps(params, context)
+    params.close()
+    return _built(LossConfig, values, context)
+
+
+def _timesteps(params: Reader, context: Context) -> TimestepConfig | None:
+    part = _part(params, "sigma_sampler_config", "timesteps", context)
+    if part is None:
+        return None
+    values = part.params.fields(TIMESTEPS)
+    values["schedule"] = read_schedule(part.params, context)
+    part.params.close()
+    return _built(TimestepConfig, values, context)
+
+
+def read_sampler(node: object, where: str, context: Context) -> Part[SamplerConfig] | None:
+    """`sampler_config`."""
+    part = open_part(node, where, "sampler", context)
+    if part is None:
+        return None
+    part.node.close()
+    assert part.target.implementation is not None
+    params = part.params
+    params.dead(upstream.DEAD_SAMPLER)
+    values = params.fields(SAMPLER)
+    values["schedule"] = read_schedule(params, context)
+    values["guidance"] = _guidance(params, context)
+    params.close()
+    guidance = values["guidance"]
+    if guidance is not None and part.target.choice != "constant":
+        _check_steps(values["num_steps"], guidance, params)
+    config = _built(SamplerConfig, values, context)
+    return Part(part.name, part.target.implementation, config) if config else None
+
+
+def _check_steps(num_steps: int | None, guidance: Part[GuidanceConfig], params: Reader) -> None:
+    dynamic = guidance.implementation.endswith("DynamicGuidance")
+    if dynamic and num_steps is not None and guidance.params.num_steps != num_steps:
+        params.problems.warn(
+            f"guider_config.params.num_steps is {guidance.params.num_steps}, "
+            f"but the sampler takes {num_steps} steps",
+            where=params.path("num_steps"),
+        )
+
+
+def _guidance(params: Reader, context: Context) -> Part[GuidanceConfig] | None:
+    part = _part(params, "guider_config", "guidance", context)
+    if part is None:
+        return None
+    assert part.target.implementation is not None
+    reader = part.params
+    kind = part.target.choice
+    if reader.has("dyn_thresh_config"):
+        _part(reader, "dyn_thresh_config", "threshold", context, close=True)
+    values = reader.fields(GUIDANCE[kind])
+    if kind == "identity":
+        values["scale"] = 1.0
+    reader.close()
+    config = _built(GuidanceConfig, values, context)
+    return Part(part.name, part.target.implementation, config) if config else None
+
+
+def _part(
+    owner: Reader, key: str, role: str, context: Context, *, close: bool = False
+) -> OpenPart | None:
+    node = owner.values.get(key) if owner.has(key) else None
+    part = open_part(node, owner.path(key), role, context)
+    if part is not None:
+        part.node.close()
+        if close:
+            part.params.close()
+    return part
+
+
+def _built(factory: Any, values: dict[str, Any], context: Context) -> Any:
+    """Construct, unless a required value was missing or wrong (None stands for both)."""
+    optional_names = {"min_snr_value"}
+    if any(value is None and name not in optional_names for name, value in values.items()):
+        return None
+    return context.problems.build(factory, values)

@@ -1,0 +1,150 @@
+"""The frozen encoders of `model:`: the VAE (first stage) and the text conditioner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.config import upstream
+from app.config.kinds import boolean, exactly, integer, optional, real, sequence, text
+from app.config.reading import Context, Field, Reader, open_part
+from app.config.schema.part import Part
+from app.config.schema.text import ConditionerConfig, T5Config
+from app.config.schema.vae import VAEConfig, VAEPartConfig
+
+FIRST_STAGE = (
+    Field("cp_size", integer(1), 1),
+    Field("ckpt_path", optional(text()), None),
+    Field("ignore_keys", sequence(text()), ()),
+)
+CODER = (
+    Field("ch", integer(1), 128),
+    Field("ch_mult", sequence(integer(1)), (1, 2, 2, 4)),
+    Field("num_res_blocks", integer(1), 3),
+    Field("z_channels", integer(1), 16),
+    Field("in_channels", integer(1), 3),
+    Field("out_ch", integer(1), 3),
+    Field("temporal_compress_times", integer(1), 4),
+    Field("dropout", real(0, 1), 0.0),
+    Field("gather_norm", boolean(), True),
+    Field("double_z", exactly(True, "the encoder gives mean and log variance"), True, ""),
+    Field("zq_ch", optional(integer(1)), None, "zq"),
+    Field("add_conv", exactly(False, "the released weights have none"), False, ""),
+    Field("give_pre_end", exactly(False, "the whole decoder runs"), False, ""),
+    Field("resamp_with_conv", exactly(True, "the released weights have it"), True, ""),
+)
+EMBEDDER = (
+    Field("is_trainable", exactly(False, "training the text encoder is not built"), False, ""),
+    Field("input_key", text(), "txt"),
+    Field("ucg_rate", real(0, 1), 0.0),
+)
+T5 = (Field("model_dir", text()), Field("max_length", integer(1), 77))
+NOT_BUILT_CONTEXT_PARALLEL = "context parallelism of the VAE is not built yet"
+
+
+def read_first_stage(node: object, where: str, context: Context) -> Part[VAEConfig] | None:
+    """`first_stage_config`."""
+    problems = context.problems
+    part = open_part(node, where, "first stage", context)
+    if part is None:
+        return None
+    part.node.close()
+    assert part.target.implementation is not None
+    if part.registered:
+        own: Any = dict(part.params.values)
+        return Part(part.name, part.target.implementation, own)
+    before = len(problems.errors)
+    params = part.params
+    params.dead(upstream.DEAD_FIRST_STAGE)
+    values = params.fields(FIRST_STAGE)
+    if (values["cp_size"] or 1) > 1:
+        problems.add(NOT_BUILT_CONTEXT_PARALLEL, where=params.path("cp_size"), mend="set it to 1")
+    values["sample_posterior"] = _regularizer(params, context)
+    values["encoder"] = _coder(params, "encoder_config", "vae encoder", context)
+    values["decoder"] = _coder(params, "decoder_config", "vae decoder", context)
+    params.close()
+    if len(problems.errors) > before:
+        return None
+    config = problems.build(VAEConfig, values)
+    return Part(part.name, part.target.implementation, config) if config else None
+
+
+def _regularizer(params: Reader, context: Context) -> bool:
+    if not params.has("regularizer_config"):
+        return True
+    where = params.path("regularizer_config")
+    part = open_part(params.values["regularizer_config"], where, "regularizer", context)
+    if part is None:
+        return True
+    part.node.close()
+    sample = part.params.value(Field("sample", boolean(), True))
+    part.params.close()
+    return bool(sample)
+
+
+def _coder(params: Reader, key: str, role: str, context: Context) -> VAEPartConfig | None:
+    node = params.values.get(key) if params.has(key) else None
+    part = open_part(node, params.path(key), role, context)
+    if part is None:
+        return None
+    part.node.close()
+    reader = part.params
+    reader.dead(upstream.DEAD_CODER)
+    values = reader.fields(CODER)
+    reader.close()
+    zq = values.pop("zq")
+    if zq is not None and zq != values["z_channels"]:
+        context.problems.add(
+            f"zq_ch is {zq}, but z_channels is {values['z_channels']}",
+            where=reader.path("zq_ch"),
+            mend="leave zq_ch out",
+        )
+    return context.problems.build(VAEPartConfig, values)
+
+
+def read_conditioner(node: object, where: str, context: Context) -> ConditionerConfig | None:
+    """`conditioner_config`: exactly one frozen text embedder."""
+    part = open_part(node, where, "conditioner", context)
+    if part is None:
+        return None
+    part.node.close()
+    part.params.has("emb_models")
+    part.params.close()
+    models = part.params.values.get("emb_models")
+    path = part.params.path("emb_models")
+    if not isinstance(models, list | tuple) or len(models) != 1:
+        context.problems.add(
+            "'emb_models' must hold exactly one text embedder",
+            where=path,
+            mend="give one entry with target, params, input_key and ucg_rate",
+        )
+        return None
+    return _embedder(models[0], f"{path}.0", context)
+
+
+def _embedder(node: object, where: str, context: Context) -> ConditionerConfig | None:
+    part = open_part(node, where, "text encoder", context)
+    if part is None:
+        return None
+    assert part.target.implementation is not None
+    before = len(context.problems.errors)
+    values = part.node.fields(EMBEDDER)
+    part.node.close()
+    own: dict[str, Any] = {}
+    if part.registered:
+        own = dict(part.params.values)
+        length = own.get("max_length", own.get("length", 77))
+        values["text"] = T5Config(model_dir=str(own.get("model_dir", "")), max_length=int(length))
+    else:
+        part.params.dead(upstream.DEAD_EMBEDDER_PARAMS)
+        found = part.params.fields(T5)
+        part.params.close()
+        if found["model_dir"] is not None:
+            values["text"] = context.problems.build(T5Config, found)
+    if len(context.problems.errors) > before:
+        return None
+    values |= {
+        "target": part.name,
+        "implementation": part.target.implementation,
+        "params": own,
+    }
+    return context.problems.build(ConditionerConfig, values)

@@ -1,0 +1,128 @@
+"""Section `model:` as a whole: its own keys, its parts, and what must agree between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.config import upstream
+from app.config.kinds import boolean, exactly, integer, optional, real, sequence, text
+from app.config.problems import Problems
+from app.config.reading import Context, Field, Reader
+from app.config.schema.model import DiTConfig, ModelConfig
+from app.config.schema.vae import VAEConfig
+from app.config.sections.diffusion import read_denoiser, read_loss, read_sampler
+from app.config.sections.encoders import read_conditioner, read_first_stage
+from app.config.sections.network import read_network
+
+MODEL = (
+    Field("scale_factor", real(above=0), 1.0),
+    Field("latent_input", boolean(), False),
+    Field("noised_image_input", boolean(), False),
+    Field("noised_image_all_concat", boolean(), False),
+    Field("noised_image_dropout", real(0, 1), 0.0),
+    Field("image_latent_scale", optional(real(above=0)), None),
+    Field("ofs", real(), 2.0),
+    Field("lora_train", boolean(), False),
+    Field("en_and_decode_n_samples_a_time", optional(integer(1)), None, "encode_batch"),
+    Field("compile_model", boolean(), False),
+    Field("input_key", text(), "mp4"),
+    Field(
+        "lr_scale", optional(exactly(None, "upstream's low-resolution path is broken")), None, ""
+    ),
+)
+FROZEN_BY_DEFAULT = ("first_stage_model", "conditioner")
+PARTS = {
+    "network_config": ("network", read_network),
+    "denoiser_config": ("denoiser", read_denoiser),
+    "conditioner_config": ("conditioner", read_conditioner),
+    "first_stage_config": ("first_stage", read_first_stage),
+    "loss_fn_config": ("loss", read_loss),
+    "sampler_config": ("sampler", read_sampler),
+}
+SCHEDULES = {
+    "denoiser": "denoiser_config.params.discretization_config.params",
+    "loss": "loss_fn_config.params.sigma_sampler_config.params.discretization_config.params",
+    "sampler": "sampler_config.params.discretization_config.params",
+}
+
+
+def read_model(node: object, where: str, context: Context) -> ModelConfig | None:
+    """Section `model:`; None, with the mistakes recorded, if it cannot be read."""
+    problems = context.problems
+    before = len(problems.errors)
+    reader = Reader(node, where, problems)
+    reader.dead(upstream.DEAD_MODEL)
+    values = reader.fields(MODEL)
+    values["not_trainable_prefixes"] = _names(reader, "not_trainable_prefixes", FROZEN_BY_DEFAULT)
+    values["log_keys"] = _names(reader, "log_keys", ())
+    for key, (name, read) in PARTS.items():
+        section = reader.values.get(key) if reader.has(key) else None
+        values[name] = read(section, reader.path(key), context)
+    reader.close()
+    _check_schedules(values, where, problems)
+    if len(problems.errors) > before:
+        return None
+    _check_agreement(values, where, problems)
+    if len(problems.errors) > before:
+        return None
+    return problems.build(ModelConfig, values)
+
+
+def _names(reader: Reader, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    found = reader.value(Field(key, sequence(text(), single=True), default))
+    return default if found is None else tuple(found)
+
+
+def _check_schedules(values: dict[str, Any], where: str, problems: Problems) -> None:
+    loss, sampler = values["loss"], values["sampler"]
+    schedules = {
+        "denoiser": values["denoiser"].schedule if values["denoiser"] else None,
+        "loss": loss.timesteps.schedule if loss else None,
+        "sampler": sampler.params.schedule if sampler else None,
+    }
+    prefix = f"{where}." if where else ""
+    upstream.check_schedules(
+        {prefix + SCHEDULES[name]: schedule for name, schedule in schedules.items()}, problems
+    )
+
+
+def _check_agreement(values: dict[str, Any], where: str, problems: Problems) -> None:
+    """Sizes written in two parts of the model that must fit each other."""
+    network, first_stage = values["network"].params, values["first_stage"].params
+    if isinstance(network, DiTConfig):
+        _check_image_channels(network, values, where, problems)
+        _check_text_length(network, values, where, problems)
+    if isinstance(network, DiTConfig) and isinstance(first_stage, VAEConfig):
+        latents = first_stage.encoder.z_channels
+        if latents != network.out_channels:
+            problems.add(
+                f"the VAE gives {latents} latent channels, the network {network.out_channels}",
+                where=f"{where}.network_config.params.out_channels",
+                mend="make z_channels of encoder and decoder equal to out_channels",
+            )
+
+
+def _check_image_channels(
+    network: DiTConfig, values: dict[str, Any], where: str, problems: Problems
+) -> None:
+    if values["noised_image_input"] and network.in_channels <= network.out_channels:
+        problems.add(
+            f"image-to-video needs channels for the image, but in_channels is "
+            f"{network.in_channels} and out_channels {network.out_channels}",
+            where=f"{where}.network_config.params.in_channels",
+            mend=f"use {2 * network.out_channels}, or set noised_image_input: false",
+        )
+
+
+def _check_text_length(
+    network: DiTConfig, values: dict[str, Any], where: str, problems: Problems
+) -> None:
+    position, conditioner = network.position, values["conditioner"]
+    table = position.kind != "rope3d" or position.learnable
+    length = conditioner.text.max_length
+    if table and not conditioner.params and length != position.text_length:
+        problems.add(
+            f"captions have {length} tokens, the position table {position.text_length}",
+            where=f"{where}.network_config.params.modules.pos_embed_config.params.text_length",
+            mend="make text_length and max_length equal",
+        )

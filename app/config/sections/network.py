@@ -1,0 +1,185 @@
+"""`model.network_config`: the diffusion transformer and its modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.config import upstream
+from app.config.kinds import boolean, choice, exactly, integer, optional, real, sequence
+from app.config.reading import Context, Field, OpenPart, Reader, open_part
+from app.config.schema.model import DiTConfig, LoraConfig, PositionConfig
+from app.config.schema.part import Part
+
+NETWORK = (
+    Field("num_layers", integer(1)),
+    Field("hidden_size", integer(1)),
+    Field("num_attention_heads", integer(1)),
+    Field("in_channels", integer(1)),
+    Field("out_channels", integer(1)),
+    Field("patch_size", upstream.patch_size_kind(), name="patch"),
+    Field("num_frames", integer(1)),
+    Field("time_compressed_rate", integer(1)),
+    Field("latent_height", integer(1)),
+    Field("latent_width", integer(1)),
+    Field("time_embed_dim", optional(integer(1)), None),
+    Field("ofs_embed_dim", optional(integer(1)), None),
+    Field("elementwise_affine", boolean(), True),
+    Field("use_SwiGLU", boolean(), False, "swiglu"),
+    Field("use_RMSNorm", boolean(), False, "rms_norm"),
+    Field("input_time", choice("adaln"), "adaln", ""),
+    Field("num_classes", optional(exactly(None, "no class conditioning")), None, ""),
+)
+TRANSFORMER = (
+    Field("checkpoint_activations", boolean(), False),
+    Field("checkpoint_num_layers", integer(1), 1),
+    Field("checkpoint_skip_layers", integer(0), 0),
+    Field("model_parallel_size", integer(1), 1),
+    Field("inner_hidden_size", optional(integer(1)), None),
+    Field("layernorm_order", choice("pre"), "pre", ""),
+    Field("is_decoder", exactly(False, "there is no cross attention"), False, ""),
+    Field("use_bias", exactly(True, "the released weights have biases"), True, ""),
+    Field("use_final_layernorm", exactly(True, "the released weights have one"), True, ""),
+    Field("layernorm_epsilon", exactly(1e-5, "the released weights need it"), 1e-5, ""),
+    Field("hidden_dropout_prob", real(0, 0), 0.0, ""),
+    Field("attention_dropout_prob", real(0, 0), 0.0, ""),
+    Field("output_dropout_prob", real(0, 0), 0.0, ""),
+)
+INTERPOLATION = tuple(Field(key, real(above=0), 1.0) for key in upstream.INTERPOLATIONS)
+LORA = (
+    Field("r", integer(1), name="rank"),
+    Field("lora_alpha", real(above=0), 1.0, "alpha"),
+    Field("lora_dropout", real(0, 1), 0.0, "dropout"),
+    Field("layer_range", optional(sequence(integer(0))), None),
+    Field("qlora", exactly(False, "quantised LoRA is not built"), False, ""),
+)
+NOT_BUILT_MODEL_PARALLEL = "tensor parallelism is not built yet"
+
+
+def read_network(node: object, where: str, context: Context) -> Part[DiTConfig] | None:
+    """The network; None, with the mistakes recorded, if it cannot be read."""
+    problems = context.problems
+    before = len(problems.errors)
+    part = open_part(node, where, "network", context)
+    if part is None:
+        return None
+    part.node.close()
+    if part.registered:
+        return _own_class(part)
+    params = part.params
+    params.dead(upstream.DEAD_NETWORK)
+    values = params.fields(NETWORK)
+    values |= _transformer_args(params)
+    values |= _modules(params, values, context)
+    params.close()
+    if len(problems.errors) > before:
+        return None
+    if values["time_embed_dim"] is None:
+        values["time_embed_dim"] = values["hidden_size"]
+    if values["inner_hidden_size"] is None:
+        values["inner_hidden_size"] = 4 * values["hidden_size"]
+    config = problems.build(DiTConfig, values)
+    assert part.target.implementation is not None
+    return Part(part.name, part.target.implementation, config) if config else None
+
+
+def _own_class(part: OpenPart) -> Part[Any]:
+    assert part.target.implementation is not None
+    return Part(part.name, part.target.implementation, dict(part.params.values))
+
+
+def _transformer_args(params: Reader) -> dict[str, Any]:
+    reader = params.child("transformer_args")
+    if reader is None:
+        reader = Reader({}, params.path("transformer_args"), params.problems)
+    reader.dead(upstream.DEAD_TRANSFORMER)
+    values = reader.fields(TRANSFORMER)
+    reader.close()
+    if (values["model_parallel_size"] or 1) > 1:
+        params.problems.add(
+            NOT_BUILT_MODEL_PARALLEL, where=reader.path("model_parallel_size"), mend="set it to 1"
+        )
+    return values
+
+
+def _modules(params: Reader, values: dict[str, Any], context: Context) -> dict[str, Any]:
+    modules = params.child("modules", required=True)
+    if modules is None:
+        return {}
+    found: dict[str, Any] = {
+        "position": _position(params, modules, values, context),
+        "lora": None,
+        "qk_norm": True,
+    }
+    patch = _module(modules, "patch_embed_config", "patch", context)
+    if patch is not None:
+        found |= patch.params.fields([Field("text_hidden_size", integer(1))])
+        patch.params.close()
+    adaln = _module(modules, "adaln_layer_config", "adaln", context)
+    if adaln is not None:
+        found |= adaln.params.fields([Field("qk_ln", boolean(), True, "qk_norm")])
+        adaln.params.close()
+    final = _module(modules, "final_layer_config", "final layer", context)
+    if final is not None:
+        final.params.close()
+    if modules.has("lora_config") and modules.values["lora_config"] is not None:
+        found["lora"] = _lora(modules, context)
+    modules.close()
+    return found
+
+
+def _module(modules: Reader, key: str, role: str, context: Context) -> OpenPart | None:
+    node = modules.values.get(key) if modules.has(key) else None
+    part = open_part(node, modules.path(key), role, context)
+    if part is not None:
+        part.node.close()
+    return part
+
+
+def _position(
+    params: Reader, modules: Reader, values: dict[str, Any], context: Context
+) -> PositionConfig | None:
+    part = _module(modules, "pos_embed_config", "position", context)
+    factors = upstream.interpolation_nodes(params, part.params if part else None)
+    if part is None:
+        return None
+    reader = part.params
+    rotary = part.target.choice == "rope3d"
+    fields = [Field("text_length", integer(0), 0 if rotary else Field("", integer()).default)]
+    if rotary:
+        fields += [
+            Field("learnable_pos_embed", boolean(), False, "learnable"),
+            Field("hidden_size_head", optional(integer(1)), None, "head"),
+            Field("theta", exactly(10000, "the released weights need it"), 10000, ""),
+            Field("rot_v", exactly(False, "values are not rotated"), False, ""),
+        ]
+    found = reader.fields(fields)
+    reader.close()
+    _check_head(found.pop("head", None), reader, values)
+    scale = Reader(factors, params.where, context.problems)
+    found |= scale.fields(INTERPOLATION)
+    if found.get("text_length") is None:
+        return None
+    return context.problems.build(PositionConfig, {"kind": part.target.choice, **found})
+
+
+def _check_head(head: int | None, reader: Reader, values: dict[str, Any]) -> None:
+    hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
+    if head is None or not hidden or not heads or head * heads == hidden:
+        return
+    reader.problems.add(
+        f"hidden_size_head is {head}, but hidden_size / num_attention_heads is {hidden / heads:g}",
+        where=reader.path("hidden_size_head"),
+        mend=f"use {hidden // heads}, or leave it out",
+    )
+
+
+def _lora(modules: Reader, context: Context) -> LoraConfig | None:
+    part = _module(modules, "lora_config", "lora", context)
+    if part is None:
+        return None
+    part.params.dead(upstream.DEAD_LORA)
+    values = part.params.fields(LORA)
+    part.params.close()
+    if values["rank"] is None:
+        return None
+    return context.problems.build(LoraConfig, values)

@@ -1,0 +1,31 @@
+"""A row of the registry: what a `target:` name of a YAML stands for.
+
+The table itself is `app.registry.TARGETS`; it is handed to the parser as an argument, because
+configuration lies below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One name that a configuration may use.
+
+    Attributes:
+        params: schema class of its `params`; `dict` for a user's own class, left unchecked.
+        implementation: our class as "package.module:Class"; None when the row only describes a
+            part of the class above it (a position mixin of the network) or is ignored.
+        role: place where the name may stand; "any" for a user's own class.
+        choice: value that the schema records instead of a class (`PositionConfig.kind`).
+    """
+
+    params: type
+    implementation: str | None = None
+    role: str = "any"
+    choice: str = ""
+
+
+Targets = Mapping[str, Target]

@@ -1,0 +1,154 @@
+"""The quirks of the original's YAML files. No other file knows them.
+
+Two sorts live here: keys that nothing reads (accepted, one warning each), and the places where
+one meaning has two spellings. Ids in comments are those of docs/upstream_differences.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from app.config.kinds import Kind
+from app.config.problems import Problems
+from app.config.reading import Reader
+from app.config.schema.model import PatchSize
+
+CONSTRUCTION = "it only sized parts that upstream throws away after construction"
+BOOKKEEPING = "nothing reads it"
+
+# section -> key -> why it changes nothing
+DEAD_MODEL = {
+    "disable_first_stage_autocast": "the VAE never runs under autocast here",
+    "augmentation_dropout": BOOKKEEPING,
+    "use_pd": BOOKKEEPING,
+    "network_wrapper": "the network needs no wrapper",
+}
+DEAD_NETWORK = {
+    "adm_in_channels": "there is no class conditioning",
+    "dtype": "the precision of the run decides",
+    "parallel_output": BOOKKEEPING,
+}
+DEAD_TRANSFORMER = {
+    "vocab_size": CONSTRUCTION,
+    "max_sequence_length": CONSTRUCTION,
+    "skip_init": "weights are always initialised, then loaded",
+}
+DEAD_LORA = {"cross_attention": "there is no cross attention"}
+DEAD_CODER = {
+    "resolution": BOOKKEEPING,
+    "attn_resolutions": "this VAE has no attention",
+    "pad_mode": BOOKKEEPING,
+}
+DEAD_FIRST_STAGE = {"loss_config": "the VAE is frozen and has no loss"}
+DEAD_DENOISER = {"weighting_config": "the loss has its own weights"}
+DEAD_LOSS = {
+    "fixed_frames": BOOKKEEPING,
+    "block_scale": BOOKKEEPING,
+    "block_size": BOOKKEEPING,
+}
+DEAD_SAMPLER = {"device": "it samples where the network is"}
+DEAD_EMBEDDER_PARAMS = {
+    "device": "it runs where the network is",
+    "freeze": "the text encoder is always frozen",
+    "cache_dir": "give 'model_dir' as a folder or an s3:// prefix",
+}
+# Upstream wrote these one level too high; DeepSpeed reads them inside `fp16` only (C14).
+LOSS_SCALE_KEYS = ("loss_scale", "loss_scale_window", "hysteresis", "min_loss_scale")
+
+INTERPOLATIONS = ("height_interpolation", "width_interpolation", "time_interpolation")
+PLACEHOLDER = re.compile(r"\{[^{}]*[A-Za-z][^{}]*\}")
+
+
+def patch_size_kind() -> Kind:
+    """`patch_size`: [frames, rows, columns], or an int p of the 1.0 files for (1, p, p) (C1)."""
+
+    def convert(value: object) -> PatchSize:
+        if isinstance(value, str | bool) or value is None:
+            raise ValueError
+        if isinstance(value, Sequence):
+            sizes = [int(entry) for entry in value]
+            if len(sizes) != 3 or list(value) != sizes:
+                raise ValueError
+        else:
+            assert isinstance(value, int | float)
+            if value != int(value):
+                raise ValueError
+            sizes = [1, int(value), int(value)]
+        if min(sizes) < 1:
+            raise ValueError
+        return PatchSize(frames=sizes[0], rows=sizes[1], columns=sizes[2])
+
+    return Kind("an integer p, or [frames, rows, columns], each at least 1", convert)
+
+
+def interpolation_nodes(network: Reader, position: Reader | None) -> dict[str, Any]:
+    """Interpolation factors, given to the network or to its position part; the inner wins (C2)."""
+    found: dict[str, Any] = {}
+    for source in (network, position):
+        for key in INTERPOLATIONS:
+            if source is not None and source.has(key):
+                found[key] = source.values[key]
+    return found
+
+
+def check_schedules(schedules: Mapping[str, Any], problems: Problems) -> None:
+    """The noise schedule is written in three places of a file: they must say the same."""
+    given = {path: schedule for path, schedule in schedules.items() if schedule is not None}
+    if len(set(given.values())) <= 1:
+        return
+    fields = list(next(iter(given.values())).__slots__)
+    for name in fields:
+        values = {path: getattr(schedule, name) for path, schedule in given.items()}
+        if len(set(values.values())) > 1:
+            shown = ", ".join(f"{path}.{name} = {value}" for path, value in values.items())
+            problems.add(
+                f"the noise schedules differ in '{name}': {shown}",
+                where=f"{next(iter(values))}.{name}",
+                mend="write the same value in all three places",
+            )
+
+
+def latents_of_pixels(latent_input: bool, data_gives_pixels: bool, problems: Problems) -> bool:
+    """Whether batches hold latents: not when the dataset delivers pixels, whatever is said (C3)."""
+    if latent_input and data_gives_pixels:
+        problems.warn(
+            "'latent_input: true' with a dataset of videos: the VAE encodes them",
+            where="model.latent_input",
+        )
+        return False
+    return latent_input
+
+
+def optimizer_kind(name: str, params: Mapping[str, object]) -> str | None:
+    """Our optimizer for `deepspeed.optimizer.type`; None if there is none of that name.
+
+    DeepSpeed's "Adam" decouples weight decay, as AdamW does, unless `adam_w_mode` is false.
+    """
+    word = name.lower()
+    if word == "sat.ops.fusedemaadam":
+        return "ema_adamw"
+    if word == "adamw":
+        return "adamw"
+    if word in ("adam", "fusedadam"):
+        return "adam" if params.get("adam_w_mode", True) is False else "adamw"
+    return None
+
+
+def placeholders(value: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """Paths that still say `{your ...}`, as (dotted path, text).
+
+    Braces with a comma or `..` are shard ranges, such as `{000..123}`, and no placeholders.
+    """
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from placeholders(entry, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            yield from placeholders(entry, f"{path}.{index}")
+    elif isinstance(value, str):
+        for match in PLACEHOLDER.finditer(value):
+            if ".." not in match.group() and "," not in match.group():
+                yield path, value
+                break

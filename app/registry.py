@@ -1,0 +1,98 @@
+"""THE table: every `target:` name that a configuration may use, and what it stands for.
+
+No other name can be imported from a configuration. Classes are strings, so that checking a
+configuration imports nothing; `run` resolves them. A user's own class comes in by the flag
+`--register NAME=package.module:Class`, never from YAML. Rows without a class describe a part of
+the class above them. Names on the left are upstream's.
+"""
+
+from __future__ import annotations
+
+from app.config.schema.data import SFTDataConfig, ShardDataConfig
+from app.config.schema.diffusion import (
+    DenoiserConfig,
+    GuidanceConfig,
+    LossConfig,
+    SamplerConfig,
+    ScheduleConfig,
+    TimestepConfig,
+)
+from app.config.schema.model import DiTConfig, LoraConfig, PatchSize, PositionConfig
+from app.config.schema.text import ConditionerConfig, T5Config
+from app.config.schema.training import OptimizerConfig
+from app.config.schema.vae import VAEConfig, VAEPartConfig
+from app.config.target import Target
+
+_DIFFUSION = "sgm.modules.diffusionmodules"
+_SAMPLING = f"{_DIFFUSION}.sampling"
+_GUIDERS = f"{_DIFFUSION}.guiders"
+
+TARGETS: dict[str, Target] = {
+    # network
+    "dit_video_concat.DiffusionTransformer": Target(
+        DiTConfig, "app.models.dit.transformer:DiffusionTransformer", role="network"
+    ),
+    "dit_video_concat.Basic3DPositionEmbeddingMixin": Target(
+        PositionConfig, role="position", choice="sincos3d"
+    ),
+    "dit_video_concat.Basic2DPositionEmbeddingMixin": Target(
+        PositionConfig, role="position", choice="sincos2d"
+    ),
+    "dit_video_concat.Rotary3DPositionEmbeddingMixin": Target(
+        PositionConfig, role="position", choice="rope3d"
+    ),
+    "dit_video_concat.ImagePatchEmbeddingMixin": Target(PatchSize, role="patch"),
+    "dit_video_concat.AdaLNMixin": Target(DiTConfig, role="adaln"),
+    "dit_video_concat.FinalLayerMixin": Target(DiTConfig, role="final layer"),
+    "sat.model.finetune.lora2.LoraMixin": Target(LoraConfig, role="lora"),
+    f"{_DIFFUSION}.wrappers.OpenAIWrapper": Target(DiTConfig, role="wrapper"),
+    # text
+    "sgm.modules.GeneralConditioner": Target(ConditionerConfig, role="conditioner"),
+    "sgm.modules.encoders.modules.FrozenT5Embedder": Target(
+        T5Config, "app.models.text.t5:T5TextEncoder", role="text encoder"
+    ),
+    # first stage
+    "vae_modules.autoencoder.VideoAutoencoderInferenceWrapper": Target(
+        VAEConfig, "app.models.vae.autoencoder:VideoAutoencoder", role="first stage"
+    ),
+    "vae_modules.cp_enc_dec.ContextParallelEncoder3D": Target(VAEPartConfig, role="vae encoder"),
+    "vae_modules.cp_enc_dec.ContextParallelDecoder3D": Target(VAEPartConfig, role="vae decoder"),
+    "vae_modules.regularizers.DiagonalGaussianRegularizer": Target(VAEConfig, role="regularizer"),
+    "torch.nn.Identity": Target(VAEConfig, role="vae loss"),
+    # diffusion
+    f"{_DIFFUSION}.denoiser.DiscreteDenoiser": Target(DenoiserConfig, role="denoiser"),
+    f"{_DIFFUSION}.denoiser_weighting.EpsWeighting": Target(DenoiserConfig, role="weighting"),
+    f"{_DIFFUSION}.denoiser_scaling.VideoScaling": Target(DenoiserConfig, role="scaling"),
+    f"{_DIFFUSION}.discretizer.ZeroSNRDDPMDiscretization": Target(ScheduleConfig, role="schedule"),
+    f"{_DIFFUSION}.sigma_sampling.DiscreteSampling": Target(TimestepConfig, role="timesteps"),
+    f"{_DIFFUSION}.loss.VideoDiffusionLoss": Target(LossConfig, role="loss"),
+    # samplers and guidance
+    f"{_SAMPLING}.VPSDEDPMPP2MSampler": Target(
+        SamplerConfig, "app.diffusion.samplers.dpmpp_2m:SdeSampler", role="sampler"
+    ),
+    f"{_SAMPLING}.VPODEDPMPP2MSampler": Target(
+        SamplerConfig, "app.diffusion.samplers.dpmpp_2m:OdeSampler", role="sampler"
+    ),
+    f"{_SAMPLING}.VideoDDIMSampler": Target(
+        SamplerConfig, "app.diffusion.samplers.ddim:DdimSampler", role="sampler"
+    ),
+    f"{_GUIDERS}.DynamicCFG": Target(
+        GuidanceConfig, "app.diffusion.guidance:DynamicGuidance", "guidance", "dynamic"
+    ),
+    f"{_GUIDERS}.VanillaCFG": Target(
+        GuidanceConfig, "app.diffusion.guidance:ConstantGuidance", "guidance", "constant"
+    ),
+    f"{_GUIDERS}.IdentityGuider": Target(
+        GuidanceConfig, "app.diffusion.guidance:ConstantGuidance", "guidance", "identity"
+    ),
+    f"{_DIFFUSION}.sampling_utils.NoDynamicThresholding": Target(GuidanceConfig, role="threshold"),
+    # data
+    "data_video.SFTDataset": Target(SFTDataConfig, "app.data.sources.sft:SFTSource", role="data"),
+    "data_video.VideoDataset": Target(
+        ShardDataConfig, "app.data.sources.webdataset:ShardSource", role="data"
+    ),
+    # deepspeed.optimizer.type
+    "sat.ops.FusedEmaAdam": Target(OptimizerConfig, role="optimizer", choice="ema_adamw"),
+    "AdamW": Target(OptimizerConfig, role="optimizer", choice="adamw"),
+    "Adam": Target(OptimizerConfig, role="optimizer", choice="adam"),
+}
