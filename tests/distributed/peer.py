@@ -1,0 +1,69 @@
+"""One process of a gang: joins, exchanges small things, prints what it got as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+
+import torch
+
+from app.distributed.collectives import (
+    any_rank,
+    barrier,
+    broadcast_bytes,
+    broadcast_json,
+    max_over_ranks,
+    mean_over_ranks,
+    sum_over_ranks,
+)
+from app.distributed.exchange import StoreExchange
+from app.distributed.groups import claim_rank, process_groups
+from app.distributed.rank import RankInfo
+from app.errors import CogvxError
+
+
+def exchange_everything(rank: RankInfo) -> dict[str, object]:
+    with process_groups(rank, device=torch.device("cpu"), join_s=60) as groups:
+        exchange = StoreExchange(groups.store, rank=rank.rank, world_size=rank.world_size)
+        large = bytes([rank.rank]) * 2_500_000
+        gathered = exchange.gather("large", large)
+        exchange.barrier()
+        report: dict[str, object] = {
+            "mean": mean_over_ranks(torch.tensor([float(rank.rank), 1.0])).tolist(),
+            "sum": float(sum_over_ranks(torch.tensor(float(rank.rank + 1)))),
+            "max": max_over_ranks([rank.rank, -rank.rank]),
+            "one_says": any_rank(rank.rank == 1),
+            "none_says": any_rank(False),
+            "bytes": broadcast_bytes(b"from zero" if rank.rank == 0 else None).decode(),
+            "nothing": broadcast_bytes(b"" if rank.rank == 0 else b"ignored").decode(),
+            "json": broadcast_json({"rank": rank.rank, "list": [1, 2.5, None]}),
+            "gathered": [[part[0], len(part)] for part in gathered],
+            "second": [part.decode() for part in exchange.gather("b", str(rank.rank).encode())],
+        }
+        exchange.barrier()
+        barrier()
+    return report
+
+
+def main() -> int:
+    rank = RankInfo.from_environment(os.environ)
+    try:
+        if sys.argv[1] == "claim-elsewhere":
+            # Its own folder for lock files, as on a machine of its own.
+            tempfile.tempdir = tempfile.mkdtemp(dir=os.environ["FOLDERS"])
+        if sys.argv[1].startswith("claim"):
+            claim_rank(rank, join_s=float(sys.argv[2]))
+            report: dict[str, object] = {"joined": rank.rank}
+        else:
+            report = exchange_everything(rank)
+    except CogvxError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Several processes: small agreements, and ranks that are wrong."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from tests.distributed.gang import outputs, run_gang
+
+PEER = "tests/distributed/peer.py"
+
+
+def test_two_processes_agree_on_means_flags_and_bytes() -> None:
+    ended = run_gang([PEER, "exchange"], ranks=[0, 1], world_size=2)
+
+    first, second = (json.loads(text) for text in outputs(ended))
+    for report in (first, second):
+        assert report["mean"] == [0.5, 1.0]
+        assert report["sum"] == 3.0
+        assert report["max"] == [1.0, 0.0]
+        assert report["one_says"] is True
+        assert report["none_says"] is False
+        assert report["bytes"] == "from zero"
+        assert report["nothing"] == ""
+        assert report["json"] == {"rank": 0, "list": [1, 2.5, None]}
+    assert first["gathered"] == [[0, 2_500_000], [1, 2_500_000]]
+    assert first["second"] == ["0", "1"]
+    assert second["gathered"] == []
+
+
+def test_two_processes_with_rank_one_both_end_with_one_clear_error() -> None:
+    start = time.monotonic()
+
+    ended = run_gang([PEER, "claim", "60"], ranks=[1, 1], world_size=2)
+
+    assert [process.code for process in ended] == [78, 78]
+    assert all("two processes have RANK=1" in process.err for process in ended)
+    assert all("give each process its own RANK" in process.err for process in ended)
+    assert time.monotonic() - start < 45
+
+
+def test_two_processes_with_rank_zero_both_end_with_one_clear_error() -> None:
+    ended = run_gang([PEER, "claim", "60"], ranks=[0, 0], world_size=2)
+
+    assert [process.code for process in ended] == [78, 78]
+    assert all("two processes have RANK=0" in process.err for process in ended)
+
+
+def test_a_clash_on_another_machine_is_found_in_the_store(tmp_path: Path) -> None:
+    ended = run_gang(
+        [PEER, "claim-elsewhere", "60"],
+        ranks=[0, 1, 1],
+        world_size=3,
+        extra={"FOLDERS": str(tmp_path)},
+    )
+
+    assert [process.code for process in ended] == [78, 78, 78]
+    assert all("two processes have RANK=1" in process.err for process in ended)
+
+
+def test_rank_zero_hears_of_a_clash_of_others() -> None:
+    ended = run_gang([PEER, "claim", "60"], ranks=[0, 1, 1], world_size=3)
+
+    assert [process.code for process in ended] == [78, 78, 78]
+    assert "reported to rank 0" in ended[0].err
+
+
+def test_a_rank_that_never_comes_is_named_and_may_be_tried_again() -> None:
+    ended = run_gang([PEER, "claim", "1"], ranks=[0], world_size=2)
+
+    assert ended[0].code == 138
+    assert "ranks [1] of 2 did not come" in ended[0].err
+
+
+def test_a_missing_rank_zero_is_named_with_its_address() -> None:
+    ended = run_gang([PEER, "claim", "1"], ranks=[1], world_size=2)
+
+    assert ended[0].code == 138
+    assert "rank 0 does not answer" in ended[0].err
+    assert "MASTER_ADDR=127.0.0.1" in ended[0].err
