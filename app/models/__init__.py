@@ -1,0 +1,1 @@
+"""The networks: diffusion transformer, LoRA, VAE, text encoder."""

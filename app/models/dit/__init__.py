@@ -1,0 +1,1 @@
+"""The CogVideoX diffusion transformer (DiT)."""

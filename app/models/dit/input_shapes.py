@@ -1,0 +1,121 @@
+"""What may enter the network: sizes of a config and shapes of the inputs, checked at the door.
+
+Axes: B batch, T latent frames, C channels, H rows, W columns, n text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from app.config.schema.model import DiTConfig
+from app.errors import ConfigError, ShapeError
+from app.models.conditioning import Conditioning
+from app.models.dit.tokens import PatchGrid, grid_of
+
+WHERE = "network_config.params"
+
+
+def check_sizes(config: DiTConfig) -> None:
+    """Refuse a config whose numbers contradict each other.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if config.hidden_size % config.num_attention_heads:
+        raise ConfigError(
+            f"hidden_size {config.hidden_size} does not divide into "
+            f"{config.num_attention_heads} heads",
+            where=f"{WHERE}.num_attention_heads",
+            mend="use a divisor of hidden_size",
+        )
+    # An eighth of the width must be even: the three axes get 2, 3 and 3 eighths, in pairs.
+    kind = config.position.kind
+    width = {"rope3d": config.head_dim, "sincos3d": config.hidden_size}.get(kind, 16)
+    if width % 16:
+        raise ConfigError(
+            f"a width of {width} cannot be shared by time, rows and columns ({kind})",
+            where=f"{WHERE}.hidden_size",
+            mend="use a multiple of 16: per head for rotary positions, in all for a table",
+        )
+    if config.ofs_embed_dim not in (None, config.time_embed_dim):
+        raise ConfigError(
+            f"ofs_embed_dim is {config.ofs_embed_dim}, time_embed_dim is {config.time_embed_dim}",
+            where=f"{WHERE}.ofs_embed_dim",
+            mend="make both equal: the two embeddings are added",
+        )
+    if config.model_parallel_size != 1:
+        raise ConfigError(
+            f"model_parallel_size is {config.model_parallel_size}; this build has no tensor "
+            "parallelism",
+            where=f"{WHERE}.transformer_args.model_parallel_size",
+            mend="use 1, and ZeRO to share memory between GPUs",
+        )
+
+
+def checked_grid(
+    config: DiTConfig, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+) -> PatchGrid:
+    """Patches of the latents, after all inputs were found to fit the config and each other.
+
+    Raises:
+        ShapeError: an input does not fit.
+    """
+    if latents.ndim != 5:
+        raise ShapeError(
+            f"latents have {latents.ndim} axes, not the five of (B, T, C, H, W)",
+            where=f"latents of shape {tuple(latents.shape)}",
+            mend="add the batch axis, time before channels",
+        )
+    grid = grid_of(tuple(latents.shape), config.patch)
+    _check_channels(config, latents, conditioning.image)
+    _check_batch(latents.shape[0], timesteps, conditioning)
+    if conditioning.text.ndim != 3 or conditioning.text.shape[2] != config.text_hidden_size:
+        raise ShapeError(
+            f"text embeddings are not (B, n, {config.text_hidden_size})",
+            where=f"conditioning.text of shape {tuple(conditioning.text.shape)}",
+            mend="use the text encoder whose width is text_hidden_size",
+        )
+    return grid
+
+
+def _check_channels(config: DiTConfig, latents: Tensor, image: Tensor | None) -> None:
+    channels = latents.shape[2]
+    if image is not None:
+        expected = (*latents.shape[:2], image.shape[2], *latents.shape[3:])
+        if tuple(image.shape) != expected:
+            raise ShapeError(
+                f"the image latent does not lie on the latents of shape {tuple(latents.shape)}",
+                where=f"conditioning.image of shape {tuple(image.shape)}",
+                mend="give it the same batch, frames, rows and columns; pad frames with zeros",
+            )
+        channels += image.shape[2]
+    if channels != config.in_channels:
+        hint = "no image latent was given" if image is None else "an image latent was given"
+        raise ShapeError(
+            f"the network takes {config.in_channels} channels, got {channels} ({hint})",
+            where=f"latents of shape {tuple(latents.shape)}",
+            mend="in_channels counts latents and image latent: 16 for text-to-video, "
+            "32 with noised_image_input",
+        )
+
+
+def _check_batch(batch: int, timesteps: Tensor, conditioning: Conditioning) -> None:
+    if tuple(timesteps.shape) != (batch,):
+        raise ShapeError(
+            f"{batch} samples need {batch} timesteps",
+            where=f"timesteps of shape {tuple(timesteps.shape)}",
+            mend="give one timestep per sample, shape (B,)",
+        )
+    if conditioning.text.shape[0] != batch:
+        raise ShapeError(
+            f"{batch} samples, but {conditioning.text.shape[0]} texts",
+            where=f"conditioning.text of shape {tuple(conditioning.text.shape)}",
+            mend="give one text embedding per sample",
+        )
+    ofs = conditioning.ofs
+    if ofs is not None and tuple(ofs.shape) not in ((1,), (batch,)):
+        raise ShapeError(
+            f"ofs must have shape (1,) or ({batch},)",
+            where=f"conditioning.ofs of shape {tuple(ofs.shape)}",
+            mend="give one value for all samples, or one each",
+        )

@@ -1,0 +1,138 @@
+"""Position tables that are added to the tokens: fixed sin-cos (2B) and learned (5B-I2V).
+
+Axes: n text rows, N image rows of the table (frames slowest, columns fastest), h hidden width.
+Source: CogVideoX, arXiv:2408.06072; DiT, arXiv:2212.09748, for the sin-cos form. The table holds
+text rows first, which are zero in the fixed one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from app.config.schema.model import DiTConfig, PositionConfig
+from app.errors import ShapeError
+from app.models.dit.tokens import PatchGrid
+
+WAVELENGTH_BASE = 10000.0  # as in "Attention is all you need"
+
+
+def has_table(config: PositionConfig) -> bool:
+    """Whether something is added to the tokens (pure RoPE models add nothing)."""
+    return config.learnable or config.kind != "rope3d"
+
+
+def sincos_rows(positions: Tensor, width: int) -> Tensor:
+    """(len(positions), width) float64: sines, then cosines, of position * falling frequency."""
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float64) / half
+    frequencies = 1.0 / WAVELENGTH_BASE**exponents
+    angles = torch.outer(positions.double(), frequencies)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def sincos_table(grid: PatchGrid, hidden_size: int, config: PositionConfig) -> Tensor:
+    """Image rows of the fixed table, fp32 on the CPU.
+
+    A row is [time: h/4 | column: 3h/8 | row: 3h/8] (2D: [column: h/2 | row: h/2]). The column part
+    stands before the row part, as released weights expect.
+
+    Returns:
+        (grid.num_tokens, hidden_size).
+    """
+    scales = (
+        config.time_interpolation,
+        config.height_interpolation,
+        config.width_interpolation,
+    )
+    time, row, column = (
+        torch.arange(size, dtype=torch.float32) / scale
+        for size, scale in zip(grid, scales, strict=True)
+    )
+    time_width = hidden_size // 4 if config.kind == "sincos3d" else 0
+    width = (hidden_size - time_width) // 2
+    parts = [
+        sincos_rows(time, time_width)[:, None, None, :],
+        sincos_rows(column, width)[None, None, :, :],
+        sincos_rows(row, width)[None, :, None, :],
+    ]
+    expanded = [part.expand(*grid, part.shape[-1]) for part in parts]
+    return torch.cat(expanded, dim=-1).flatten(0, 2).float()
+
+
+class PositionTable(nn.Module):
+    """The table as the checkpoint stores it: (1, n + N, h), text rows first."""
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config.position
+        self.grid = PatchGrid(*config.grid)
+        if config.position.kind == "sincos2d":
+            self.grid = self.grid._replace(frames=1)
+        rows = config.position.text_length + self.grid.num_tokens
+        shape = (1, rows, config.hidden_size)
+        self.table = nn.Parameter(
+            torch.zeros(shape, device=device, dtype=dtype), requires_grad=config.position.learnable
+        )
+        if not self.table.is_meta and not config.position.learnable:
+            with torch.no_grad():
+                self.table.copy_(self.computed())
+
+    def computed(self) -> Tensor:
+        """(1, n + N, h) fp32 on the CPU: the values that a fixed table must have."""
+        assert not self.config.learnable, "a learned table cannot be computed"
+        hidden_size = self.table.shape[-1]
+        text = torch.zeros(self.config.text_length, hidden_size)
+        return torch.cat([text, sincos_table(self.grid, hidden_size, self.config)])[None]
+
+    def check(self, grid: PatchGrid, text_length: int) -> None:
+        """Refuse a text length or a grid that the table has no rows for.
+
+        Raises:
+            ShapeError: see above.
+        """
+        if text_length != self.config.text_length:
+            raise ShapeError(
+                f"text has {text_length} tokens, the position table has rows for "
+                f"{self.config.text_length}",
+                where="conditioning.text",
+                mend="set max_length of the text encoder to pos_embed_config.params.text_length",
+            )
+        if self.config.kind == "sincos2d" and grid.frames != 1:
+            raise ShapeError(
+                f"{grid.frames} frames, but a 2D position table cannot tell frames apart",
+                where="latents",
+                mend="use the 3D table (Basic3DPositionEmbeddingMixin), or single images",
+            )
+        if self.config.learnable and not self._covers(grid):
+            raise ShapeError(
+                f"a grid of {tuple(grid)} tokens is larger than the learned position table "
+                f"of {tuple(self.grid)} (frames, rows, columns)",
+                where="latents",
+                mend="use at most the size of num_frames, latent_height and latent_width: "
+                "rows that were never trained cannot be made up",
+            )
+
+    def forward(self, grid: PatchGrid) -> Tensor:
+        """(1, n + grid.num_tokens, h): text rows, then the rows of the top left part of the table.
+
+        A fixed table is computed anew where the grid is larger than the stored one.
+        """
+        text, image = self.table.split([self.config.text_length, self.grid.num_tokens], dim=1)
+        if grid == self.grid:
+            return self.table
+        if self._covers(grid):
+            stored = image.unflatten(1, self.grid)
+            image = stored[:, : grid.frames, : grid.rows, : grid.columns].flatten(1, 3)
+        else:
+            image = sincos_table(grid, self.table.shape[-1], self.config)[None].to(self.table)
+        return torch.cat([text, image], dim=1)
+
+    def _covers(self, grid: PatchGrid) -> bool:
+        return all(asked <= stored for asked, stored in zip(grid, self.grid, strict=True))

@@ -1,0 +1,55 @@
+"""Put LoRA pairs on the attention projections of a transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from app.config.schema.model import LoraConfig
+from app.errors import ConfigError
+from app.models.lora.linear import LoraLinear
+
+PROJECTIONS = ("q", "k", "v", "out")
+
+
+def inject_lora(attentions: Sequence[nn.Module], config: LoraConfig) -> None:
+    """Replace the four projections of each chosen layer by LoraLinear, in place.
+
+    Args:
+        attentions: the attention modules in layer order, with Linear children q, k, v and out.
+        config: rank, alpha, dropout and the layers.
+
+    Raises:
+        ConfigError: `layer_range` names a layer that does not exist.
+    """
+    layers = range(len(attentions)) if config.layer_range is None else config.layer_range
+    for layer in layers:
+        if not 0 <= layer < len(attentions):
+            raise ConfigError(
+                f"layer_range names layer {layer}; the network has {len(attentions)} layers",
+                where="network_config.params.modules.lora_config.params.layer_range",
+                mend=f"use indices 0 to {len(attentions) - 1}",
+            )
+        for name in PROJECTIONS:
+            base = attentions[layer].get_submodule(name)
+            assert type(base) is nn.Linear, f"{name} of layer {layer} is not a plain Linear"
+            lora = LoraLinear(base, config.rank, config.alpha, config.dropout)
+            attentions[layer].add_module(name, lora)
+
+
+def lora_layers(network: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
+    """Every LoraLinear with its name, in the order of the network."""
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLinear):
+            yield name, module
+
+
+@torch.no_grad()
+def reset_lora(network: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Start all pairs anew: A uniform within 1/sqrt(inputs), drawn from `generator`; B zero."""
+    for _, layer in lora_layers(network):
+        bound = layer.in_features**-0.5
+        layer.lora_a.uniform_(-bound, bound, generator=generator)
+        layer.lora_b.zero_()

@@ -1,0 +1,57 @@
+"""A Linear with a low-rank side path.
+
+Axes: r rank, i input features, o output features.
+Source: LoRA, arXiv:2106.09685.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+
+class LoraLinear(nn.Linear):
+    """y = W x + b + (B A dropout(x)) * alpha / r; weight and bias keep their names.
+
+    A starts Kaiming-uniform (a = sqrt 5, so within 1/sqrt(i)), B at zero: the layer starts as the
+    plain one. The pair has the dtype of the weight.
+    """
+
+    lora_a: nn.Parameter  # (r, i)
+    lora_b: nn.Parameter  # (o, r)
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
+        """Take over the weight and bias of `base` and add a pair of rank `rank`."""
+        # The parameters are those of `base`: allocating new ones would double the memory.
+        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
+        self.weight = base.weight
+        if base.bias is not None:
+            self.bias = base.bias
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.lora_a = nn.Parameter(base.weight.new_empty(rank, base.in_features))
+        self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., i) -> (..., o)."""
+        dropped = nn.functional.dropout(x, self.dropout, self.training)
+        low = nn.functional.linear(dropped, self.lora_a)
+        return super().forward(x) + nn.functional.linear(low, self.lora_b) * self.scale
+
+    def merged_weight(self) -> Tensor:
+        """W + B A alpha/r (o, i): summed in fp32, then in the dtype of the weight."""
+        return (self.weight.float() + self.update()).to(self.weight.dtype)
+
+    def update(self) -> Tensor:
+        """B A alpha/r (o, i), fp32."""
+        return self.lora_b.float() @ self.lora_a.float() * self.scale
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}, alpha={self.alpha}"

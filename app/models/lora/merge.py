@@ -1,0 +1,44 @@
+"""Fold LoRA pairs into the weights they sit on, and take them out again."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from app.models.lora.inject import lora_layers
+from app.models.lora.linear import LoraLinear
+
+
+@torch.no_grad()
+def merge_lora(network: nn.Module) -> dict[str, LoraLinear]:
+    """Replace every LoraLinear by a Linear that gives the same output, in place.
+
+    Returns:
+        The replaced layers by name, for `unmerge_lora`. They share the merged weights, so drop
+        them if they are not needed.
+    """
+    layers = dict(lora_layers(network))
+    for name, layer in layers.items():
+        plain = nn.Linear(
+            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
+        )
+        layer.weight.copy_(layer.merged_weight())
+        plain.weight = layer.weight
+        if layer.bias is not None:
+            plain.bias = layer.bias
+        plain.train(layer.training)
+        _replace(network, name, plain)
+    return layers
+
+
+@torch.no_grad()
+def unmerge_lora(network: nn.Module, layers: dict[str, LoraLinear]) -> None:
+    """Undo `merge_lora`, in place: subtract the update (to rounding) and put the layers back."""
+    for name, layer in layers.items():
+        layer.weight.copy_((layer.weight.float() - layer.update()).to(layer.weight.dtype))
+        _replace(network, name, layer)
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    network.get_submodule(parent).add_module(child, module)
