@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from app.distributed.rank import RankInfo
-from app.errors import ConfigError, CogvxError, RetryableError
+from app.errors import CogvxError, ConfigError, RetryableError
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from app.errors import CogvxError
 def exchange_everything(rank: RankInfo) -> dict[str, object]:
     with process_groups(rank, device=torch.device("cpu"), join_s=60) as groups:
         exchange = StoreExchange(groups.store, rank=rank.rank, world_size=rank.world_size)
-        large = bytes([rank.rank]) * 2_500_000
+        large = bytes([rank.rank, 255, 128]) * 1_000_000
         gathered = exchange.gather("large", large)
         exchange.barrier()
         report: dict[str, object] = {
@@ -39,7 +39,7 @@ def exchange_everything(rank: RankInfo) -> dict[str, object]:
             "bytes": broadcast_bytes(b"from zero" if rank.rank == 0 else None).decode(),
             "nothing": broadcast_bytes(b"" if rank.rank == 0 else b"ignored").decode(),
             "json": broadcast_json({"rank": rank.rank, "list": [1, 2.5, None]}),
-            "gathered": [[part[0], len(part)] for part in gathered],
+            "gathered": [[*part[:3], len(part)] for part in gathered],
             "second": [part.decode() for part in exchange.gather("b", str(rank.rank).encode())],
         }
         exchange.barrier()

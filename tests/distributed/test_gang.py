@@ -24,7 +24,7 @@ def test_two_processes_agree_on_means_flags_and_bytes() -> None:
         assert report["bytes"] == "from zero"
         assert report["nothing"] == ""
         assert report["json"] == {"rank": 0, "list": [1, 2.5, None]}
-    assert first["gathered"] == [[0, 2_500_000], [1, 2_500_000]]
+    assert first["gathered"] == [[0, 255, 128, 3_000_000], [1, 255, 128, 3_000_000]]
     assert first["second"] == ["0", "1"]
     assert second["gathered"] == []
 
