@@ -138,6 +138,7 @@ class VideoAutoencoder(nn.Module):
         batch = video.transpose(1, 2).to(self.dtype)
         pieces = batch.split(samples_at_a_time or len(batch))
         moments = torch.cat([self.encoder(piece) for piece in pieces])
+        moments = moments.transpose(1, 2).contiguous()
         return Gaussian.from_moments(moments, is_sampled=self.config.sample_posterior)
 
     @torch.no_grad()
@@ -165,7 +166,7 @@ class VideoAutoencoder(nn.Module):
         batch = latents.transpose(1, 2).to(self.dtype)
         pieces = batch.split(samples_at_a_time or len(batch))
         videos = [torch.cat(list(self._decode_chunks(piece, chunks)), dim=2) for piece in pieces]
-        return torch.cat(videos).transpose(1, 2)
+        return torch.cat(videos).transpose(1, 2).contiguous()
 
     def _decode_chunks(self, latents: Tensor, chunks: Sequence[int]) -> Iterator[Tensor]:
         """Frames (B, 3, T_i, H, W) of every chunk of `latents` (B, C, t, h, w)."""

@@ -163,7 +163,7 @@ class Upsample(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """norm, swish, conv, norm, swish, conv, plus the input. Norms see the latents in the decoder."""
+    """norm, swish, conv, twice, plus the input. Norms of the decoder see the latents."""
 
     def __init__(
         self,

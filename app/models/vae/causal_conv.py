@@ -7,6 +7,8 @@ clip; in front of a later chunk of a clip stand the last frames of the chunk bef
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +43,7 @@ def conv_in_pieces(
     first = conv(_with_past(x, past, bounds[0], bounds[1]))
     out = first.new_empty(first.shape[0], first.shape[1], frames, *first.shape[3:])
     out[:, :, : bounds[1]] = first
-    for start, stop in zip(bounds[1:-1], bounds[2:], strict=True):
+    for start, stop in pairwise(bounds[1:]):
         out[:, :, start:stop] = conv(_with_past(x, past, start, stop))
     return out
 

@@ -7,6 +7,7 @@ Source: CogVideoX, arXiv:2408.06072. Attribute names are the keys of 3d-vae.pt.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class DecoderLevel(nn.Module):
         widths = (channels[0], *(channels[1],) * num_blocks)
         self.block = nn.ModuleList(
             ResidualBlock(*pair, latent_channels=channels[2], device=device, dtype=dtype)
-            for pair in zip(widths[:-1], widths[1:], strict=True)
+            for pair in pairwise(widths)
         )
         self.upsample: Upsample | None = None
         if expand_time is not None:

@@ -7,6 +7,8 @@ Source: CogVideoX, arXiv:2408.06072. Attribute names are the keys of 3d-vae.pt.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -39,8 +41,7 @@ class EncoderLevel(nn.Module):
         super().__init__()
         widths = (channels[0], *(channels[1],) * num_blocks)
         self.block = nn.ModuleList(
-            ResidualBlock(*pair, device=device, dtype=dtype)
-            for pair in zip(widths[:-1], widths[1:], strict=True)
+            ResidualBlock(*pair, device=device, dtype=dtype) for pair in pairwise(widths)
         )
         self.downsample: Downsample | None = None
         if compress_time is not None:

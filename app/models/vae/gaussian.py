@@ -6,20 +6,13 @@ Axes: B batch, t latent frames, C channels, h rows, w columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from app.distributed.seeding import Draws
+
 LOGVAR_RANGE = (-30.0, 20.0)  # upstream's clamp
-
-
-class NormalDraws(Protocol):
-    """Where the noise comes from (app.distributed.seeding.Draws)."""
-
-    def normal_like(self, purpose: str, x: Tensor) -> Tensor:
-        """Standard normal values of the shape, dtype and device of `x`; axis 0 is the sample."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +26,7 @@ class Gaussian:
     @classmethod
     def from_moments(cls, moments: Tensor, *, is_sampled: bool = True) -> Gaussian:
         """Split the encoder's output (B, 2 C, t, h, w) and clamp the log-variance."""
-        mean, logvar = moments.transpose(1, 2).chunk(2, dim=2)
+        mean, logvar = moments.chunk(2, dim=2)
         return cls(mean, logvar.clamp(*LOGVAR_RANGE), is_sampled)
 
     def mode(self) -> Tensor:
@@ -44,7 +37,7 @@ class Gaussian:
         """Latents for given standard normal noise, both (B, t, C, h, w)."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
-    def draw(self, draws: NormalDraws, purpose: str) -> Tensor:
+    def draw(self, draws: Draws, purpose: str) -> Tensor:
         """Sample with noise from `draws`; (B, t, C, h, w)."""
         if not self.is_sampled:
             return self.mode()
