@@ -1,0 +1,121 @@
+"""Sample videos from a network: noise to latents to pixels.
+
+Used by validation and by `cogvx sample`. Which prompts a rank does follows from their positions,
+and with keyed draws so does their noise: the same seed gives the same videos at any world size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.diffusion.denoiser import Network
+from app.diffusion.frames_padding import drop_padding, padding_count
+from app.diffusion.samplers.loop import Progress, Sampler
+from app.distributed.seeding import Draws
+
+# latents (B, t, C, h, w), not scaled -> pixels (B, T, 3, H, W) in [-1, 1]
+Decode = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentShape:
+    """Size of one sample's latents, without padding."""
+
+    frames: int
+    channels: int
+    rows: int
+    columns: int
+    patch_frames: int = 1  # latent frames of one patch: 2 for CogVideoX1.5
+
+    @property
+    def padding(self) -> int:
+        """Latent frames put in front while sampling and dropped before decoding."""
+        return padding_count(self.frames, self.patch_frames)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingJob:
+    """What one batch of samples is made from.
+
+    Attributes:
+        conditional: conditioning of B samples; image latents cover frames and padding.
+        unconditional: the same without the prompt.
+        count: B.
+        shape: size of the latents.
+        scale_factor: latents that the network sees = scale_factor * latents of the VAE.
+        device: where the network lies.
+        dtype: dtype of the latents given to the VAE; the sampling itself is fp32.
+        prefix: (B, f, C, h, w) clean scaled latents for the first frames, with `fixed_frames`.
+    """
+
+    conditional: Any
+    unconditional: Any
+    count: int
+    shape: LatentShape
+    scale_factor: float
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    prefix: Tensor | None = None
+
+
+def positions_of_rank(count: int, rank: int, world_size: int) -> range:
+    """Positions 0..count-1 that a rank samples: every world_size-th, so that shares are even."""
+    return range(rank, count, world_size)
+
+
+def sample_latents(
+    sampler: Sampler,
+    network: Network,
+    job: SamplingJob,
+    draws: Draws,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Sample latents as the VAE knows them: not scaled, padding dropped.
+
+    Asks `draws` for initial_noise and for what the sampler needs.
+
+    Returns:
+        (B, t, C, h, w) in `job.dtype`.
+    """
+    shape = job.shape
+    frames = shape.frames + shape.padding
+    size = (job.count, frames, shape.channels, shape.rows, shape.columns)
+    # On the CPU, whatever the device: the same seed gives the same start everywhere.
+    noise = draws.normal_like("initial_noise", torch.zeros(size)).to(job.device)
+    if job.prefix is not None:
+        noise = torch.cat([job.prefix.to(noise), noise[:, job.prefix.shape[1] :]], dim=1)
+    latents = sampler.sample(network, noise, job.conditional, job.unconditional, draws, progress)
+    return drop_padding(latents.to(job.dtype), shape.padding) / job.scale_factor
+
+
+def sample_videos(
+    sampler: Sampler,
+    network: Network,
+    decode: Decode,
+    job: SamplingJob,
+    draws: Draws,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Sample videos: `sample_latents`, decoded.
+
+    Returns:
+        (B, T, 3, H, W) fp32 in [0, 1].
+    """
+    latents = sample_latents(sampler, network, job, draws, progress)
+    return to_unit_range(decode_latents(decode, latents))
+
+
+@torch.no_grad()
+def decode_latents(decode: Decode, latents: Tensor) -> Tensor:
+    """Decode one sample at a time: the VAE's activations are many times the video's size."""
+    return torch.cat([decode(latents[i : i + 1]) for i in range(latents.shape[0])])
+
+
+def to_unit_range(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1], any dtype, as fp32 in [0, 1]; what lies outside is cut."""
+    return ((pixels.float() + 1) / 2).clamp(0, 1)
