@@ -1,0 +1,132 @@
+"""LoRA pairs as PEFT and diffusers read them.
+
+diffusers takes alpha from one place only: the metadata entry `lora_adapter_metadata` of the
+safetensors file. Without it the pairs act with scale 1, which is why `fold_scale` exists: B is
+multiplied by alpha / r and alpha = r is written, so every tool gives the same result.
+
+Axes: r rank, i input features, o output features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from app.config.schema.model import LoraConfig
+from app.conversion.rules import Rename, Rule, convert, inverse
+from app.errors import WeightsError
+
+COMPONENT = "transformer"  # the pipeline's part that the pairs belong to
+METADATA_KEY = "lora_adapter_metadata"  # of diffusers
+FILE_NAME = "pytorch_lora_weights.safetensors"
+
+_TARGETS = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+
+# Read from a PEFT file; the way back is `inverse`.
+PAIRS: tuple[Rule, ...] = tuple(
+    Rename(
+        f"{COMPONENT}.transformer_blocks.{{i}}.attn1.{target}.lora_{letter.upper()}.weight",
+        f"blocks.{{i}}.attention.{projection}.lora_{letter}",
+    )
+    for projection, target in _TARGETS.items()
+    for letter in "ab"
+)
+
+
+@dataclass(frozen=True)
+class PeftFile:
+    """What goes into `pytorch_lora_weights.safetensors`."""
+
+    tensors: dict[str, Tensor]  # A (r, i) and B (o, r)
+    metadata: dict[str, str]
+
+
+def to_peft(
+    tensors: Mapping[str, Tensor], lora: LoraConfig, num_layers: int, *, fold_scale: bool = False
+) -> PeftFile:
+    """The PEFT file of a network's LoRA pairs.
+
+    Args:
+        tensors: by our names; other tensors than pairs are left out.
+        lora: rank, alpha and layers of the run that made them.
+        num_layers: of the network.
+        fold_scale: multiply B by alpha / r and write alpha = r, for tools that ignore alpha.
+
+    Raises:
+        WeightsError: there are no pairs, or halves of them are missing.
+    """
+    pairs = {name: t for name, t in tensors.items() if name.endswith((".lora_a", ".lora_b"))}
+    scale = lora.alpha / lora.rank
+    if fold_scale:
+        pairs = {
+            name: _scaled(tensor, scale) if name.endswith(".lora_b") else tensor
+            for name, tensor in pairs.items()
+        }
+    made = dict(convert(pairs, pairs.__getitem__, inverse(PAIRS), "the network's LoRA pairs"))
+    adapter = {
+        "r": lora.rank,
+        "lora_alpha": lora.rank if fold_scale else lora.alpha,
+        "target_modules": _target_modules(lora, num_layers),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "init_lora_weights": True,
+    }
+    packed = {f"{COMPONENT}.{key}": value for key, value in adapter.items()}
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(packed, indent=2, sort_keys=True)}
+    return PeftFile(made, metadata)
+
+
+def from_peft(
+    names: Iterable[str], read: Callable[[str], Tensor], where: str
+) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors of a PEFT file.
+
+    Raises:
+        WeightsError: it holds something else than pairs on the attention projections.
+    """
+    yield from convert(names, read, PAIRS, where)
+
+
+def peft_scale(metadata: Mapping[str, str], rank: int, where: str) -> float:
+    """alpha / r of a PEFT file, 1 where the file says nothing (as diffusers takes it).
+
+    Raises:
+        WeightsError: the metadata do not parse, or name another rank than the tensors have.
+    """
+    text = metadata.get(METADATA_KEY)
+    if text is None:
+        return 1.0
+    try:
+        entries: dict[str, Any] = json.loads(text)
+        stored_rank = int(entries[f"{COMPONENT}.r"])
+        alpha = float(entries[f"{COMPONENT}.lora_alpha"])
+    except (ValueError, KeyError, TypeError) as cause:
+        raise WeightsError(
+            f"{METADATA_KEY} does not parse ({cause!r})",
+            where=where,
+            mend="export the adapter again, or remove the metadata if the scale is 1",
+        ) from cause
+    if stored_rank != rank:
+        raise WeightsError(
+            f"{METADATA_KEY} says rank {stored_rank}, the tensors have rank {rank}",
+            where=where,
+            mend="export the adapter again",
+        )
+    return alpha / stored_rank
+
+
+def _target_modules(lora: LoraConfig, num_layers: int) -> list[str]:
+    """Short names where all layers are meant, whole names where only some are."""
+    short = sorted(_TARGETS.values())
+    if lora.layer_range is None or set(lora.layer_range) == set(range(num_layers)):
+        return short
+    layers = sorted(set(lora.layer_range))
+    return [f"transformer_blocks.{layer}.attn1.{name}" for layer in layers for name in short]
+
+
+def _scaled(tensor: Tensor, scale: float) -> Tensor:
+    return (tensor.float() * scale).to(tensor.dtype)
