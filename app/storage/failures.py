@@ -1,0 +1,157 @@
+"""Why a request failed, in the classes that decide what happens next, and as an error to users.
+
+Library free: `s3_bulk.failure_of` turns a client's exception into a `StorageFailure`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from app.errors import AccessDeniedError, CogvxError, ConfigError, DataError, RetryableError
+from app.storage.objects import ObjectMissingError
+
+
+class FailureKind(Enum):
+    """Classes of failures; each has one treatment (retry.py)."""
+
+    THROTTLED = "throttled"
+    SERVER = "server"
+    CONNECTION = "connection"
+    SLOW = "slow"
+    CLOCK = "clock"
+    EXPIRED = "expired"
+    WRONG_DATA = "wrong data"
+    CHANGED = "changed"
+    MISSING = "missing"
+    DENIED = "denied"
+    REQUEST = "request"
+    TLS = "tls"
+
+
+ALWAYS_RETRIED = frozenset(
+    {FailureKind.THROTTLED, FailureKind.SERVER, FailureKind.CONNECTION, FailureKind.SLOW}
+)
+
+
+class StorageFailure(Exception):
+    """One failed request; never leaves `storage`.
+
+    Args:
+        kind: its class.
+        detail: one line for people, without secrets.
+        code: the server's error code, when it gave one.
+        progressed: bytes arrived before it failed, so the next try has less to do.
+    """
+
+    def __init__(
+        self, kind: FailureKind, detail: str, *, code: str = "", progressed: bool = False
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+        self.code = code
+        self.progressed = progressed
+
+
+_THROTTLED_CODES = frozenset(
+    {
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "ThrottledException",
+        "RequestLimitExceeded",
+        "TooManyRequests",
+        "TooManyRequestsException",
+        "RequestThrottled",
+        "ServiceUnavailable",
+    }
+)
+_CONNECTION_CODES = frozenset({"RequestTimeout", "IncompleteBody", "RequestTimeoutException"})
+_EXPIRED_CODES = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
+)
+_MISSING_CODES = frozenset({"NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchUpload"})
+_WRONG_DATA_CODES = frozenset({"BadDigest", "XAmzContentSHA256Mismatch"})
+_DENIED_STATUS = (401, 403)
+
+
+def kind_of_answer(status: int, code: str) -> FailureKind:
+    """Class of an error answer, from its HTTP status and S3 error code."""
+    by_code = (
+        (_THROTTLED_CODES, FailureKind.THROTTLED),
+        (_CONNECTION_CODES, FailureKind.CONNECTION),
+        (_EXPIRED_CODES, FailureKind.EXPIRED),
+        (frozenset({"RequestTimeTooSkewed"}), FailureKind.CLOCK),
+        (_WRONG_DATA_CODES, FailureKind.WRONG_DATA),
+        (_MISSING_CODES, FailureKind.MISSING),
+        (frozenset({"OperationAborted", "InternalError"}), FailureKind.SERVER),
+    )
+    for codes, kind in by_code:
+        if code in codes:
+            return kind
+    if status in (429, 503):
+        return FailureKind.THROTTLED
+    if status >= 500 and status != 501:
+        return FailureKind.SERVER
+    if status == 404:
+        return FailureKind.MISSING
+    if status in _DENIED_STATUS:
+        return FailureKind.DENIED
+    return FailureKind.REQUEST
+
+
+def permanent_error(failure: StorageFailure, what: str, where: str) -> CogvxError:
+    """The error that a user sees when no retry would help.
+
+    Args:
+        failure: the last failed request.
+        what: the operation in words, for the message ("reading").
+        where: URL of the object or folder.
+    """
+    kind, detail = failure.kind, failure.detail
+    if kind is FailureKind.MISSING:
+        thing = "bucket" if failure.code == "NoSuchBucket" else "object"
+        return ObjectMissingError(
+            f"{what}: there is no such {thing}",
+            where=where,
+            mend="check the URL, and that the upload to it was finished",
+        )
+    if kind is FailureKind.DENIED:
+        return AccessDeniedError(
+            f"{what} was denied ({detail})",
+            where=where,
+            mend="check the credentials (cogvx doctor shows which are used) and their policy: "
+            "s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject",
+        )
+    if kind is FailureKind.CLOCK:
+        return AccessDeniedError(
+            f"{what} was denied: the clocks differ ({detail})",
+            where=where,
+            mend="set this machine's clock (NTP)",
+        )
+    if kind in (FailureKind.WRONG_DATA, FailureKind.CHANGED) or failure.code == "InvalidRange":
+        return DataError(
+            f"{what}: {detail}",
+            where=where,
+            mend="the object is not what its description says; write it again",
+        )
+    if kind is FailureKind.TLS:
+        return ConfigError(
+            f"{what}: the server's certificate was not accepted ({detail})",
+            where=where,
+            mend="set AWS_CA_BUNDLE to the file with your authority's certificate",
+        )
+    return ConfigError(
+        f"{what}: the server refused the request ({detail})",
+        where=where,
+        mend="check endpoint, region and bucket name",
+    )
+
+
+def deadline_error(failure: StorageFailure, what: str, where: str, seconds: float) -> CogvxError:
+    """The error after the last retry: the storage stayed unreachable or broken."""
+    return RetryableError(
+        f"{what}: gave up after {seconds:.0f} s ({failure.kind.value}: {failure.detail})",
+        where=where,
+        mend="check that the storage service is up and reachable from here",
+    )

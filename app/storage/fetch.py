@@ -1,0 +1,112 @@
+"""Input files and folders (weights, text encoder, VAE): local ones as they are, remote ones once.
+
+One download per node: the processes of a node share `cache_dir`, the first one holds a lock and
+the others find its result. The kernel frees the lock when a process dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.errors import InputMissingError
+from app.storage.objects import Entry, ObjectMissingError, Storage
+from app.storage.opening import is_remote, open_storage, split_s3_url
+
+log = logging.getLogger(__name__)
+
+
+def fetch(url: str, cache_dir: Path) -> Path:
+    """A local path with the file or folder that `url` names.
+
+    Args:
+        url: a local path, returned as it is, or `s3://bucket/key` of an object or folder.
+        cache_dir: on this node's disk, shared by its processes; made when missing.
+
+    Returns:
+        The path; its last part is the last part of the URL. Do not write to it.
+
+    Raises:
+        InputMissingError: nothing is there; names the URL.
+        DataError: what came has another size than the listing says.
+    """
+    if not is_remote(url):
+        path = Path(url.removeprefix("file://"))
+        if not path.exists():
+            raise InputMissingError(
+                "there is no such file or folder",
+                where=url,
+                mend="check the path, and that its volume is mounted",
+            )
+        return path
+    open_storage(url)  # refuses what is no s3:// URL
+    bucket, key = split_s3_url(url)
+    storage = open_storage(f"s3://{bucket}")
+    entries = _entries(storage, key, url)
+    name = key.rpartition("/")[2] or bucket
+    target = cache_dir / _digest(storage, entries) / name
+    if target.exists():
+        return target
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _locked(target.parent.with_suffix(".lock")):
+        if not target.exists():
+            _download(storage, key, entries, target)
+    return target
+
+
+def _entries(storage: Storage, key: str, url: str) -> list[Entry]:
+    """The object itself, or every object of the folder."""
+    if key and not url.endswith("/"):
+        try:
+            return [storage.stat(key)]
+        except ObjectMissingError:
+            log.debug("no object, looking for a folder", extra={"url": url})
+    entries = storage.list(f"{key}/" if key else "")
+    if not entries:
+        raise InputMissingError(
+            "there is no such object or folder",
+            where=url,
+            mend="check the URL, and that the upload to it was finished",
+        )
+    return entries
+
+
+def _digest(storage: Storage, entries: list[Entry]) -> str:
+    """Name of the cached copy: another version of an object is another name."""
+    digest = hashlib.sha256(storage.url.encode())
+    for entry in entries:
+        version = entry.etag or f"modified {entry.modified}"
+        digest.update(f"\0{entry.key}\0{entry.size_bytes}\0{version}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _download(storage: Storage, key: str, entries: list[Entry], target: Path) -> None:
+    folder = target.parent
+    part = folder.with_suffix(".part")  # ours alone: we hold the lock
+    if part.exists():
+        shutil.rmtree(part)
+    (part / target.name).parent.mkdir(parents=True)
+    size_bytes = sum(entry.size_bytes for entry in entries)
+    log.info(
+        "fetching",
+        extra={"url": f"{storage.url}/{key}", "files": len(entries), "bytes": size_bytes},
+    )
+    for entry in entries:
+        inside = entry.key[len(key) :].lstrip("/") if entry.key != key else ""
+        path = part / target.name / inside if inside else part / target.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.download(entry.key, path, entry)
+    os.replace(part, folder)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

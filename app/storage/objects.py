@@ -1,0 +1,122 @@
+"""What storage offers: objects by key, and what is known about them.
+
+A key is relative to the storage's root, with `/` between its parts. Two implementations ship:
+`local.LocalStorage` and `s3.S3Storage`; one contract test runs against both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from app.errors import InputMissingError
+
+PIECE_BYTES = 64 * 2**20  # one sha256 per piece: a partial read can be verified
+
+
+class ObjectMissingError(InputMissingError):
+    """There is no object under this key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object as a listing shows it."""
+
+    key: str
+    size_bytes: int
+    etag: str | None  # None: the server gives none (an empty ETag counts as none)
+    modified: float | None  # seconds since the epoch, by the server's clock; whole ones on S3
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was transferred: size and one sha256 (hex) per piece, the last piece shorter."""
+
+    key: str
+    size_bytes: int
+    piece_bytes: int
+    sha256: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An upload that was begun and neither completed nor aborted."""
+
+    key: str
+    upload_id: str
+
+
+class Storage(Protocol):
+    """Objects by key. Implemented by local.py and s3.py.
+
+    Every call may raise AccessDeniedError (77), and RetryableError (138) when the storage does
+    not answer before the deadline. Messages name the URL of the object, never a secret.
+    """
+
+    url: str
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        """Every object whose key begins with `prefix`, at any depth, sorted by key."""
+        ...
+
+    def folders(self, prefix: str = "") -> Sequence[str]:
+        """Names one level below the folder `prefix`, sorted, without slashes."""
+        ...
+
+    def stat(self, key: str) -> Entry:
+        """Size and identity of one object; ObjectMissingError if there is none."""
+        ...
+
+    def read_small(self, key: str) -> bytes:
+        """Read the whole object; ObjectMissingError if there is none."""
+        ...
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """Read bytes [start, stop); DataError when the object does not have them all."""
+        ...
+
+    def download(self, key: str, path: Path, expect: Entry | Receipt | None = None) -> Receipt:
+        """Copy the object to a local file, whole or not at all.
+
+        `expect` names size and identity (Entry) or size and digests (Receipt); DataError when
+        the object differs, with the key and the first wrong piece.
+        """
+        ...
+
+    def write_small(self, key: str, data: bytes) -> None:
+        """Write the whole object or nothing; a reader never sees half of one."""
+        ...
+
+    def upload(self, path: Path, key: str) -> Receipt:
+        """Copy a local file to an object; a reader never sees half of it."""
+        ...
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; one that is not there is fine."""
+        ...
+
+    def list_uploads(self, prefix: str = "") -> Sequence[Upload]:
+        """Unfinished uploads to keys below `prefix`."""
+        ...
+
+    def abort_upload(self, upload: Upload) -> None:
+        """Throw an unfinished upload away; one that is not there is fine."""
+        ...
+
+    def check_reachable(self, deadline_s: float | None = None) -> None:
+        """Ask once, before any work, whether the place is there and we may use it.
+
+        Raises InputMissingError (no such bucket), AccessDeniedError, or RetryableError when
+        nobody answers within `deadline_s` (default: the deadline of every operation).
+        """
+        ...
+
+    def identity(self) -> dict[str, str]:
+        """Where we store and as whom: names of providers and endpoints, never a secret."""
+        ...
+
+    def stop_by(self, moment_s: float | None) -> None:
+        """No retry starts after this moment of `time.monotonic()` (the pod is being ended)."""
+        ...

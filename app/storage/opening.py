@@ -1,0 +1,72 @@
+"""From a URL to a storage."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from app.errors import ConfigError
+from app.storage.keys import check_key
+from app.storage.local import LocalStorage
+from app.storage.objects import Storage
+from app.storage.s3 import S3Storage
+from app.storage.settings import StorageSettings
+
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+def is_remote(url: str) -> bool:
+    """Whether a URL names an object storage and not a local path."""
+    match = _SCHEME.fullmatch(url)
+    return match is not None and match[1].lower() != "file"
+
+
+def open_storage(url: str, settings: StorageSettings | None = None) -> Storage:
+    """Open a folder (a path or file:// URL) or an `s3://bucket/prefix`.
+
+    Nothing is asked of the storage yet: `check_reachable` does that.
+
+    Args:
+        url: the root; keys are relative to it.
+        settings: default: from this process's environment.
+
+    Raises:
+        ConfigError: another scheme, a bad bucket name, or a bad endpoint.
+    """
+    match = _SCHEME.fullmatch(url)
+    if match is None or match[1].lower() == "file":
+        path = match[2] if match else url
+        if not path or "\x00" in path:
+            raise ConfigError("the path is empty", where=repr(url), mend="name a folder")
+        return LocalStorage(Path(path))
+    if match[1].lower() != "s3":
+        raise ConfigError(
+            f"storage of the kind {match[1]!r} is not supported",
+            where=f"{match[1]}://...",
+            mend="use a local path or s3://bucket/prefix",
+        )
+    bucket, prefix = split_s3_url(url)
+    if settings is None:
+        settings = StorageSettings.from_environment(os.environ)
+    return S3Storage(bucket, prefix, settings)
+
+
+def split_s3_url(url: str) -> tuple[str, str]:
+    """Bucket and key (without slashes at its ends, may be empty) of an s3:// URL.
+
+    Raises:
+        ConfigError: the bucket's name or the key is not possible.
+    """
+    bucket, _, key = url.partition("://")[2].partition("/")
+    key = key.strip("/")
+    if _BUCKET.fullmatch(bucket) is None:
+        raise ConfigError(
+            "this is not the name of a bucket",
+            where=f"s3://{bucket.rpartition('@')[2]}",  # no password that somebody put there
+            mend="write s3://bucket/prefix: 3 to 63 of a-z, 0-9, '.', '-'",
+        )
+    if key:
+        check_key(key, url)
+    return bucket, key

@@ -1,0 +1,207 @@
+"""Retries by class of failure, with full-jitter back-off and a deadline.
+
+The only layer that repeats requests: two layers that both retry cannot be bounded.
+Source of the back-off: "Exponential Backoff And Jitter", AWS Architecture Blog (full jitter).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from app.errors import CogvxError
+from app.storage.failures import (
+    ALWAYS_RETRIED,
+    FailureKind,
+    StorageFailure,
+    deadline_error,
+    permanent_error,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BACKOFF_BASE_S = 0.2
+BACKOFF_CAP_S = 10.0
+THROTTLED_FOR_S = 30.0
+FRESH_RETRIES = 3  # of a 404 for an object that we have just written
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Time and chance, as arguments, so that tests need no waiting."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    uniform: Callable[[float, float], float] = random.uniform
+
+
+class Streams:
+    """Bounds the requests in flight; half as many for a while after the server says slow down."""
+
+    def __init__(self, count: int, clock: Clock) -> None:
+        self._count = count
+        self._clock = clock
+        self._busy = 0
+        self._throttled_until = float("-inf")
+        self._change = threading.Condition()
+
+    def allowed(self) -> int:
+        """Requests that may be in flight now."""
+        throttled = self._clock.monotonic() < self._throttled_until
+        return max(1, self._count // 2) if throttled else self._count
+
+    def throttle(self) -> None:
+        """Halve the streams for the next 30 seconds."""
+        self._throttled_until = self._clock.monotonic() + THROTTLED_FOR_S
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold one stream; waits for a free one."""
+        with self._change:
+            while self._busy >= self.allowed():
+                self._change.wait(1.0)
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._busy -= 1
+                self._change.notify()
+
+
+class Retrier:
+    """Runs a request until it works, cannot work, or its time is over.
+
+    Args:
+        deadline_s: time for one operation, retries included.
+        clock: time and chance.
+        refresh: called once when credentials have expired, before the one retry.
+        throttled: called when the server asks to slow down.
+    """
+
+    def __init__(
+        self,
+        deadline_s: float,
+        clock: Clock,
+        refresh: Callable[[], None],
+        throttled: Callable[[], None],
+    ) -> None:
+        self.counts: Counter[str] = Counter()  # retries by class, for metrics
+        self._deadline_s = deadline_s
+        self._clock = clock
+        self._refresh = refresh
+        self._throttled = throttled
+        self._stop_by: float | None = None
+
+    def stop_by(self, moment_s: float | None) -> None:
+        """No retry starts after this moment of the monotonic clock."""
+        self._stop_by = moment_s
+
+    def run(
+        self,
+        call: Callable[[], T],
+        *,
+        what: str,
+        where: str,
+        fresh: bool = False,
+        deadline_s: float | None = None,
+    ) -> T:
+        """Call until it returns.
+
+        Args:
+            call: one request; raises StorageFailure.
+            what: the operation in words, for messages.
+            where: URL, for messages.
+            fresh: we wrote this object ourselves just now, so a 404 may be a late copy.
+            deadline_s: instead of the deadline of this retrier.
+
+        Raises:
+            CogvxError: the leaf that fits the last failure (failures.py).
+        """
+        started = self._clock.monotonic()
+        state = _Attempts(started, deadline_s if deadline_s is not None else self._deadline_s)
+        while True:
+            try:
+                return call()
+            except StorageFailure as failure:
+                wait_s = self._wait_or_raise(failure, state, _Place(what, where, fresh))
+                self.counts[failure.kind.value] += 1
+                log.info(
+                    "storage request repeated",
+                    extra={
+                        "operation": what,
+                        "url": where,
+                        "reason": f"{failure.kind.value}: {failure.detail}",
+                        "wait_s": round(wait_s, 3),
+                    },
+                )
+            self._clock.sleep(wait_s)
+
+    def _wait_or_raise(self, failure: StorageFailure, state: _Attempts, place: _Place) -> float:
+        """Seconds to wait before the next try; raises when there is none."""
+        if not state.may_retry(failure, place.fresh):
+            raise self._final(failure, state, place) from failure
+        if failure.kind is FailureKind.EXPIRED:
+            self._refresh()
+        if failure.kind is FailureKind.THROTTLED:
+            self._throttled()
+        wait_s = self._clock.uniform(0.0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**state.in_a_row))
+        state.note(failure)
+        now = self._clock.monotonic()
+        end = state.started + state.deadline_s
+        if self._stop_by is not None:
+            end = min(end, self._stop_by)
+        if now + wait_s >= end:
+            raise deadline_error(failure, place.what, place.where, now - state.started) from failure
+        return wait_s
+
+    def _final(self, failure: StorageFailure, state: _Attempts, place: _Place) -> CogvxError:
+        if failure.kind is FailureKind.EXPIRED:
+            seconds = self._clock.monotonic() - state.started
+            return deadline_error(failure, place.what, place.where, seconds)
+        return permanent_error(failure, place.what, place.where)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    what: str
+    where: str
+    fresh: bool
+
+
+class _Attempts:
+    """What happened so far in one operation."""
+
+    def __init__(self, started: float, deadline_s: float) -> None:
+        self.started = started
+        self.deadline_s = deadline_s
+        self.in_a_row = 0  # failures without a byte of progress; sets the back-off
+        self._seen: Counter[FailureKind] = Counter()
+        self._last_wrong = ""
+
+    def may_retry(self, failure: StorageFailure, fresh: bool) -> bool:
+        kind = failure.kind
+        if kind in ALWAYS_RETRIED:
+            return True
+        if kind in (FailureKind.CLOCK, FailureKind.EXPIRED):
+            return self._seen[kind] == 0
+        if kind is FailureKind.WRONG_DATA:
+            return failure.detail != self._last_wrong  # twice the same: it is the object
+        if kind is FailureKind.MISSING:
+            return fresh and self._seen[kind] < FRESH_RETRIES
+        return False
+
+    def note(self, failure: StorageFailure) -> None:
+        self._seen[failure.kind] += 1
+        self._last_wrong = failure.detail if failure.kind is FailureKind.WRONG_DATA else ""
+        # 2 ** in_a_row must not grow without end during a long outage.
+        self.in_a_row = 0 if failure.progressed else min(self.in_a_row + 1, 16)
