@@ -1,0 +1,42 @@
+"""The error of one sample that cannot be used."""
+
+from __future__ import annotations
+
+from app.errors import DataError
+
+UNNAMED = "a clip"
+MEND = {
+    "unsupported_codec": "re-encode it as H.264 (avc1) in mp4",
+    "not_a_video": "only mp4 files with a video track are read: re-encode it, or remove it",
+    "too_short": "remove it, or ask for fewer frames or a higher fps",
+    "too_slow": "use frame_rule: exact, or remove the clip",
+    "no_caption": "write its caption, or set data.missing_captions: empty",
+    "empty_caption": "write its caption, or set data.missing_captions: empty",
+}
+
+
+class BadClipError(DataError):
+    """One sample is unusable; `reason` is a short word to count by.
+
+    The code that finds the fault knows no names; the source that knows them says `named`.
+    """
+
+    def __init__(self, reason: str, detail: str, *, where: str = UNNAMED) -> None:
+        super().__init__(
+            f"clip cannot be used ({reason}): {detail}",
+            where=where,
+            mend=MEND.get(reason, "repair the file or remove it from the dataset"),
+        )
+        self.reason = reason
+        self.detail = detail
+
+    def named(self, where: str) -> BadClipError:
+        """The same error with the sample's name, if it has none yet."""
+        return self if self.where != UNNAMED else BadClipError(self.reason, self.detail, where=where)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (self.reason, self.detail, self.where))
+
+
+def _rebuild(reason: str, detail: str, where: str) -> BadClipError:
+    return BadClipError(reason, detail, where=where)

@@ -1,0 +1,292 @@
+"""Frames of a video file, from a decoder that runs in its own process.
+
+The file is checked first (`mp4_boxes`), then handed to a `decode_worker`. A decoder that crashes,
+hangs or runs out of memory costs that process: it is killed, the file is tried once more in a
+fresh one, and a second failure is an error of the file. Frames come through a pipe one at a time,
+so the memory here is one frame, however large the clip is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import statistics
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from app.data.bad_clip import BadClipError
+from app.data.mp4_boxes import VideoHeader, read_header
+
+log = logging.getLogger(__name__)
+
+START_DEADLINE_S = 120.0  # importing takes 0.8 s; a node under load takes much longer
+DEADLINE_BASE_S = 20.0
+DEADLINE_FACTOR = 10.0  # times what clips of that many pixels took so far
+FIRST_S_PER_PIXEL = 16e-9  # measured: 49 frames over 144 of 720x480, one core
+CLIPS_PER_PROCESS = 2000  # decoders grow slowly; a new one costs 0.8 s
+# What the child may see of the environment: no credentials, no proxies.
+ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFacts:
+    """What a video file holds.
+
+    `reported` frames are what the decoder counts, `frames` what can be seen: an edit list hides
+    the first ones (their times are negative), and the decoder then repeats the last one instead.
+    `times` (frames,) are seconds, beginning of each frame that can be seen.
+    """
+
+    header: VideoHeader
+    reported: int
+    fps: float  # mean of the file
+    times: np.ndarray
+
+    @property
+    def frames(self) -> int:
+        return len(self.times)
+
+
+Choose = Callable[[VideoFacts], Sequence[int]]  # ascending numbers, without repeats
+Take = Callable[[int, np.ndarray], None]  # (place in the chosen list, (rows, columns, 3) uint8)
+
+
+class DecoderLostError(Exception):
+    """The decoder process ended, hung or ran out of memory; the file may or may not be at fault."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class Decoder:
+    """One decoder process, used by one thread; started when first needed."""
+
+    def __init__(self, deadline_base_s: float = DEADLINE_BASE_S) -> None:
+        self._deadline_base_s = deadline_base_s
+        self._process: _Process | None = None
+        self._closed = False
+        self._clips = 0
+        self._pace: deque[float] = deque(maxlen=101)  # seconds per pixel of the last clips
+
+    def decode(self, blob: bytes, choose: Choose, take: Take) -> VideoFacts:
+        """Decode the frames that `choose` names and give each to `take`.
+
+        After a lost decoder everything is done again from the start, so `take` may see a place
+        twice.
+
+        Raises:
+            BadClipError: the file cannot be used; its reason says why.
+        """
+        header = read_header(blob)
+        for attempt in (1, 2):
+            try:
+                return self._attempt(blob, header, choose, take)
+            except DecoderLostError as lost:
+                self._stop()
+                if self._closed or attempt == 2:
+                    raise BadClipError(lost.reason, f"{lost.detail}, twice") from lost
+                log.warning("decoder lost", extra={"reason": lost.reason, "detail": lost.detail})
+        raise AssertionError("unreachable")
+
+    def probe(self, blob: bytes) -> VideoFacts:
+        """What the file holds, without decoding a frame."""
+        return self.decode(blob, lambda facts: (), lambda place, frame: None)
+
+    def close(self) -> None:
+        """End the process; may be called from another thread, which then gets BadClipError."""
+        self._closed = True
+        self._stop()
+
+    def _attempt(
+        self, blob: bytes, header: VideoHeader, choose: Choose, take: Take
+    ) -> VideoFacts:
+        process = self._ready()
+        started = time.monotonic()
+        pixels = header.rows * header.columns * (header.samples or round(30 * header.duration_s))
+        pace = statistics.median(self._pace) if self._pace else FIRST_S_PER_PIXEL
+        deadline = started + self._deadline_base_s + DEADLINE_FACTOR * pace * pixels
+        facts = process.open(blob, header, deadline)
+        chosen = list(choose(facts))
+        if chosen:
+            process.read(chosen, take, deadline)
+            self._pace.append((time.monotonic() - started) / max(pixels, 1))
+        self._clips += 1
+        return facts
+
+    def _ready(self) -> _Process:
+        if self._clips >= CLIPS_PER_PROCESS:
+            self._stop()
+        if self._process is None:
+            self._clips = 0
+            self._process = _Process()
+            if self._closed:  # close() came between
+                self._stop()
+                raise DecoderLostError("closed", "the loader was closed")
+        return self._process
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+
+
+class DecoderOfThread:
+    """A Decoder per calling thread.
+
+    The kernel ends a decoder with the thread that started it, so each thread has its own.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._all: list[Decoder] = []
+        self._lock = threading.Lock()
+
+    def get(self) -> Decoder:
+        decoder: Decoder | None = getattr(self._local, "decoder", None)
+        if decoder is None:
+            decoder = Decoder()
+            self._local.decoder = decoder
+            with self._lock:
+                self._all.append(decoder)
+        return decoder
+
+    def close(self) -> None:
+        """End every decoder process."""
+        with self._lock:
+            for decoder in self._all:
+                decoder.close()
+
+
+class _Process:
+    """The child process and its two pipes, with deadlines on every byte."""
+
+    def __init__(self) -> None:
+        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        # The child finds what this process finds, wherever it was installed.
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(Path(__file__).parents[2]), *(part for part in sys.path if part)]
+        )
+        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "app.data.decode_worker", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            bufsize=0,
+        )
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._to = self._child.stdin.fileno()
+        self._from = self._child.stdout.fileno()
+        os.set_blocking(self._to, False)
+        os.set_blocking(self._from, False)
+        self._expect(b"!", time.monotonic() + START_DEADLINE_S)
+
+    def open(self, blob: bytes, header: VideoHeader, deadline: float) -> VideoFacts:
+        self._send(b"O" + struct.pack("<Q", len(blob)), deadline)
+        self._send(blob, deadline)
+        self._expect(b"F", deadline)
+        (size,) = struct.unpack("<I", self._receive(4, deadline))
+        facts = json.loads(self._receive(size, deadline))
+        times = np.frombuffer(self._receive(8 * facts["frames"], deadline), dtype="<f8")
+        if header.samples is not None and len(times) < header.samples:
+            raise BadClipError(
+                "truncated", f"{len(times)} of {header.samples} frames can be decoded"
+            )
+        hidden = int(np.count_nonzero(times < 0))
+        return VideoFacts(header, len(times), float(facts["fps"]), times[hidden:])
+
+    def read(self, frames: Sequence[int], take: Take, deadline: float) -> None:
+        wanted = np.asarray(frames, dtype="<i8")
+        self._send(b"R" + struct.pack("<Q", len(wanted)) + wanted.tobytes(), deadline)
+        self._expect(b"P", deadline)
+        rows, columns = struct.unpack("<II", self._receive(8, deadline))
+        done = 0
+        while done < len(wanted):
+            self._expect(b"C", deadline)
+            (count,) = struct.unpack("<I", self._receive(4, deadline))
+            for place in range(done, done + count):
+                frame = np.empty((rows, columns, 3), dtype=np.uint8)
+                self._receive_into(memoryview(frame).cast("B"), deadline)
+                take(place, frame)
+            done += count
+
+    def kill(self) -> None:
+        # Called by the thread that uses the process or by close(); the pipes are closed by
+        # whoever comes first, after the child is gone.
+        self._child.kill()
+        self._child.wait()
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def _expect(self, kind: bytes, deadline: float) -> None:
+        """Read the kind of the next answer; turn a problem into its error."""
+        got = self._receive(1, deadline)
+        if got == kind:
+            return
+        if got != b"E":
+            raise DecoderLostError("decoder_crash", f"the decoder answered {got!r}")
+        (size,) = struct.unpack("<I", self._receive(4, deadline))
+        problem = json.loads(self._receive(size, deadline))
+        if problem["reason"] == "out_of_memory":  # may be pressure by others: worth a second try
+            raise DecoderLostError("out_of_memory", problem["detail"])
+        raise BadClipError(problem["reason"], problem["detail"])
+
+    def _receive(self, size: int, deadline: float) -> bytes:
+        buffer = bytearray(size)
+        self._receive_into(memoryview(buffer), deadline)
+        return bytes(buffer)
+
+    def _receive_into(self, view: memoryview, deadline: float) -> None:
+        while view:
+            self._wait(self._from, select.POLLIN, deadline)
+            try:
+                count = os.readv(self._from, [view])
+            except BlockingIOError:
+                continue
+            except OSError as problem:
+                raise self._lost() from problem
+            if count == 0:
+                raise self._lost()
+            view = view[count:]
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        view = memoryview(data)
+        while view:
+            self._wait(self._to, select.POLLOUT, deadline)
+            try:
+                view = view[os.write(self._to, view) :]
+            except BlockingIOError:
+                continue
+            except OSError as problem:
+                raise self._lost() from problem
+
+    def _wait(self, descriptor: int, event: int, deadline: float) -> None:
+        left_s = deadline - time.monotonic()
+        poll = select.poll()
+        poll.register(descriptor, event)
+        if left_s <= 0 or not poll.poll(left_s * 1000):
+            raise DecoderLostError("decoder_timeout", "the decoder did not finish in time")
+
+    def _lost(self) -> DecoderLostError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(timeout=5)
+        code = self._child.returncode
+        return DecoderLostError("decoder_crash", f"the decoder ended with code {code}")

@@ -1,0 +1,190 @@
+"""The list of a dataset's shards: names, sizes, identities, counts.
+
+`dataset.manifest.json` lies beside the shards. It is made once (by `cogvx data pack`, or by the
+first run, from the tar headers), compared with a listing at every start, and is what the order of
+samples is computed from. The index of a shard's members lies beside it (`tar_index`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+
+from app.errors import DataError, InputMissingError
+from app.storage.keys import OWN_KEY
+from app.storage.objects import Entry
+
+MANIFEST_NAME = "dataset.manifest.json"
+MANIFEST_VERSION = 1
+CLOCK_TOLERANCE_S = 1.0  # servers round modification times to seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One shard. `etag` and `modified` are None where the storage gives none."""
+
+    name: str  # key relative to the folder
+    bytes: int
+    etag: str | None
+    modified: float | None  # seconds since the epoch
+    sha256: str | None  # of the whole file; known for shards that `cogvx data pack` wrote
+    samples: int
+    index: str  # key of the side file
+    index_sha256: str  # digest of the members (tar_index.index_digest)
+    no_caption: int = 0  # samples without any member that could hold a caption
+    left_out: int = 0  # samples that cannot be used; the side file says why
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The shards of one folder, sorted by name."""
+
+    shards: tuple[ShardEntry, ...]
+    made_by: str
+
+    def by_name(self) -> dict[str, ShardEntry]:
+        return {shard.name: shard for shard in self.shards}
+
+    def to_json(self) -> bytes:
+        """The file; the same bytes for the same shards."""
+        content: dict[str, object] = {
+            "format_version": MANIFEST_VERSION,
+            "made_by": self.made_by,
+            "samples_total": sum(shard.samples for shard in self.shards),
+            "shards": [asdict(shard) for shard in sorted(self.shards, key=lambda s: s.name)],
+        }
+        content["sha256_of_this"] = _digest(content)
+        return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            DataError: no JSON, another version, or changed by hand.
+        """
+        try:
+            content = json.loads(data)
+            version = content["format_version"]
+            if version != MANIFEST_VERSION:
+                raise ValueError(f"format_version {version}, this version reads {MANIFEST_VERSION}")
+            claimed = content.pop("sha256_of_this")
+            if claimed != _digest(content):
+                raise ValueError("its digest does not fit its content")
+            shards = tuple(_entry(shard) for shard in content["shards"])
+            made_by = str(content["made_by"])
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise DataError(
+                f"the dataset's manifest cannot be read: {problem}",
+                where=where,
+                mend="delete it: the next run makes it again from the shards",
+            ) from problem
+        return cls(shards, made_by)
+
+
+def check_against_listing(
+    manifest: Manifest, listing: Mapping[str, Entry], folder: str
+) -> list[ShardEntry]:
+    """Compare shards with what a listing of the folder shows now.
+
+    Returns:
+        Shards of unchanged size whose identity differs although the manifest knows their
+        digest: they may be copies, and must be checked by content before use.
+
+    Raises:
+        InputMissingError: a shard is gone; names it.
+        DataError: a shard changed; names it, the old and the new value.
+    """
+    doubtful = []
+    for shard in manifest.shards:
+        entry = listing.get(shard.name)
+        if entry is None:
+            raise missing_shard(f"{folder}/{shard.name}")
+        if entry.size_bytes != shard.bytes:
+            raise changed(folder, shard, "size", f"{shard.bytes} bytes", f"{entry.size_bytes} bytes")
+        kind, old, new = _identity(shard, entry)
+        if old != new:
+            if shard.sha256 is None:
+                raise changed(folder, shard, kind, str(old), str(new))
+            doubtful.append(shard)
+    return doubtful
+
+
+def missing_shard(url: str) -> InputMissingError:
+    return InputMissingError(
+        "a shard of the dataset is not there",
+        where=url,
+        mend="upload it again; if it was removed on purpose, delete dataset.manifest.json beside "
+        "the shards and start a new run",
+    )
+
+
+def changed(folder: str, shard: ShardEntry, kind: str, old: str, new: str) -> DataError:
+    return DataError(
+        f"a shard changed since the manifest was made: its {kind} was {old} and is now {new}",
+        where=f"{folder}/{shard.name}",
+        mend="restore the shard; if the change is wanted, set data.on_changed_shard: rescan "
+        "and start a new run",
+    )
+
+
+def updated(shard: ShardEntry, entry: Entry) -> ShardEntry:
+    """The shard with the identity that the storage shows now."""
+    return replace(shard, etag=entry.etag or None, modified=entry.modified)
+
+
+def fingerprint(shards: Iterable[tuple[str, ShardEntry]]) -> str:
+    """sha256 of everything that the order of samples and their content follow from.
+
+    Not of ETags and times: a dataset copied to another bucket is the same dataset.
+    """
+    digest = hashlib.sha256()
+    for folder, shard in shards:
+        line = [folder, shard.name, shard.bytes, shard.samples, shard.index_sha256]
+        digest.update(json.dumps(line).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def index_key(name: str) -> str:
+    """Where the index of a shard lies: `x-000.tar` -> `x-000.index.json`.
+
+    Names that we would not write ourselves get their digest instead.
+    """
+    key = name.removesuffix(".tar") + ".index.json"
+    if OWN_KEY.fullmatch(key):
+        return key
+    return f"dataset.index-{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
+
+
+def _identity(shard: ShardEntry, entry: Entry) -> tuple[str, object, object]:
+    """(what, old, new) of the best identity that both sides know; equal when there is none."""
+    if shard.etag and entry.etag:
+        return "ETag", shard.etag, entry.etag
+    # One side with and one without an ETag are different kinds of storage: a copy, whose times
+    # say nothing.
+    same_kind = not shard.etag and not entry.etag
+    if same_kind and shard.modified is not None and entry.modified is not None:
+        if abs(shard.modified - entry.modified) <= CLOCK_TOLERANCE_S:
+            return "modification time", 0, 0
+        return "modification time", shard.modified, entry.modified
+    return "identity", None, None
+
+
+def _digest(content: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _entry(values: Mapping[str, object]) -> ShardEntry:
+    unknown = set(values) - {field.name for field in fields(ShardEntry)}
+    if unknown:
+        raise ValueError(f"unknown fields {sorted(unknown)} of a shard")
+    shard = ShardEntry(**values)  # type: ignore[arg-type]
+    numbers = (shard.bytes, shard.samples, shard.no_caption, shard.left_out)
+    texts = (shard.name, shard.index, shard.index_sha256)
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ValueError(f"a number of shard {shard.name!r} is {numbers}")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"a name of shard {shard.name!r} is no text")
+    return shard

@@ -1,0 +1,244 @@
+"""What an mp4 file says about itself, read without a codec, so that no decoder sees a lie.
+
+ISO base media files (ISO/IEC 14496-12) are nested boxes: 32-bit size, four-letter kind, content.
+A decoder that gets a file whose tables point outside of it returns wrong frames, aborts or
+crashes its process; this walk finds those files first. It allocates nothing in proportion to
+numbers in the file.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.data.bad_clip import BadClipError
+
+SMALLEST_FILE_BYTES, LARGEST_FILE_BYTES = 1 << 10, 512 << 20
+SMALLEST_SIDE_PX, LARGEST_SIDE_PX, LARGEST_FRAME_PX = 16, 4096, 4096 * 2304
+LONGEST_S, MOST_FRAMES = 600.0, 20_000
+CODECS = ("avc1", "avc3", "hvc1", "hev1", "vp09", "mp4v")
+MOST_BOXES, MOST_TRACKS = 100_000, 64
+
+
+@dataclass(frozen=True, slots=True)
+class VideoHeader:
+    """The first video track as its tables describe it."""
+
+    codec: str
+    rows: int
+    columns: int
+    duration_s: float
+    samples: int | None  # coded frames; None in fragmented files, whose tables are elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One box: content is data[start:stop]."""
+
+    kind: str
+    start: int
+    stop: int
+
+
+def read_header(data: bytes) -> VideoHeader:
+    """Check a whole mp4 file and describe its first video track.
+
+    Raises:
+        BadClipError: with one of the reasons not_a_video, too_large, truncated, damaged,
+            no_video_track, unsupported_codec, external_reference, too_long.
+    """
+    if not SMALLEST_FILE_BYTES <= len(data) <= LARGEST_FILE_BYTES:
+        reason = "too_large" if len(data) > LARGEST_FILE_BYTES else "not_a_video"
+        raise BadClipError(reason, f"the file has {len(data)} bytes")
+    if data[4:8] != b"ftyp":
+        raise BadClipError("not_a_video", "it does not begin as an mp4 file does (no 'ftyp')")
+    try:
+        return _Walk(data).header()
+    except (struct.error, IndexError, ValueError) as problem:
+        raise BadClipError("damaged", f"its tables cannot be read ({problem})") from problem
+
+
+class _Walk:
+    """One pass over the boxes of one file; counts them, so that a crafted file ends too."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.boxes_seen = 0
+
+    def boxes(self, start: int, stop: int) -> Iterator[Box]:
+        """The boxes side by side in data[start:stop]."""
+        while start + 8 <= stop:
+            self.boxes_seen += 1
+            if self.boxes_seen > MOST_BOXES:
+                raise BadClipError("damaged", f"it has more than {MOST_BOXES} boxes")
+            size, kind = struct.unpack_from(">I4s", self.data, start)
+            head = 8
+            if size == 1:
+                (size,) = struct.unpack_from(">Q", self.data, start + 8)
+                head = 16
+            elif size == 0:
+                size = stop - start  # "until the end of the file"
+            name = kind.decode("latin-1")
+            if size < head:
+                raise BadClipError("damaged", f"box '{name}' has size {size}")
+            if start + size > stop:
+                raise BadClipError(
+                    "truncated", f"box '{name}' ends at byte {start + size}, the data at {stop}"
+                )
+            yield Box(name, start + head, start + size)
+            start += size
+
+    def child(self, box: Box, *path: str) -> Box | None:
+        """The first box at a path below `box`."""
+        for kind in path:
+            found = next((b for b in self.boxes(box.start, box.stop) if b.kind == kind), None)
+            if found is None:
+                return None
+            box = found
+        return box
+
+    def need(self, box: Box, *path: str) -> Box:
+        found = self.child(box, *path)
+        if found is None:
+            raise BadClipError("damaged", f"box '{'/'.join(path)}' is missing")
+        return found
+
+    def header(self) -> VideoHeader:
+        top = list(self.boxes(0, len(self.data)))
+        if top[-1].stop != len(self.data):
+            raise BadClipError("truncated", "bytes are left after the last box")
+        movie = next((box for box in top if box.kind == "moov"), None)
+        if movie is None:
+            raise BadClipError("truncated", "its index ('moov') is missing")
+        fragmented = any(box.kind == "moof" for box in top)
+        tracks = [box for box in self.boxes(movie.start, movie.stop) if box.kind == "trak"]
+        if len(tracks) > MOST_TRACKS:
+            raise BadClipError("damaged", f"it has {len(tracks)} tracks")
+        for track in tracks:
+            self.check_own_data(track)
+        video = next((track for track in tracks if self.is_video(track)), None)
+        if video is None:
+            raise BadClipError("no_video_track", f"none of its {len(tracks)} tracks is video")
+        return self.describe(video, fragmented)
+
+    def is_video(self, track: Box) -> bool:
+        handler = self.child(track, "mdia", "hdlr")
+        return handler is not None and self.data[handler.start + 8 : handler.start + 12] == b"vide"
+
+    def check_own_data(self, track: Box) -> None:
+        """Refuse tracks whose media lies in another file or at an address."""
+        references = self.child(track, "mdia", "minf", "dinf", "dref")
+        if references is None:
+            return
+        for entry in self.boxes(references.start + 8, references.stop):
+            if not self.data[entry.start + 3] & 1:  # flag: the media is in this file
+                raise BadClipError("external_reference", "its media lies outside of the file")
+
+    def describe(self, track: Box, fragmented: bool) -> VideoHeader:
+        codec, rows, columns = self.sample_entry(track)
+        self.check_size(track, rows, columns)
+        duration_s = self.duration_s(track)
+        if duration_s > LONGEST_S:
+            raise BadClipError("too_long", f"it lasts {duration_s:.0f} s, more than {LONGEST_S:g}")
+        table = self.need(track, "mdia", "minf", "stbl")
+        samples = self.check_samples(table)
+        if samples > MOST_FRAMES:
+            raise BadClipError("too_long", f"it has {samples} frames, more than {MOST_FRAMES}")
+        if samples == 0 and not fragmented:
+            raise BadClipError("damaged", "its video track has no frame")
+        return VideoHeader(codec, rows, columns, duration_s, samples or None)
+
+    def sample_entry(self, track: Box) -> tuple[str, int, int]:
+        """Codec, rows and columns of the first entry of `stsd`."""
+        table = self.need(track, "mdia", "minf", "stbl", "stsd")
+        entry = next(self.boxes(table.start + 8, table.stop), None)
+        if entry is None:
+            raise BadClipError("damaged", "its sample description is empty")
+        if entry.kind not in CODECS:
+            raise BadClipError(
+                "unsupported_codec", f"its codec is '{entry.kind}', not one of {', '.join(CODECS)}"
+            )
+        columns, rows = struct.unpack_from(">HH", self.data, entry.start + 24)
+        return entry.kind, rows, columns
+
+    def check_size(self, track: Box, rows: int, columns: int) -> None:
+        sides = f"{columns}x{rows}"
+        if min(rows, columns) < SMALLEST_SIDE_PX:
+            raise BadClipError("damaged", f"its frames are {sides} pixels")
+        if max(rows, columns) > LARGEST_SIDE_PX or rows * columns > LARGEST_FRAME_PX:
+            raise BadClipError("too_large", f"its frames are {sides} pixels")
+        header = self.need(track, "tkhd")
+        shown_columns, shown_rows = struct.unpack_from(">II", self.data, header.stop - 8)
+        for coded, shown in ((columns, shown_columns >> 16), (rows, shown_rows >> 16)):
+            if shown and not coded / 2 <= shown <= coded * 2:
+                raise BadClipError("damaged", f"frames of {sides} pixels are to be shown at {shown}")
+
+    def duration_s(self, track: Box) -> float:
+        box = self.need(track, "mdia", "mdhd")
+        if self.data[box.start] == 1:
+            timescale, duration = struct.unpack_from(">IQ", self.data, box.start + 20)
+        else:
+            timescale, duration = struct.unpack_from(">II", self.data, box.start + 12)
+        if timescale == 0:
+            raise BadClipError("damaged", "its time scale is 0")
+        return float(duration / timescale)
+
+    def check_samples(self, table: Box) -> int:
+        """Number of coded frames, after checking that each lies inside the file."""
+        sizes = self.sample_sizes(self.need(table, "stsz"))
+        if sizes.size == 0:
+            return 0
+        offsets = self.chunk_offsets(table)
+        per_chunk = self.samples_per_chunk(self.need(table, "stsc"), offsets.size)
+        if int(per_chunk.sum()) != sizes.size:
+            raise BadClipError(
+                "damaged", f"{sizes.size} frames are listed and {int(per_chunk.sum())} placed"
+            )
+        ends = np.cumsum(sizes)
+        last = np.cumsum(per_chunk)
+        first = last - per_chunk
+        lengths = ends[last[last > first] - 1] - (ends - sizes)[first[last > first]]
+        chunk_ends = offsets[last > first] + lengths
+        if int(chunk_ends.max()) > len(self.data):
+            missing = int(np.count_nonzero(chunk_ends > len(self.data)))
+            raise BadClipError(
+                "truncated", f"{missing} of {offsets.size} pieces lie behind the end of the file"
+            )
+        return int(sizes.size)
+
+    def sample_sizes(self, box: Box) -> np.ndarray:
+        """(samples,) int64 bytes of each frame."""
+        fixed, count = struct.unpack_from(">II", self.data, box.start + 4)
+        if count > MOST_FRAMES:
+            raise BadClipError("too_long", f"it claims {count} frames, more than {MOST_FRAMES}")
+        if fixed:
+            return np.full(count, fixed, dtype=np.int64)
+        return self.numbers(box, box.start + 12, count, ">u4")
+
+    def chunk_offsets(self, table: Box) -> np.ndarray:
+        """(chunks,) int64 file position of each run of frames."""
+        box, kind = self.child(table, "stco"), ">u4"
+        if box is None:
+            box, kind = self.need(table, "co64"), ">u8"
+        (count,) = struct.unpack_from(">I", self.data, box.start + 4)
+        return self.numbers(box, box.start + 8, count, kind)
+
+    def samples_per_chunk(self, box: Box, chunks: int) -> np.ndarray:
+        """(chunks,) int64 frames of each run; the file stores (first chunk, frames) pairs."""
+        (count,) = struct.unpack_from(">I", self.data, box.start + 4)
+        runs = self.numbers(box, box.start + 8, 3 * count, ">u4").reshape(-1, 3)
+        firsts = np.append(runs[:, 0] - 1, chunks)
+        if count == 0 or firsts[0] != 0 or np.diff(firsts).min() < 0:
+            raise BadClipError("damaged", "its table of pieces is not in order")
+        return np.repeat(runs[:, 1], np.diff(firsts))
+
+    def numbers(self, box: Box, start: int, count: int, kind: str) -> np.ndarray:
+        if start + count * np.dtype(kind).itemsize > box.stop:
+            raise BadClipError("damaged", f"table '{box.kind}' claims {count} entries")
+        values = np.frombuffer(self.data, dtype=kind, count=count, offset=start)
+        if values.size and int(values.max()) >= 1 << 62:
+            raise BadClipError("damaged", f"table '{box.kind}' holds numbers beyond any file")
+        return values.astype(np.int64)

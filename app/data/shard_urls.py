@@ -1,0 +1,124 @@
+"""From the many ways to name shards to a list of (folder, pattern), without touching storage.
+
+Understood: `a.tar`, `dir/` (every .tar below it), `x-{000..123}.tar`, `{a,b}/x.tar`, globs,
+`one::two`, upstream's `;dirA,dirB*3`, all of them local or s3://. Nothing here runs a command:
+`pipe:` and the like are refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from app.errors import ConfigError
+
+MOST_NAMES = 1_000_000
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):(//)?")
+_GLOB = re.compile(r"[*?\[]")
+_REPEAT = re.compile(r"(.*?)\*(\d+)")
+SUFFIX = ".tar"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPattern:
+    """Shards of one folder: a file name, a glob below the folder, or every .tar (pattern "")."""
+
+    folder: str  # path or s3:// URL, no slash at the end
+    pattern: str
+    repeat: int = 1  # how often the shards count
+    skip_empty: bool = False  # files of 0 bytes are left out, as upstream's `;` form does
+
+    @property
+    def is_name(self) -> bool:
+        return bool(self.pattern) and _GLOB.search(self.pattern) is None
+
+
+def parse_shard_path(path: str, include_dirs: str | None = None) -> list[ShardPattern]:
+    """Split what the user wrote into patterns, in the order written.
+
+    Args:
+        path: an entry of `train_data`; may be empty when `include_dirs` is given.
+        include_dirs: upstream's parameter: `dirA,dirB*3`.
+
+    Raises:
+        ConfigError: a form that runs a command, an unknown scheme, a bad brace, or nothing.
+    """
+    if path.startswith(";"):
+        include_dirs, path = path[1:], ""
+    patterns = [
+        _pattern(url) for part in path.split("::") if part.strip() for url in expand_braces(part)
+    ]
+    for item in (include_dirs or "").split(","):
+        if item.strip():
+            match = _REPEAT.fullmatch(item.strip())
+            folder, repeat = (match[1], int(match[2])) if match else (item.strip(), 1)
+            patterns.append(ShardPattern(_checked(folder.rstrip("/")), "", repeat, True))
+    if not patterns:
+        raise ConfigError("no path is given", where="args.train_data", mend="name shards")
+    return patterns
+
+
+def expand_braces(text: str) -> list[str]:
+    """`a{0..2}{x,y}` -> a0x a0y a1x a1y a2x a2y, as a shell does.
+
+    Raises:
+        ConfigError: a brace without its partner, or more than a million names.
+    """
+    match = _BRACES.search(text)
+    if match is None:
+        if "{" in text or "}" in text:
+            raise ConfigError("a brace has no partner", where=text, mend="write {000..123}")
+        return [text]
+    before, after = text[: match.start()], text[match.end() :]
+    result: list[str] = []
+    # Inner braces first, so that {a,b{1..2}} works; the rest is found by the recursion.
+    for choice in _choices(match[1]):
+        result += expand_braces(before + choice + after)
+        if len(result) > MOST_NAMES:
+            raise ConfigError(
+                f"the braces stand for more than {MOST_NAMES} names", where=text, mend="use a glob"
+            )
+    return list(dict.fromkeys(result))
+
+
+def _choices(inside: str) -> list[str]:
+    match = _RANGE.fullmatch(inside)
+    if match is None:
+        return inside.split(",")
+    first, last = int(match[1]), int(match[2])
+    if abs(last - first) >= MOST_NAMES:
+        raise ConfigError(
+            f"the braces stand for more than {MOST_NAMES} names", where=inside, mend="use a glob"
+        )
+    padded = any(len(end.lstrip("-")) > 1 and end.lstrip("-")[0] == "0" for end in match.groups())
+    width = max(len(end) for end in match.groups()) if padded else 0
+    step = 1 if last >= first else -1
+    return [str(number).zfill(width) for number in range(first, last + step, step)]
+
+
+def _pattern(url: str) -> ShardPattern:
+    url = _checked(url.strip())
+    if _GLOB.search(url):
+        fixed = url[: _GLOB.search(url).start()].rpartition("/")[0]  # type: ignore[union-attr]
+        return ShardPattern(fixed or ".", url[len(fixed) :].lstrip("/") if fixed else url)
+    if url.endswith(SUFFIX):
+        folder, _, name = url.rpartition("/")
+        return ShardPattern(folder or ".", name)
+    return ShardPattern(url.rstrip("/") or "/", "")
+
+
+def _checked(url: str) -> str:
+    """The URL, if its scheme is one that we read."""
+    match = _SCHEME.match(url)
+    if match is None or (match[1] in ("s3", "file") and match[2]):
+        return url
+    name = match[1].lower()
+    if name in ("pipe", "rclone"):
+        what, mend = f"{name}: runs a command, which data may not do", "copy the shards to a bucket"
+    elif name in ("boto3", "metaboto3"):
+        what, mend = f"{name}:// is upstream's name for S3", f"write s3{url[len(name) :]}"
+    else:
+        what, mend = f"data of the kind '{name}:' cannot be read", "copy it to a folder or bucket"
+    raise ConfigError(what, where=url, mend=mend + "; use a path or s3://bucket/prefix")

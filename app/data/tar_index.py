@@ -1,0 +1,212 @@
+"""What lies where in a shard: a walk over tar headers, and the index that is kept of it.
+
+A sample is the members that share a key: the member's name up to the first dot of its base name;
+the rest, in lower case, is the suffix (webdataset's convention). Readers go by this index, so a
+shard that was cut or replaced is noticed and never read as a shorter one. Nothing is extracted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+
+from app.errors import DataError
+
+INDEX_VERSION = 1
+VIDEO = "mp4"
+LONGEST_NAME = 255
+LARGEST_MEMBER_BYTES = 512 << 20
+_NAME = re.compile(r"((?:.*/|)[^./][^.]*)[.]([^/]*)", re.DOTALL)
+_READ_BYTES = 16 << 10  # one ranged read covers a header and the small members behind it
+_BLOCK = 512
+
+
+class Member(NamedTuple):
+    """One file of a sample: `size` bytes at `offset` of the shard."""
+
+    key: str
+    suffix: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndex:
+    """The usable samples of a shard, in the order of the tar, and what was left out and why."""
+
+    members: tuple[Member, ...]
+    left_out: tuple[tuple[str, str], ...]  # (key or name, reason)
+
+    def samples(self) -> list[dict[str, Member]]:
+        """One mapping from suffix to member per sample."""
+        grouped: dict[str, dict[str, Member]] = {}
+        for member in self.members:
+            grouped.setdefault(member.key, {})[member.suffix] = member
+        return list(grouped.values())
+
+    def to_json(self, shard: str) -> bytes:
+        """The side file, the same bytes for the same shard."""
+        content = {
+            "format_version": INDEX_VERSION,
+            "shard": shard,
+            "members": self.members,
+            "left_out": self.left_out,
+        }
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> ShardIndex:
+        """Read a side file; DataError when it is not one."""
+        try:
+            content = json.loads(data)
+            if content["format_version"] != INDEX_VERSION:
+                raise ValueError(f"format_version {content['format_version']}")
+            members = tuple(
+                Member(str(key), str(suffix), int(offset), int(size))
+                for key, suffix, offset, size in content["members"]
+            )
+            left_out = tuple((str(key), str(reason)) for key, reason in content["left_out"])
+        except (ValueError, KeyError, TypeError) as problem:
+            raise DataError(
+                f"this is not the index of a shard ({problem})",
+                where=where,
+                mend="delete it and dataset.manifest.json: the next run makes them again",
+            ) from problem
+        return cls(members, left_out)
+
+
+def index_digest(index: ShardIndex) -> str:
+    """sha256 of the members: changes when any sample of the shard moves or changes its size."""
+    return hashlib.sha256(json.dumps(index.members).encode()).hexdigest()
+
+
+def index_shard(file: BinaryIO, size: int, where: str) -> ShardIndex:
+    """Walk the headers of an uncompressed tar file.
+
+    Args:
+        file: seekable; only headers are read.
+        size: bytes of the whole file.
+        where: the shard's URL, for messages.
+
+    Raises:
+        DataError: the file is no tar file, or was cut or damaged.
+    """
+    members: dict[str, dict[str, Member]] = {}
+    bad: dict[str, str] = {}
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for info in archive:
+                if info.offset_data + info.size > size:
+                    raise tarfile.ReadError(f"'{info.name}' is cut")
+                _add(info, members, bad)
+            end = archive.offset
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as problem:
+        raise _damaged(where, str(problem)) from problem
+    # tarfile takes a damaged header for the end. The real end is a block of zeros.
+    file.seek(end - _BLOCK if end >= size else end)
+    tail = file.read(_BLOCK)
+    if len(tail) < _BLOCK or any(tail):
+        raise _damaged(where, f"no end-of-archive mark at byte {end}, so it was cut or garbled")
+    for key, suffixes in members.items():
+        if VIDEO not in suffixes:
+            bad.setdefault(key, "no_video")
+    kept = tuple(
+        member for key, parts in members.items() if key not in bad for member in parts.values()
+    )
+    return ShardIndex(kept, tuple(bad.items()))
+
+
+def _add(info: tarfile.TarInfo, members: dict[str, dict[str, Member]], bad: dict[str, str]) -> None:
+    if info.isdir():
+        return
+    match = _NAME.fullmatch(info.name)
+    key, suffix = (match[1], match[2].lower()) if match else (info.name, "")
+    if not safe_name(info.name):
+        bad[key[:LONGEST_NAME]] = "unsafe_name"
+    elif not info.isreg():
+        bad[key] = "not_a_file"  # a link or device
+    elif match is None:
+        return  # no suffix, or a hidden file: not a member of a sample
+    elif suffix in members.setdefault(key, {}):
+        bad[key] = "duplicate_key"
+    elif info.size > LARGEST_MEMBER_BYTES:
+        bad[key] = "too_large"
+    else:
+        members[key][suffix] = Member(key, suffix, info.offset_data, info.size)
+
+
+def safe_name(name: str) -> bool:
+    """Whether a member's name stays where it is: relative, no `..`, no NUL, not too long."""
+    parts = name.split("/")
+    return (
+        not name.startswith("/")
+        and ".." not in parts
+        and "\x00" not in name
+        and "\\" not in name
+        and len(name.encode("utf-8", "surrogateescape")) <= LONGEST_NAME
+        and name.isprintable()
+    )
+
+
+def _damaged(where: str, detail: str) -> DataError:
+    return DataError(
+        f"the shard is damaged or not an uncompressed tar file: {detail}",
+        where=where,
+        mend="upload it again, or leave it out of the dataset",
+    )
+
+
+class RangeFile(io.RawIOBase):
+    """A file of which only the asked pieces are read, by `read(start, stop) -> bytes`."""
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        self._read = read
+        self._size = size
+        self._position = 0
+        self._start, self._piece = 0, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._size - self._position, 0)
+        size = left if size < 0 else min(size, left)
+        at = self._position - self._start
+        if at < 0 or at + size > len(self._piece):
+            stop = min(self._position + max(size, _READ_BYTES), self._size)
+            self._start, at = self._position, 0
+            self._piece = self._read(self._position, stop) if stop > self._position else b""
+        self._position += size
+        return self._piece[at : at + size]
+
+
+def read_json_object(data: bytes, limit: int, where: str) -> Mapping[str, object]:
+    """A JSON object of at most `limit` bytes; DataError otherwise."""
+    try:
+        if len(data) > limit:
+            raise ValueError(f"{len(data)} bytes, more than {limit}")
+        content = json.loads(data)
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as problem:
+        raise DataError(
+            f"the metadata is not readable JSON: {problem}", where=where, mend="write it again"
+        ) from problem
+    return content
