@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.config.schema.diffusion import TimestepConfig
@@ -34,6 +34,7 @@ def test_uniform_draws_are_upstream_s_one_call_of_randint() -> None:
     assert torch.equal(drawn, expected)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 64), st.integers(0, 100))
 def test_the_samples_of_a_step_take_each_stratum_once(total: int, turn: int) -> None:
     low, high = Strata(tuple(range(total)), total, turn).bounds(1000, total)
@@ -61,6 +62,7 @@ def test_more_samples_than_timesteps_share_ranges_and_leave_none_empty() -> None
     assert low.unique().numel() == 1000
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 32), st.integers(0, 10), st.data())
 def test_strata_do_not_depend_on_how_the_batch_is_cut(
     step: int, total: int, seed: int, data: st.DataObject

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.distributed.mix import mix, permutation
@@ -61,6 +61,7 @@ def test_first_windows_of_the_worked_example() -> None:
     assert streams[1] == [(3, 1), (0, 4), (3, 0), (0, 3), (3, 3), (3, 2)]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.lists(st.integers(-(2**70), 2**70), max_size=4))
 def test_permutation_holds_every_index_once(n: int, key: list[int]) -> None:
     order = permutation(n, *key)
