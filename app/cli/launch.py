@@ -1,0 +1,94 @@
+"""`cogvx launch COMMAND ...`: what a pod starts; the image's entry point.
+
+`cogvx launch train --base a.yaml` and `cogvx launch -- train --base a.yaml` are the same. Its own
+flags stand before the command; whatever follows is the command's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+
+from app.cli import output
+from app.errors import UsageError
+from app.launch.launcher import LaunchOptions, launch
+
+GRACE_VARIABLE = "COGVX_GRACE_PERIOD_S"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of PID 1, and the rest of the line."""
+    parser.add_argument(
+        "--wait-for-master-s",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="patience with the pod of node rank 0, in seconds (default 1800); 138 at its end",
+    )
+    parser.add_argument(
+        "--grace-period-s",
+        type=float,
+        default=None,
+        metavar="S",
+        help=f"seconds between SIGTERM and SIGKILL (default: {GRACE_VARIABLE}, else 300)",
+    )
+    parser.add_argument(
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND ...",
+        help="a command of cogvx with its arguments, e.g. train --base a.yaml",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one pod; return its exit code (docs/exit_codes.md)."""
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise UsageError(
+            "nothing to launch",
+            where="cogvx launch",
+            mend="name a command: cogvx launch train --base model.yaml sft.yaml",
+        )
+    _log_to_stderr()
+    options = LaunchOptions(
+        wait_for_master_s=args.wait_for_master_s, grace_s=_grace_s(args.grace_period_s)
+    )
+    outcome = launch(command, os.environ, options)
+    if outcome.cause is not None:
+        output.note(f"exit code {outcome.exit_code}: {outcome.cause.text()}")
+    return outcome.exit_code
+
+
+def _grace_s(flag: float | None) -> float:
+    if flag is not None:
+        return flag
+    word = os.environ.get(GRACE_VARIABLE, "").strip() or "300"
+    try:
+        return float(word)
+    except ValueError:
+        raise UsageError(
+            f"'{word}' is not a number of seconds",
+            where=f"environment: {GRACE_VARIABLE}",
+            mend="write a number, e.g. 300",
+        ) from None
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line, as the trainer writes: time, level, event, facts."""
+
+    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        facts = {key: value for key, value in vars(record).items() if key not in self._STANDARD}
+        line = {"time": f"{stamp}Z", "level": record.levelname.lower(), "from": "launch"}
+        return json.dumps({**line, "event": record.getMessage(), **facts}, default=str)

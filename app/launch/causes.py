@@ -1,0 +1,114 @@
+"""Why the trainer ended, handed from its processes to PID 1 by small files.
+
+`cogvx launch` names a path in COGVX_STATUS_FILE; each process that fails writes
+`<path>.<local rank>` once; the launcher reads them all and takes the first *cause*: a permanent
+one before a retryable one, since peers of a rank with bad data only see a lost connection.
+Format: JSON with exit_code, what, where, mend and the time of writing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from app.errors import CogvxError, RetryableError
+from app.launch.exit_codes import UNKNOWN, is_permanent
+
+STATUS_FILE = "COGVX_STATUS_FILE"
+
+# Names, not classes: this runs in PID 1 too, and torch takes seconds to import.
+_LOST_PEER = ("DistBackendError", "DistNetworkError", "DistStoreError")
+_OUT_OF_MEMORY = ("OutOfMemoryError",)
+# gloo and CUDA raise plain RuntimeErrors; these sentences of theirs mean a peer or node went away.
+_LOST_SENTENCES = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "timed out waiting",
+    "nccl error",
+    "uncorrectable ecc error",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One reason for an end, as a process wrote it."""
+
+    exit_code: int
+    what: str
+    where: str
+    mend: str
+    written: float = 0.0  # seconds since the epoch
+
+    def text(self) -> str:
+        """The three lines that a person reads."""
+        return f"{self.what}\n  where: {self.where}\n  mend:  {self.mend}"
+
+
+def cause_of(problem: BaseException) -> Cause:
+    """Classify an exception by its type, then by its sentence."""
+    if isinstance(problem, CogvxError):
+        return Cause(problem.exit_code, problem.what, problem.where, problem.mend)
+    names = {kind.__name__ for kind in type(problem).__mro__}
+    sentence = str(problem).strip() or type(problem).__name__
+    first_line = sentence.splitlines()[0][:500]
+    if names & set(_OUT_OF_MEMORY):
+        # It would happen again at the same place, so it must not be retried.
+        mend = "use a smaller micro batch, activation checkpointing, or LoRA"
+        return Cause(UNKNOWN, f"out of GPU memory: {first_line}", "the GPU", mend)
+    lost = any(text in sentence.lower() for text in _LOST_SENTENCES)
+    if names & set(_LOST_PEER) or (lost and isinstance(problem, RuntimeError | OSError)):
+        mend = "look at the other pods' logs for the first cause; this pod starts again"
+        return Cause(RetryableError.exit_code, first_line, "communication with a peer", mend)
+    mend = "this is a bug of ours: report it with the traceback in the log"
+    return Cause(UNKNOWN, f"{type(problem).__name__}: {first_line}", "the trainer", mend)
+
+
+def record_cause(problem: BaseException, environ: Mapping[str, str] = os.environ) -> Cause:
+    """Classify, and leave the cause for the launcher; does nothing more when nobody asked."""
+    cause = cause_of(problem)
+    path = environ.get(STATUS_FILE)
+    if path:
+        target = Path(f"{path}.{environ.get('LOCAL_RANK', '0')}")
+        draft = target.with_name(target.name + f".{os.getpid()}.draft")
+        stamped = asdict(cause) | {"written": time.time()}
+        draft.write_text(json.dumps(stamped), encoding="utf-8")
+        draft.replace(target)
+    return cause
+
+
+def read_causes(path: Path) -> list[Cause]:
+    """Every readable cause under `path` and `path.*`, in order of writing."""
+    causes = []
+    for file in sorted(path.parent.glob(path.name + "*")):
+        if file.name.endswith(".draft"):
+            continue
+        cause = _parse(file)
+        if cause is not None:
+            causes.append(cause)
+    return sorted(causes, key=lambda cause: cause.written)
+
+
+def first_cause(causes: list[Cause]) -> Cause | None:
+    """The earliest permanent cause, else the earliest of all."""
+    permanent = [cause for cause in causes if is_permanent(cause.exit_code)]
+    ordered = permanent or causes
+    return ordered[0] if ordered else None
+
+
+def _parse(file: Path) -> Cause | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return Cause(
+            exit_code=int(content["exit_code"]),
+            what=str(content["what"]),
+            where=str(content["where"]),
+            mend=str(content["mend"]),
+            written=float(content.get("written", 0.0)),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # half a file of a process that was killed while writing says nothing
