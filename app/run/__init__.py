@@ -1,0 +1,1 @@
+"""What the commands compute: training, sampling, exporting. Nobody but `cli` imports this."""
