@@ -1,0 +1,66 @@
+"""The unit of a checkpoint: a piece of one parameter's flattened tensor, and what it belongs to.
+
+A trainer hands these to the writer and takes them back from the reader; nothing here knows how
+they came to be owned by a rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+WEIGHT_KINDS = ("master", "ema")
+MOMENT_KINDS = ("exp_avg", "exp_avg_sq")
+KINDS = (*WEIGHT_KINDS, *MOMENT_KINDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Entries [start, start + values.numel()) of a flattened parameter."""
+
+    name: str
+    kind: str  # one of KINDS
+    start: int
+    values: Tensor  # (numel,), fp32, on the CPU
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterInfo:
+    """A trained parameter: its whole shape and the number of its optimizer group."""
+
+    shape: tuple[int, ...]
+    group: int
+
+
+class Exchange(Protocol):
+    """Bytes from every rank to rank 0, outside of the collectives of a training step."""
+
+    rank: int
+    world_size: int
+
+    def gather(self, key: str, payload: bytes) -> list[bytes]:
+        """Every rank's payload in order of rank on rank 0; an empty list elsewhere.
+
+        A key is used once in a run. RetryableError when a rank does not answer in time.
+        """
+        ...
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        ...
+
+
+class SingleProcess:
+    """The Exchange of a run with one process."""
+
+    rank = 0
+    world_size = 1
+
+    def gather(self, key: str, payload: bytes) -> list[bytes]:
+        """See Exchange.gather."""
+        return [payload]
+
+    def barrier(self) -> None:
+        """See Exchange.barrier."""
