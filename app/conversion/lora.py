@@ -22,6 +22,8 @@ from app.errors import WeightsError
 
 COMPONENT = "transformer"  # the pipeline's part that the pairs belong to
 METADATA_KEY = "lora_adapter_metadata"  # of diffusers
+RANK_KEY = "cogvx.lora_rank"  # of our own files
+ALPHA_KEY = "cogvx.lora_alpha"
 FILE_NAME = "pytorch_lora_weights.safetensors"
 
 _TARGETS = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
@@ -89,6 +91,29 @@ def from_peft(
         WeightsError: it holds something else than pairs on the attention projections.
     """
     yield from convert(names, read, PAIRS, where)
+
+
+def lora_metadata(lora: LoraConfig) -> dict[str, str]:
+    """Rank and alpha for the header of our own files."""
+    return {RANK_KEY: str(lora.rank), ALPHA_KEY: str(lora.alpha)}
+
+
+def stored_scale(metadata: Mapping[str, str], where: str) -> float | None:
+    """alpha / r of one of our own files; None where it says nothing.
+
+    Raises:
+        WeightsError: the entries do not parse.
+    """
+    if RANK_KEY not in metadata:
+        return None
+    try:
+        return float(metadata[ALPHA_KEY]) / int(metadata[RANK_KEY])
+    except (ValueError, KeyError, ZeroDivisionError) as cause:
+        raise WeightsError(
+            f"{RANK_KEY} and {ALPHA_KEY} do not parse ({cause!r})",
+            where=where,
+            mend="export the file again",
+        ) from cause
 
 
 def peft_scale(metadata: Mapping[str, str], rank: int, where: str) -> float:

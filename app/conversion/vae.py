@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import Tensor
 
-from app.conversion.rules import Rename, Rule, convert, inverse
+from app.conversion.rules import Drop, Rename, Rule, convert, inverse
 
 SAT_PREFIX = "first_stage_model."  # inside a training checkpoint
 _UP_BLOCK = re.compile(r"decoder\.up_blocks\.(\d+)\..*")
@@ -20,7 +20,7 @@ _UP = re.compile(r"decoder\.up\.(\d+)\..*")
 
 def vae_rules(levels: int) -> tuple[Rule, ...]:
     """3d-vae.pt -> diffusers, for a decoder with that many levels."""
-    rules: list[Rule] = []
+    rules: list[Rule] = [Drop("loss.{rest}", why="the discriminator of the VAE's own training")]
     for half in ("encoder", "decoder"):
         rules += [
             Rename(f"{half}.conv_in.{{rest}}", f"{half}.conv_in.{{rest}}"),

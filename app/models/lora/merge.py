@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.models.lora.inject import lora_layers
 from app.models.lora.linear import LoraLinear
@@ -29,6 +31,28 @@ def merge_lora(network: nn.Module) -> dict[str, LoraLinear]:
         plain.train(layer.training)
         _replace(network, name, plain)
     return layers
+
+
+@torch.no_grad()
+def merged_tensors(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """A state dict without pairs: every weight that has one gets its update.
+
+    Args:
+        tensors: by our names, `<layer>.weight` (o, i) beside `<layer>.lora_a` and `.lora_b`.
+        scale: alpha / r.
+
+    Returns:
+        The other tensors as they are; merged weights summed in fp32, in their own dtype.
+    """
+    merged = {name: t for name, t in tensors.items() if not name.endswith((".lora_a", ".lora_b"))}
+    for name, lora_a in tensors.items():
+        if not name.endswith(".lora_a"):
+            continue
+        layer = name.removesuffix(".lora_a")
+        weight = merged[f"{layer}.weight"]
+        update = tensors[f"{layer}.lora_b"].float() @ lora_a.float() * scale
+        merged[f"{layer}.weight"] = (weight.float() + update).to(weight.dtype)
+    return merged
 
 
 @torch.no_grad()

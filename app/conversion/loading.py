@@ -1,0 +1,227 @@
+"""Load weights into a network, strictly: every tensor of the network from the file, or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from app.conversion.lora import peft_scale, stored_scale
+from app.conversion.misfit import Shapes, compare, error_of
+from app.conversion.sat import OUTSIDE
+from app.conversion.vae import SAT_PREFIX, vae_from_diffusers
+from app.conversion.weights_file import Kind, WeightsFile, open_weights
+from app.errors import WeightsError
+from app.models.dit.transformer import DiffusionTransformer
+from app.models.lora.inject import reset_lora
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was loaded, for the log."""
+
+    where: str
+    kind: Kind
+    num_tensors: int
+    lora: str  # "loaded", "initial" (the file has none) or "none" (the network has none)
+    computed: tuple[str, ...]  # tables made from the config instead of read
+    left_out: int  # tensors of the file that belong to the text encoder, the VAE and so on
+
+
+def load_network_weights(
+    network: DiffusionTransformer, path: Path, device: torch.device | str = "cpu"
+) -> LoadReport:
+    """Fill a network from a file or folder of any layout (see `open_weights`).
+
+    Values go straight into the dtype of the network; parameters on the meta device are allocated
+    on `device`. A base file in a LoRA network leaves the pairs at their start.
+
+    Raises:
+        WeightsError: a tensor is missing, unexpected or misshaped; the message names the cause.
+        InputMissingError: there is no such file.
+    """
+    with open_weights(path) as file:
+        outline = file.our_outline()
+        computed = _to_compute(network, outline)
+        for name in computed:
+            outline.pop(name, None)
+        wanted = {n: tuple(p.shape) for n, p in network.named_parameters() if n not in computed}
+        has_pairs = any(_is_pair(name) for name in outline)
+        if not has_pairs:
+            wanted = {name: shape for name, shape in wanted.items() if not _is_pair(name)}
+        _check(wanted, outline, file)
+        _check_lora_scale(network, file)
+        _fill(network, ((n, t) for n, t in file.our_tensors() if n in wanted), device)
+        for name, tensor in computed.items():
+            _fill(network, [(name, tensor)], device)
+        lora = "none" if network.config.lora is None else "loaded" if has_pairs else "initial"
+        if lora == "initial":
+            _start_pairs(network, device)
+        left_out = sum(name.startswith(OUTSIDE) for name in file.names)
+    return LoadReport(file.where, file.kind, len(wanted), lora, tuple(computed), left_out)
+
+
+def load_lora_weights(network: DiffusionTransformer, path: Path) -> LoadReport:
+    """Fill the LoRA pairs of a network from a PEFT file, or any file with pairs; the rest stays.
+
+    Where the file says another alpha / r than the config, B is scaled so that the result is the
+    file's.
+
+    Raises:
+        WeightsError: a pair is missing, unexpected or misshaped, or the network has no pairs.
+    """
+    wanted = {n: tuple(p.shape) for n, p in network.named_parameters() if _is_pair(n)}
+    with open_weights(path) as file:
+        outline = {name: t for name, t in file.our_outline().items() if _is_pair(name)}
+        if not outline:
+            raise WeightsError(
+                "the file holds no LoRA pairs",
+                where=file.where,
+                mend="give it as the base weights instead (load)",
+            )
+        _check(wanted, outline, file)
+        factor = _file_scale(network, file) if file.kind == "peft" else 1.0
+        if file.kind != "peft":
+            _check_lora_scale(network, file)
+        pairs = (
+            (n, t.float() * factor if factor != 1.0 and n.endswith(".lora_b") else t)
+            for n, t in file.our_tensors()
+            if n in wanted
+        )
+        _fill(network, pairs, "cpu")
+        left_out = sum(name.startswith(OUTSIDE) for name in file.names)
+    return LoadReport(file.where, file.kind, len(wanted), "loaded", (), left_out)
+
+
+def load_vae_weights(
+    vae: nn.Module,
+    path: Path,
+    ignore_keys: tuple[str, ...] = (),
+    device: torch.device | str = "cpu",
+) -> int:
+    """Fill the VAE from 3d-vae.pt, a training checkpoint that holds it, or a diffusers VAE folder.
+
+    Args:
+        vae: whose parameter names are those of 3d-vae.pt.
+        path: a file or a diffusers folder.
+        ignore_keys: prefixes of names in the file that are left out (the discriminator: `loss`).
+        device: for parameters on the meta device.
+
+    Returns:
+        Number of tensors loaded.
+
+    Raises:
+        WeightsError: a tensor is missing, unexpected or misshaped.
+    """
+    inside = path / "vae"
+    with open_weights(inside if inside.is_dir() else path) as file:
+        stored = _vae_names(file, ignore_keys)
+        wanted = {name: tuple(p.shape) for name, p in vae.named_parameters()}
+        if any("down_blocks." in name for name in stored):
+            outline = dict(vae_from_diffusers(stored, file.outline, file.where))
+            tensors = vae_from_diffusers(stored, file.read, file.where)
+        else:
+            outline = {name: file.outline(full) for name, full in stored.items()}
+            tensors = ((name, file.read(full)) for name, full in stored.items())
+        shapes = _shapes(outline)
+        misfit = compare(wanted, shapes)
+        if misfit:
+            cause = error_of(misfit, wanted, shapes, file.where)
+            raise WeightsError(cause.what, where=cause.where, mend=_vae_cause(misfit.unexpected))
+        _fill(vae, tensors, device)
+    return len(wanted)
+
+
+def _vae_names(file: WeightsFile, ignore_keys: tuple[str, ...]) -> dict[str, str]:
+    """Names without the prefix of a training checkpoint, each with the name in the file."""
+    inside = [name for name in file.names if name.startswith(SAT_PREFIX)]
+    stored = {name.removeprefix(SAT_PREFIX): name for name in inside or file.names}
+    return {
+        name: full
+        for name, full in stored.items()
+        if not (ignore_keys and name.startswith(ignore_keys))
+    }
+
+
+def _vae_cause(unexpected: tuple[str, ...]) -> str:
+    if any(name.startswith("loss.") for name in unexpected):
+        return (
+            "the file holds the discriminator too: set first_stage_config.params.ignore_keys "
+            "to [loss]"
+        )
+    return "ckpt_path must name the VAE (3d-vae.pt) that encoder_config and decoder_config describe"
+
+
+def _to_compute(network: DiffusionTransformer, outline: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fixed tables that the file lacks, or has in another size than the config."""
+    shapes = _shapes(outline)
+    return {
+        name: tensor
+        for name, tensor in network.computed_parameters().items()
+        if shapes.get(name) != tuple(tensor.shape)
+    }
+
+
+def _check(wanted: Shapes, outline: Mapping[str, Tensor], file: WeightsFile) -> None:
+    shapes = _shapes(outline)
+    misfit = compare(wanted, shapes)
+    if misfit:
+        raise error_of(misfit, wanted, shapes, file.where)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _is_pair(name: str) -> bool:
+    return name.endswith((".lora_a", ".lora_b"))
+
+
+def _check_lora_scale(network: DiffusionTransformer, file: WeightsFile) -> None:
+    """Pairs mean nothing without their scale: refuse ours of another one."""
+    stored = stored_scale(file.metadata, file.where)
+    lora = network.config.lora
+    if stored is not None and lora is not None and stored != lora.alpha / lora.rank:
+        raise WeightsError(
+            f"the pairs were trained with alpha / r = {stored:g}, the config says lora_alpha "
+            f"{lora.alpha:g} and r {lora.rank}",
+            where=file.where,
+            mend="set lora_config.params to the values of the run that made the file",
+        )
+
+
+def _file_scale(network: DiffusionTransformer, file: WeightsFile) -> float:
+    """What B must be multiplied by: the file's scale over the network's."""
+    lora = network.config.lora
+    assert lora is not None, "pairs were found in the network"
+    return peft_scale(file.metadata, lora.rank, file.where) / (lora.alpha / lora.rank)
+
+
+@torch.no_grad()
+def _fill(
+    network: nn.Module, tensors: Iterable[tuple[str, Tensor]], device: torch.device | str
+) -> None:
+    """Copy values into parameters, one at a time; meta ones are allocated in their own dtype."""
+    for name, tensor in tensors:
+        parent, _, child = name.rpartition(".")
+        module = network.get_submodule(parent)
+        parameter = module.get_parameter(child)
+        if parameter.is_meta:
+            # A copy even where nothing is cast: the file's mapping must not stay in use.
+            values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+            values.copy_(tensor)
+            new = nn.Parameter(values, requires_grad=parameter.requires_grad)
+            module.register_parameter(child, new)
+        else:
+            parameter.copy_(tensor)
+
+
+def _start_pairs(network: DiffusionTransformer, device: torch.device | str) -> None:
+    """Allocate pairs that are still on the meta device and give them their starting values."""
+    pairs = [(name, p) for name, p in network.named_parameters() if _is_pair(name) and p.is_meta]
+    if pairs:
+        _fill(network, ((name, torch.zeros(p.shape)) for name, p in pairs), device)
+        reset_lora(network)

@@ -1,0 +1,90 @@
+"""State dicts in torch pickles, opened so that nothing in them can run code.
+
+`torch.load(weights_only=True)` admits tensors and plain containers. SAT checkpoints also hold the
+numpy random state of the run; the classes it needs, and nothing else, are admitted on top.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.errors import InputMissingError, WeightsError
+
+# Entries under which a state dict lies, in the order of trust: SAT and DeepSpeed, others.
+WRAPPERS = ("module", "state_dict", "model")
+
+
+def _numpy_random_state() -> list[Any]:
+    """What a pickled `numpy.random.get_state()` is made of, under old and new module names."""
+    reconstruct = np.array([0], dtype=np.uint32).__reduce__()[0]
+    return [
+        (reconstruct, "numpy.core.multiarray._reconstruct"),
+        (reconstruct, "numpy._core.multiarray._reconstruct"),
+        np.ndarray,
+        np.dtype,
+        type(np.dtype(np.uint32)),
+    ]
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .pt, .pth, .bin or .ckpt file, by name; memory-mapped where the file allows.
+
+    Raises:
+        InputMissingError: no such file.
+        WeightsError: not a torch file, no tensors in it, or it needs a class that is not admitted.
+    """
+    if not path.is_file():
+        raise InputMissingError("there is no such file", where=str(path), mend="check the path")
+    with torch.serialization.safe_globals(_numpy_random_state()):
+        content = _load(path)
+    tensors = _tensors_of(content)
+    if not tensors:
+        raise WeightsError(
+            "no tensors by name in this file",
+            where=str(path),
+            mend=f"expected a state dict, bare or under {', '.join(WRAPPERS)}",
+        )
+    return tensors
+
+
+def _load(path: Path) -> object:
+    try:
+        # Only the zip format of torch >= 1.6 can be mapped; the older one is read whole.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as cause:
+        raise WeightsError(
+            f"the file needs more than tensors and plain containers: {_first_line(cause)}",
+            where=str(path),
+            mend="we do not run code from weight files; save its state dict again from the "
+            "program that made it, as tensors only",
+        ) from cause
+    except (RuntimeError, EOFError, ValueError) as cause:
+        raise WeightsError(
+            f"not a readable torch file ({_first_line(cause)})",
+            where=str(path),
+            mend="fetch it again; it may be cut short",
+        ) from cause
+
+
+def _tensors_of(content: object) -> dict[str, Tensor]:
+    """Tensors of the outermost mapping that has any; wrappers first."""
+    if not isinstance(content, Mapping):
+        return {}
+    for wrapper in WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            return _tensors_of(content[wrapper])
+    return {name: t for name, t in content.items() if isinstance(t, Tensor)}
+
+
+def _first_line(cause: Exception) -> str:
+    lines = [line for line in str(cause).splitlines() if "GLOBAL" in line or "global" in line]
+    return (lines or str(cause).splitlines() or [type(cause).__name__])[0].strip()

@@ -1,0 +1,185 @@
+"""Open a weight file or folder of any layout: SAT, diffusers, PEFT, our own.
+
+Nothing is read until a tensor is asked for: pickles and safetensors are memory-mapped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from app.checkpoint.tensor_file import TensorReader, open_tensors
+from app.conversion import lora
+from app.conversion.diffusers import from_diffusers
+from app.conversion.pickle_file import read_state_dict
+from app.conversion.sat import from_sat
+from app.conversion.sat_shards import ShardedTensors
+from app.errors import InputMissingError, WeightsError
+
+Kind = Literal["sat", "diffusers", "peft", "ours"]
+
+SAT_TAG_FILE = "latest"
+SAT_RANK_FILE = "mp_rank_{:02d}_model_states.pt"
+INDEX_SUFFIX = ".safetensors.index.json"  # diffusers' and transformers' list of shards
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """An open file: names as they are in it, and how to read one tensor."""
+
+    where: str  # for errors
+    names: tuple[str, ...]
+    read: Callable[[str], Tensor]
+    outline: Callable[[str], Tensor]  # the tensor on the meta device: shape and dtype only
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.names)
+
+    def our_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of the network by our names.
+
+        Raises:
+            WeightsError: the file does not hold such a network.
+        """
+        return self._converted(self.read)
+
+    def our_outline(self) -> dict[str, Tensor]:
+        """The same on the meta device, without reading any values."""
+        return dict(self._converted(self.outline))
+
+    def _converted(self, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        match self.kind:
+            case "sat":
+                return from_sat(self.names, read, self.where)
+            case "diffusers":
+                return from_diffusers(self.names, read, self.where)
+            case "peft":
+                return lora.from_peft(self.names, read, self.where)
+            case "ours":
+                return ((name, read(name)) for name in self.names)
+
+
+def kind_of(names: Iterable[str]) -> Kind:
+    """The layout that the names belong to."""
+    for name in names:
+        if name.startswith(f"{lora.COMPONENT}.transformer_blocks.") and ".lora_" in name:
+            return "peft"
+        if name.startswith(("transformer_blocks.", "patch_embed.", "time_embedding.")):
+            return "diffusers"
+        if name.startswith(("blocks.", "patch.video.")):
+            return "ours"
+    return "sat"
+
+
+@contextmanager
+def open_weights(path: Path) -> Iterator[WeightsFile]:
+    """Open a file, or the weights in a folder.
+
+    A folder may be a SAT checkpoint (`latest`, or one of its tag folders), a diffusers model or
+    pipeline, or hold a single safetensors file.
+
+    Raises:
+        InputMissingError: there is nothing to open.
+        WeightsError: the content is not what the name promises.
+    """
+    files = list(_files_of(path))
+    where = str(path)
+    with ExitStack() as stack:
+        if files[0].suffix == ".safetensors":
+            yield _from_safetensors([stack.enter_context(open_tensors(f)) for f in files], where)
+        else:
+            yield _from_pickles([read_state_dict(file) for file in files], where)
+
+
+def _from_safetensors(readers: list[TensorReader], where: str) -> WeightsFile:
+    owner = {name: reader for reader in readers for name in reader.names()}
+
+    def outline(name: str) -> Tensor:
+        reader = owner[name]
+        return torch.empty(reader.shape(name), dtype=reader.dtype(name), device="meta")
+
+    metadata = readers[0].metadata if len(readers) == 1 else {}
+    return WeightsFile(where, tuple(owner), lambda name: owner[name].read(name), outline, metadata)
+
+
+def _from_pickles(shards: list[dict[str, Tensor]], where: str) -> WeightsFile:
+    whole = ShardedTensors(shards, where)
+    outlines = ShardedTensors([_outlines(shard) for shard in shards], where)
+    return WeightsFile(where, tuple(whole), whole.__getitem__, outlines.__getitem__)
+
+
+def _outlines(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files to read together: one, or all shards."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputMissingError("there are no such weights", where=str(path), mend="check the path")
+    if (path / SAT_TAG_FILE).is_file():
+        return _sat_files(path / _tag(path))
+    if (path / SAT_RANK_FILE.format(0)).is_file():
+        return _sat_files(path)
+    if (path / "transformer").is_dir():  # a whole diffusers pipeline, or released SAT folders
+        return _files_of(path / "transformer")
+    index = sorted(path.glob(f"*{INDEX_SUFFIX}"))
+    if index:
+        return _indexed(index[0])
+    single = sorted(path.glob("*.safetensors"))
+    if len(single) == 1:
+        return single
+    raise InputMissingError(
+        f"{len(single)} safetensors files and no {SAT_TAG_FILE}, {SAT_RANK_FILE.format(0)} or "
+        "index in this folder",
+        where=str(path),
+        mend="name the weight file itself, or a SAT or diffusers folder",
+    )
+
+
+def _tag(path: Path) -> str:
+    """The folder that `latest` names: a step, or the word release."""
+    tag = (path / SAT_TAG_FILE).read_text().strip()
+    if tag != "release" and not (tag.isdigit() and int(tag) > 0):
+        raise WeightsError(
+            f"{SAT_TAG_FILE} says {tag!r}, which is neither a positive number nor 'release'",
+            where=str(path / SAT_TAG_FILE),
+            mend="an interrupted save leaves this behind: write the number of a complete folder "
+            "into it, or name that folder itself",
+        )
+    return tag
+
+
+def _sat_files(folder: Path) -> list[Path]:
+    """Files of all tensor-parallel ranks, in order."""
+    files: list[Path] = []
+    while (file := folder / SAT_RANK_FILE.format(len(files))).is_file():
+        files.append(file)
+    if not files:
+        raise InputMissingError(
+            f"there is no {SAT_RANK_FILE.format(0)}",
+            where=str(folder),
+            mend="fetch the whole checkpoint folder",
+        )
+    return files
+
+
+def _indexed(index: Path) -> list[Path]:
+    """Shards that an index lists, in order of their names."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as cause:
+        raise WeightsError(
+            f"the index does not parse ({cause!r})", where=str(index), mend="fetch it again"
+        ) from cause
+    return [index.parent / name for name in names]
