@@ -32,6 +32,7 @@ class Merged:
 
     sections: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    complete: bool = True  # False: a file could not be read, so nothing else can be judged
 
     def set_by_override(self, path: str) -> bool:
         """Whether `key=value` on the command line set this key."""
@@ -47,23 +48,21 @@ def merge_layers(
     """Merge all layers; mistakes go to `problems`, whose origins become those of the result."""
     merged = Merged()
     whole = OmegaConf.create({})
-    for name in base:
-        layer = _read_layer(name, problems)
-        if layer is not None:
-            whole = _add(whole, layer, name, merged.origins, problems)
+    layers = [(name, _read_layer(name, problems)) for name in base]
     if deepspeed_file is not None:
-        layer = _read_deepspeed(deepspeed_file, problems)
-        if layer is not None:
-            whole = _add(whole, layer, deepspeed_file, merged.origins, problems)
+        layers.append((deepspeed_file, _read_deepspeed(deepspeed_file, problems)))
+    for name, layer in layers:
+        if layer is None:
+            merged.complete = False
+        else:
+            whole = _add(whole, layer, name, merged.origins, problems)
     for text in overrides:
         _override(whole, text, merged.origins, problems)
     problems.origins = merged.origins
-    if not problems.errors:
-        _check_interpolation(whole, problems)
-    if not problems.errors:
-        resolved = OmegaConf.to_container(whole, resolve=True)
-        assert isinstance(resolved, dict)
-        merged.sections = {str(key): value for key, value in resolved.items() if value is not None}
+    _mend_interpolation(whole, problems)
+    resolved = OmegaConf.to_container(whole, resolve=True)
+    assert isinstance(resolved, dict)
+    merged.sections = {str(key): value for key, value in resolved.items() if value is not None}
     return merged
 
 
@@ -76,7 +75,7 @@ def _read_text(name: str, problems: Problems) -> str | None:
         problems.add(
             f"the file cannot be read: {error.strerror or error}",
             where=name,
-            mend="check the path; key=value overrides begin with args., model., data. or deepspeed.",
+            mend="check the path; an override begins with args., model., data. or deepspeed.",
         )
     return None
 
@@ -219,27 +218,38 @@ def _override(whole: DictConfig, text: str, origins: dict[str, str], problems: P
     _record(plain, path, f"{OVERRIDE_ORIGIN}{key}", origins)
 
 
-def _check_interpolation(whole: DictConfig, problems: Problems) -> None:
+def _mend_interpolation(whole: DictConfig, problems: Problems) -> None:
+    """Report values that lead nowhere, and put null there so that the rest can be checked."""
     for path, value in _leaves(OmegaConf.to_container(whole, resolve=False), ""):
         if value == "???":
             problems.add("the value is missing (???)", where=path, mend="give a value")
-        if not isinstance(value, str) or "${" not in value:
+        elif not isinstance(value, str) or "${" not in value:
             continue
-        if REFUSED_RESOLVER.search(value):
+        elif REFUSED_RESOLVER.search(value):
             problems.add(
                 f"'{value}' asks the environment, which is no layer of a configuration",
                 where=path,
                 mend=f"give {path}=VALUE on the command line",
             )
-            continue
-        try:
-            OmegaConf.select(whole, path, throw_on_resolution_failure=True)
-        except OmegaConfBaseException as error:
+        elif (reason := _dangling(whole, path)) is not None:
             problems.add(
-                f"the interpolation '{value}' leads nowhere: {str(error).splitlines()[0]}",
+                f"the interpolation '{value}' leads nowhere: {reason}",
                 where=path,
                 mend="name a key that exists, by its full path from the top",
             )
+        else:
+            continue
+        problems.broken.add(path)
+        OmegaConf.update(whole, path, None)
+
+
+def _dangling(whole: DictConfig, path: str) -> str | None:
+    """Why the interpolation at `path` fails; None if it does not."""
+    try:
+        OmegaConf.select(whole, path, throw_on_resolution_failure=True)
+    except (OmegaConfBaseException, RecursionError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def _leaves(value: object, path: str) -> list[tuple[str, object]]:

@@ -20,9 +20,12 @@ class Problems:
         self.origins: Mapping[str, str] = origins or {}
         self.errors: list[ConfigError] = []
         self.warnings: list[str] = []
+        self.broken: set[str] = set()  # paths already reported whose value was taken out
 
     def add(self, what: str, *, where: str, mend: str) -> None:
         """Record a mistake at the dotted path `where`."""
+        if where in self.broken:
+            return
         error = ConfigError(what, where=self.locate(where), mend=mend)
         if str(error) not in [str(known) for known in self.errors]:
             self.errors.append(error)

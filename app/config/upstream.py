@@ -13,6 +13,7 @@ from typing import Any
 from app.config.kinds import Kind
 from app.config.problems import Problems
 from app.config.reading import Reader
+from app.config.schema.data import DataConfig, ShardDataConfig
 from app.config.schema.model import PatchSize
 
 CONSTRUCTION = "it only sized parts that upstream throws away after construction"
@@ -152,3 +153,71 @@ def placeholders(value: object, path: str = "") -> Iterator[tuple[str, str]]:
             if ".." not in match.group() and "," not in match.group():
                 yield path, value
                 break
+
+
+def flag_value(name: str, texts: Any) -> tuple[bool, Any]:
+    """The value that upstream's parser makes of a flag's text, where it is a strange one (C7).
+
+    Returns:
+        (True, value) for the arguments that upstream declares with `type=bool` or `type=list`:
+        any text but the empty one is true, a text becomes the list of its characters.
+        (False, None) for all others.
+    """
+    text = texts if isinstance(texts, str) else (texts[0] if len(texts) == 1 else None)
+    if name in ("log_image", "only_save_latents", "only_log_video_latents"):
+        return True, bool(text)
+    if name == "sampling_image_size" and text is not None:
+        return True, tuple(text)
+    return False, None
+
+
+def storage_urls(paths: Sequence[str] | None, where: str, problems: Problems) -> tuple[str, ...]:
+    """Data paths with upstream's schemes as ours: `boto3://` is `s3://` (C15)."""
+    found = []
+    for path in paths or ():
+        scheme, separator, rest = path.partition("://")
+        if separator and scheme in ("boto3", "metaboto3"):
+            found.append(f"s3://{rest}")
+        elif path.startswith(("pipe:", ";")) or (separator and scheme not in ("s3", "file")):
+            problems.add(
+                f"'{path}' cannot be read: reading through {path.partition(':')[0]}: is not built",
+                where=where,
+                mend="give a folder, a .tar path or an s3:// address",
+            )
+        else:
+            found.append(path)
+    return tuple(found)
+
+
+def check_iterable(values: Mapping[str, Any], data: DataConfig, problems: Problems) -> None:
+    """`iterable_dataset`, which the class of the dataset decides here (C9)."""
+    if values["iterable_dataset"] == "custom":
+        problems.add(
+            "datasets that yield ready batches are not built yet",
+            where="args.iterable_dataset",
+            mend="name a class with --register and leave iterable_dataset out",
+        )
+        return
+    shards = isinstance(data.params, ShardDataConfig)
+    if values["iterable_dataset"] and not shards and not isinstance(data.params, dict):
+        problems.warn(
+            f"'iterable_dataset' has no effect: {data.target} reads files, not shards",
+            where="args.iterable_dataset",
+        )
+
+
+def check_split(values: Mapping[str, Any], problems: Problems) -> None:
+    """`split`: only `1,0,0` in effect. Upstream's automatic split overlaps its parts (C10)."""
+    text = str(values["split"])
+    try:
+        shares = [float(share) for share in re.split(r"[,/]", text)]
+    except ValueError:
+        shares = []
+    if not shares or min(shares) < 0 or sum(shares) <= 0:
+        problems.add(f"'split' is {text!r}", where="args.split", mend="give numbers, such as 1,0,0")
+    elif len(shares) > 1 and shares[1] > 0 and values["valid_data"] is None:
+        problems.add(
+            f"'split' is {text!r}: an automatic split is not built yet",
+            where="args.split",
+            mend="name valid_data and write split: 1,0,0",
+        )

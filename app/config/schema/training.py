@@ -39,6 +39,7 @@ class EvaluationConfig:
     strict: bool = False  # the whole validation set
     only_latents: bool = False  # only_log_video_latents
     log_videos: bool = True  # log_image
+    grid_rows: int = 1  # grid_num_rows: rows of the grid of sampled videos
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,3 +64,15 @@ class TrainingConfig:
     load: str | None = None  # initial weights
     log_interval: int = 50
     exit_interval: int | None = None
+    force_train: bool = False  # start although initial weights lack keys that are not LoRA
+    save_rng: bool = True  # not no_save_rng
+    load_rng: bool = True  # not no_load_rng
+    resume_dataloader: bool = False  # read under `compat: sat` only
+    distributed_backend: str = "nccl"
+    device: int = -1  # GPU of this process; -1: the local rank's, or the CPU
+    debug: bool = False  # log at level DEBUG
+    save_args: bool = False  # write <summary_dir>/runs/<run_id>.txt
+    summary_dir: str = ""
+    wandb: bool = False
+    wandb_project: str = "default_project"
+    profiling: int = -1  # profile from this step on; -1: off

@@ -1,0 +1,76 @@
+"""From a command line to the frozen configuration of a run.
+
+Everything here is text in, values out: no class is imported, no process is started, no path is
+opened but the YAML files themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+from app.config.arguments import ARGUMENTS
+from app.config.assembly import assemble
+from app.config.command_line import COMMAND_LINE, CommandLine, read_command_line
+from app.config.merge import merge_layers
+from app.config.problems import Problems
+from app.config.reading import names_of
+from app.config.schema.run import CompatConfig, RunConfig
+from app.config.target import Target, Targets
+from app.config.values import flag_value, resolve
+from app.errors import UsageError
+
+
+def load_config(
+    argv: Sequence[str], targets: Targets, parser: argparse.ArgumentParser | None = None
+) -> RunConfig:
+    """The configuration that a command line asks for.
+
+    Args:
+        argv: words after the command: `--base FILE ...`, flags, `key.path=value`.
+        targets: the table of names that configurations may use (`app.registry.TARGETS`).
+        parser: a caller's parser with options of its own; ours are added to it.
+
+    Raises:
+        UsageError: a wrong flag.
+        ConfigErrors: every mistake of the files and overrides, with file, path and mend.
+    """
+    return config_of(read_command_line(argv, parser), targets)
+
+
+def config_of(line: CommandLine, targets: Targets) -> RunConfig:
+    """The configuration of a command line that was read already; raises as `load_config`."""
+    base = line.flags.get("base")
+    if not base:
+        raise UsageError(
+            "--base is missing",
+            where=COMMAND_LINE,
+            mend="give YAML files: --base configs/cogvideox_2b_lora.yaml configs/sft.yaml",
+        )
+    registered = _registered(line, targets)
+    table = {**targets, **{name: Target(dict, path) for name, path in registered.items()}}
+    problems = Problems()
+    merged = merge_layers(base, line.flags.get("deepspeed_config"), line.overrides, problems)
+    if not merged.complete:
+        problems.raise_errors()
+    resolved = resolve(merged, line, problems)
+    config = assemble(merged, resolved, registered, table, problems)
+    problems.raise_errors()
+    assert config is not None, "without a mistake there is a configuration"
+    return config
+
+
+def _registered(line: CommandLine, targets: Targets) -> Mapping[str, str]:
+    """Rows of `--register NAME=package.module:Class`; a name of ours cannot be taken over."""
+    rows: dict[str, str] = {}
+    for text in line.flags.get("register", ()):
+        flag_value(ARGUMENTS["register"], [text], CompatConfig())
+        name, _, implementation = text.partition("=")
+        if name in targets:
+            raise UsageError(
+                f"--register: '{name}' is a name of this product",
+                where=COMMAND_LINE,
+                mend=f"choose another name; taken for data: {', '.join(names_of('data', targets))}",
+            )
+        rows[name] = implementation
+    return rows

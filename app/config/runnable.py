@@ -1,0 +1,60 @@
+"""What a configuration still lacks before a run may start.
+
+`cogvx config check` accepts a stock file as it came, with warnings; a run does not start with
+one. Nothing is opened here: whether a path exists is found out by the part that reads it.
+"""
+
+from __future__ import annotations
+
+from app.config import upstream
+from app.config.problems import Problems
+from app.config.schema.run import RunConfig
+
+NOT_BUILT_SAMPLING = "sampling from prompts (mode: inference) is not built yet"
+
+
+def lacking(config: RunConfig) -> Problems:
+    """Everything that keeps the run from starting, as mistakes."""
+    problems = Problems(config.origins)
+    _placeholders(config, problems)
+    if config.training is None:
+        problems.add(
+            NOT_BUILT_SAMPLING, where="args.mode", mend="use mode: finetune or mode: pretrain"
+        )
+        return problems
+    if config.model is None:
+        problems.add(
+            "there is no section 'model'",
+            where="model",
+            mend="add a model file: --base configs/cogvideox_2b_lora.yaml",
+        )
+    if config.data is None:
+        problems.add(
+            "there is no section 'data'",
+            where="data",
+            mend="add a recipe: --base ... configs/sft.yaml",
+        )
+    if not config.arguments["train_data"]:
+        problems.add(
+            "'train_data' is missing", where="args.train_data", mend="give folders or shards"
+        )
+    if config.training.save is None:
+        problems.add(
+            "'save' is missing", where="args.save", mend="give a folder or an s3:// prefix"
+        )
+    if config.training.evaluation.interval and not config.arguments["valid_data"]:
+        problems.warn("eval_interval is set, but there is no valid_data: nothing is validated")
+    return problems
+
+
+def check_runnable(config: RunConfig) -> None:
+    """Raise ConfigErrors unless the run may start."""
+    lacking(config).raise_errors()
+
+
+def _placeholders(config: RunConfig, problems: Problems) -> None:
+    found = dict(upstream.placeholders({"args": config.arguments}))
+    for name, section in config.sections.items():
+        found |= dict(upstream.placeholders(section, name))
+    for path, text in found.items():
+        problems.add(f"'{text}' is a placeholder", where=path, mend=f"give the path: {path}=PATH")

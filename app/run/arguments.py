@@ -1,0 +1,168 @@
+"""Upstream's way in: `get_args` and `process_config_to_args`.
+
+The frozen `RunConfig` is the source of truth; the Namespace is rendered from it and carries it as
+`args.run_config`. Parsing has no side effects. `get_args` is parse, then start the process group,
+then seed, as upstream's is; torch is imported only for the last two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import copy
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app.config.arguments import ARGUMENTS
+from app.config.command_line import CommandLine, read_command_line
+from app.config.load import config_of
+from app.config.schema.run import RunConfig
+from app.config.section import as_section
+from app.distributed.rank import RankInfo
+from app.errors import ConfigError, ConfigErrors
+from app.registry import TARGETS
+
+log = logging.getLogger(__name__)
+
+# Groups that get_args started are left at the end of the process, not at the end of the call.
+_lifetime = contextlib.ExitStack()
+
+
+def get_args(
+    args_list: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None
+) -> argparse.Namespace:
+    """Parse, join the process group, and seed the global generators.
+
+    Args:
+        args_list: words of the command line; default: those of this process.
+        parser: a parser with options of the caller's own; their values are in the result too.
+
+    Returns:
+        Every argument of the table, the sections as `model_config`, `data_config` and
+        `deepspeed_config`, `rank`, `world_size`, `local_rank`, `device`, `cuda`, `master_ip`,
+        `master_port`, and the typed configuration as `run_config`.
+
+    Raises:
+        UsageError: a wrong flag.
+        ConfigError: a configuration or an environment that cannot be run.
+    """
+    args = parse_args(args_list, parser)
+    start_distributed(args)
+    seed_from(args)
+    return args
+
+
+def parse_args(
+    args_list: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None
+) -> argparse.Namespace:
+    """`get_args` without its side effects, and without torch; the device is left as asked for."""
+    line = read_command_line(sys.argv[1:] if args_list is None else args_list, parser)
+    config = config_of(line, TARGETS)
+    for warning in config.warnings:
+        log.warning(warning)
+    rank = RankInfo.from_environment(os.environ)
+    args = argparse.Namespace(**copy.deepcopy(line.own))
+    render(args, config)
+    _set_rank(args, config, rank)
+    return args
+
+
+def process_config_to_args(args: argparse.Namespace) -> argparse.Namespace:
+    """Fill a Namespace from the YAML files that its `base` names, in place.
+
+    Values that differ from their built-in default count as given on the command line, so under
+    `precedence: flags` they win over the files and under `precedence: yaml` the files win.
+    """
+    flags: dict[str, Any] = {}
+    for name, argument in ARGUMENTS.items():
+        value = getattr(args, name, None)
+        if value is not None and value != _plain(argument.default):
+            flags[name] = [str(item) for item in value] if _is_list(value) else str(value)
+    render(args, config_of(CommandLine(flags=flags), TARGETS))
+    return args
+
+
+def render(args: argparse.Namespace, config: RunConfig) -> None:
+    """Set the attributes that upstream's Namespace has, and `run_config`."""
+    for name, value in config.arguments.items():
+        setattr(args, name, copy.deepcopy(value))
+    trains = config.training is not None
+    args.deepspeed = trains
+    if trains:
+        args.deepspeed_activation_checkpointing = bool(config.arguments["checkpoint_activations"])
+    deepspeed = config.sections.get("deepspeed")
+    args.deepspeed_config = copy.deepcopy(deepspeed) if isinstance(deepspeed, Mapping) else None
+    # Upstream leaves these unset when their section is missing.
+    for name in ("model", "data"):
+        if name in config.sections:
+            setattr(args, f"{name}_config", as_section(config.sections[name]))
+    args.run_config = config
+
+
+def start_distributed(args: argparse.Namespace) -> None:
+    """Join the process group named by the environment, unless this process is in one already."""
+    import torch
+    import torch.distributed as dist
+
+    from app.distributed.groups import process_groups
+
+    args.cuda = torch.cuda.is_available()
+    args.device = f"cuda:{args.local_rank}" if args.cuda else "cpu"
+    if dist.is_initialized():
+        return
+    rank = RankInfo.from_environment(os.environ)
+    args.groups = _lifetime.enter_context(process_groups(rank, device=torch.device(args.device)))
+
+
+def seed_from(args: argparse.Namespace) -> None:
+    """Seed the global generators; `args.seed` stays the base seed but under `draws: sat`."""
+    from app.distributed.seeding import seed_everything
+
+    config: RunConfig = args.run_config
+    if config.compat.draws == "sat":
+        args.seed += args.rank  # upstream: seed + data-parallel rank
+    seed_everything(args.seed)
+
+
+def _set_rank(args: argparse.Namespace, config: RunConfig, rank: RankInfo) -> None:
+    _check_device(config, rank)
+    args.rank = rank.rank
+    args.world_size = rank.world_size
+    args.local_rank = rank.local_rank
+    args.master_ip = rank.master_addr
+    args.master_port = str(rank.master_port)
+    args.cuda = None  # known once torch is imported
+
+
+def _check_device(config: RunConfig, rank: RankInfo) -> None:
+    """`device` and `local_rank` may repeat what the environment says, not contradict it."""
+    errors = []
+    for name in ("local_rank", "device"):
+        value = config.arguments[name]
+        asked = isinstance(value, int) and value >= 0
+        if asked and value != rank.local_rank and config.training is not None:
+            errors.append(
+                ConfigError(
+                    f"{name} is {value}, but this process has local rank {rank.local_rank}",
+                    where=f"args.{name} ({config.origins.get(f'args.{name}', 'default')}) "
+                    "and the environment variable LOCAL_RANK",
+                    mend=f"leave --{name.replace('_', '-')} out",
+                )
+            )
+    if errors:
+        raise ConfigErrors(errors)
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
+
+
+atexit.register(_lifetime.close)
