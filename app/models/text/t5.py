@@ -249,6 +249,7 @@ def write_tiny_t5(folder: Path, sizes: TinyT5, captions: Sequence[str], seed: in
 def _train_tokenizer(captions: Sequence[str], vocab_size: int) -> bytes:
     """A sentencepiece model with T5's numbers for padding, end and unknown."""
     import sentencepiece  # here, since only the writer of tiny models needs it
+    from sentencepiece import sentencepiece_model_pb2
 
     model = io.BytesIO()
     words = Counter(word for caption in captions for word in caption.split())
@@ -271,4 +272,8 @@ def _train_tokenizer(captions: Sequence[str], vocab_size: int) -> bytes:
             num_threads=1,
             minloglevel=2,
         )
-    return model.getvalue()
+    proto: Any = sentencepiece_model_pb2  # its classes are made at import
+    written = proto.ModelProto.FromString(model.getvalue())
+    written.trainer_spec.ClearField("seed_sentencepieces_file")  # a path of the moment
+    serialised: bytes = written.SerializeToString(deterministic=True)
+    return serialised

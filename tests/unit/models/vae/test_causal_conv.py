@@ -84,3 +84,14 @@ def test_a_kernel_of_one_frame_needs_no_past() -> None:
     _, past = CausalConv3d(4, 3, 1).double()(clip(3), None)
 
     assert past.numel() == 0
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_fp32_on_the_cpu_is_the_3d_convolution_of_torch(kernel: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv3d(4, 3, kernel, padding=(0, kernel // 2, kernel // 2))
+    video = clip(8).float()
+
+    result = conv_in_pieces(conv, video, None)
+
+    torch.testing.assert_close(result, conv(video), rtol=0, atol=1e-5)
