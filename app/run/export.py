@@ -1,0 +1,171 @@
+"""Write the weights of a run for other tools, from what lies in its folder.
+
+Works anywhere that reaches the folder: the network is described by the configuration that the
+run's last attempt left there, the trained weights come from a checkpoint, frozen ones from `load`.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from app.checkpoint.attempts import read_attempts
+from app.checkpoint.catalog import complete_checkpoints, find_newest
+from app.checkpoint.layout import CheckpointRef, config_key, export_folder
+from app.checkpoint.reader import Checkpoint, open_checkpoint
+from app.config.parse import parse_network
+from app.config.schema.model import DiTConfig
+from app.conversion.export import export_diffusers, export_lora, export_safetensors
+from app.conversion.loading import load_network_weights
+from app.errors import ConfigError, InputMissingError
+from app.models.dit.transformer import DiffusionTransformer
+from app.registry import TARGETS
+from app.storage.fetch import fetch
+from app.storage.objects import Storage
+from app.storage.opening import open_storage
+
+log = logging.getLogger(__name__)
+
+WHOLE_FILE = "model.safetensors"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What to export.
+
+    Attributes:
+        kind: "auto" (LoRA if the run trained one, else safetensors), "lora", "safetensors" or
+            "diffusers".
+        step: of the checkpoint; None: the newest.
+        weights: "master" or "ema".
+        dtype: of the files: fp32, bf16 or fp16.
+    """
+
+    kind: str = "auto"
+    step: int | None = None
+    weights: str = "master"
+    dtype: str = "fp32"
+
+
+def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Path) -> list[str]:
+    """Export a run into a folder or s3:// prefix; default: the run's own export/ folder.
+
+    Returns:
+        URLs of the files written.
+
+    Raises:
+        InputMissingError: no such run, or it has no complete checkpoint of that step.
+        ConfigError: the run has no LoRA, or diffusers has no such network.
+    """
+    storage = open_storage(url)
+    ref = _checkpoint_ref(storage, request.step)
+    record = _run_record(storage)
+    config = _network_config(record, storage.url)
+    with tempfile.TemporaryDirectory() as folder:
+        with open_checkpoint(storage, ref) as checkpoint:
+            trained = read_weights(checkpoint, request.weights)
+        tensors = _complete(trained, config, record["args"].get("load"), cache_dir)
+        files = write_export(Path(folder), tensors, config, request)
+        target = storage if out is None else open_storage(out)
+        prefix = export_folder(ref.step) if out is None else ""
+        written = []
+        for file in files:
+            key = prefix + file.relative_to(folder).as_posix()
+            target.upload(file, key)
+            written.append(f"{target.url}/{key}")
+    log.info("exported", extra={"checkpoint": ref.name, "files": written})
+    return written
+
+
+def read_weights(checkpoint: Checkpoint, kind: str) -> dict[str, Tensor]:
+    """Whole fp32 tensors of every trained parameter, by our names.
+
+    Raises:
+        ConfigError: the run kept no averages.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, record in checkpoint.manifest.parameters.items():
+        if kind not in record.kinds:
+            raise ConfigError(
+                f"the checkpoint holds no '{kind}' weights",
+                where=f"checkpoint {checkpoint.ref.name}",
+                mend="export --weights master",
+            )
+        tensors[name] = checkpoint.read(name, kind, 0, record.numel).view(record.shape)
+    return tensors
+
+
+def write_export(
+    folder: Path, tensors: dict[str, Tensor], config: DiTConfig, request: ExportRequest
+) -> list[Path]:
+    """Write the files of one export into a local folder."""
+    dtype = DTYPES[request.dtype]
+    kind = request.kind
+    if kind == "auto":
+        kind = "safetensors" if config.lora is None else "lora"
+    if kind == "lora":
+        return [export_lora(folder, tensors, config, dtype)]
+    if kind == "diffusers":
+        return export_diffusers(folder, tensors, config, dtype)
+    return [export_safetensors(folder / WHOLE_FILE, tensors, config, dtype)]
+
+
+def _complete(
+    trained: dict[str, Tensor], config: DiTConfig, load: str | None, cache_dir: Path
+) -> dict[str, Tensor]:
+    """The trained tensors, with those that were frozen."""
+    with torch.device("meta"):
+        wanted = {name for name, _ in DiffusionTransformer(config).named_parameters()}
+    frozen = wanted - set(trained)
+    if not frozen:
+        return trained
+    network = DiffusionTransformer(config)
+    if load is not None:
+        load_network_weights(network, fetch(load, cache_dir))
+    elif frozen - set(network.computed_parameters()):
+        raise InputMissingError(
+            "the run froze weights that lie in no checkpoint, and names no `load`",
+            where=f"first of them: {min(frozen)}",
+            mend="export the LoRA alone (--kind lora)",
+        )
+    return {
+        name: trained.get(name, parameter.detach().float())
+        for name, parameter in network.named_parameters()
+    }
+
+
+def _checkpoint_ref(storage: Storage, step: int | None) -> CheckpointRef:
+    ref = find_newest(storage)
+    if step is not None and (ref is None or ref.step != step):
+        ref = next((r for r, _ in complete_checkpoints(storage) if r.step == step), None)
+    if ref is None:
+        raise InputMissingError(
+            "no complete checkpoint" + ("" if step is None else f" of step {step}"),
+            where=storage.url,
+            mend="check the URL of the run: <save>/<run id>; list it with cogvx storage ls",
+        )
+    return ref
+
+
+def _run_record(storage: Storage) -> dict[str, dict[str, object]]:
+    attempts = read_attempts(storage)
+    if not attempts:
+        raise InputMissingError(
+            "there is no run here",
+            where=storage.url,
+            mend="give the folder of a run: <save>/<run id>",
+        )
+    last = attempts[-1]
+    return dict(yaml.safe_load(storage.read_small(config_key(last.number, last.owner))))
+
+
+def _network_config(record: dict[str, dict[str, object]], where: str) -> DiTConfig:
+    node = record["model"]["network_config"]
+    return parse_network(node, f"{where}: model.network_config", TARGETS).params

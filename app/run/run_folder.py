@@ -1,0 +1,157 @@
+"""The run's folder in the object store: who writes, what it continues, whether it is finished.
+
+Rank 0 asks the storage; the others are told, so that all ranks decide alike and a run of a
+thousand ranks does not list the bucket a thousand times.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import app.errors
+from app import __version__
+from app.checkpoint.attempts import Attempt, begin_attempt, end_attempt, note_resumed
+from app.checkpoint.catalog import find_newest
+from app.checkpoint.json_file import canonical_json
+from app.checkpoint.layout import COMPLETE, RUN, CheckpointRef, config_key, run_url
+from app.config.schema.run import RunConfig
+from app.config.snapshot import digest, snapshot
+from app.distributed.collectives import broadcast_json
+from app.errors import CogvxError, ConfigError
+from app.storage.objects import ObjectMissingError, Storage
+from app.storage.opening import open_storage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """An open run: its storage, this start of it, and the checkpoint that it continues."""
+
+    storage: Storage
+    attempt: Attempt
+    newest: CheckpointRef | None  # None: start from the initial weights
+    config_sha256: str
+
+
+def open_run(config: RunConfig, rank: int, world: Mapping[str, int]) -> RunFolder | None:
+    """Begin an attempt of the run; None when the run is finished already.
+
+    Args:
+        config: `training.save` and `run_id` name the folder.
+        rank: rank 0 writes, the others wait for what it found.
+        world: sizes for the record: world_size, micro_batch, ...
+
+    Raises:
+        ConfigError: the folder holds a run of another network.
+        CogvxError: the storage cannot be used.
+    """
+    assert config.training is not None
+    assert config.training.save is not None, "checked before a run starts"
+    storage = open_storage(run_url(config.training.save, config.run_id))
+    text = snapshot(config)
+    found = on_rank_zero(rank, lambda: _begin(storage, config, text, world))
+    if found is None:
+        return None
+    assert isinstance(found, dict)
+    newest = CheckpointRef.parse(found["newest"]) if found["newest"] else None
+    return RunFolder(storage, Attempt(**found["attempt"]), newest, digest(text))
+
+
+def on_rank_zero(rank: int, work: Callable[[], Any]) -> Any:
+    """The JSON result of `work` on rank 0, on every rank; its CogvxError is raised on every rank."""
+    answer: object = None
+    if rank == 0:
+        try:
+            answer = {"result": work()}
+        except CogvxError as error:
+            kind = type(error).__name__
+            answer = {"error": [kind, error.what, error.where, error.mend]}
+    answer = broadcast_json(answer)
+    assert isinstance(answer, dict)
+    if "error" in answer:
+        name, what, where, mend = answer["error"]
+        kind = getattr(app.errors, name, CogvxError)
+        raise kind(what, where=where, mend=mend)
+    return answer["result"]
+
+
+def finish_run(run: RunFolder, step: int) -> None:
+    """Write complete.json: every later start of the run ends at once. Rank 0 only."""
+    run.storage.write_small(
+        COMPLETE, canonical_json({"format_version": 1, "step": step, "version": __version__})
+    )
+
+
+def close_attempt(run: RunFolder, cause: str) -> None:
+    """Record the end of this start. Rank 0 only."""
+    end_attempt(run.storage, run.attempt, cause)
+
+
+def _begin(
+    storage: Storage, config: RunConfig, text: str, world: Mapping[str, int]
+) -> dict[str, Any] | None:
+    storage.check_reachable()
+    if _read(storage, COMPLETE) is not None:
+        log.info("the run is finished already", extra={"url": f"{storage.url}/{COMPLETE}"})
+        return None
+    _check_identity(storage, config)
+    newest = find_newest(storage)
+    attempt = begin_attempt(storage, world)
+    attempt = note_resumed(storage, attempt, newest.name if newest else None)
+    storage.write_small(config_key(attempt.number, attempt.owner), text.encode())
+    log.info(
+        "attempt begun",
+        extra={
+            "url": storage.url,
+            "attempt": attempt.number,
+            "resumed_from": newest.name if newest else None,
+        },
+    )
+    return {
+        "newest": newest.name if newest else None,
+        "attempt": {**asdict(attempt), "world": dict(attempt.world)},
+    }
+
+
+def _check_identity(storage: Storage, config: RunConfig) -> None:
+    """Write run.json once; refuse a folder that holds a run of another network."""
+    assert config.model is not None
+    network = json.loads(json.dumps(asdict(config.model.network.params)))
+    identity = {
+        "format_version": 1,
+        "run_id": config.run_id,
+        "version": __version__,
+        "network": {key: value for key, value in network.items() if key not in _CHANGEABLE},
+        "load": config.training.load if config.training else None,
+    }
+    found = _read(storage, RUN)
+    if found is None:
+        storage.write_small(RUN, canonical_json(identity))
+        return
+    for key, value in identity["network"].items():
+        if found.get("network", {}).get(key) != value:
+            raise ConfigError(
+                f"the run has a network with {key} = {found.get('network', {}).get(key)}, "
+                f"the configuration says {value}",
+                where=f"{storage.url}/{RUN}",
+                mend="use another --run-id, or the configuration that the run began with",
+            )
+
+
+# They change how a step is computed, not what is learned.
+_CHANGEABLE = frozenset(
+    {"checkpoint_activations", "checkpoint_num_layers", "checkpoint_skip_layers"}
+)
+
+
+def _read(storage: Storage, key: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(storage.read_small(key))
+    except ObjectMissingError:
+        return None
+    return dict(value)
