@@ -134,7 +134,8 @@ def _unknown(words: Sequence[str], parser: argparse.ArgumentParser) -> UsageErro
             where=COMMAND_LINE,
             mend="write key.path=value beginning with args., model., data. or deepspeed.",
         )
-    known = [option for action in parser._actions for option in action.option_strings]
+    options = [option for action in parser._actions for option in action.option_strings]
+    known = [option for option in options if "_" not in option]
     best = nearest(name.replace("_", "-"), known)
     return UsageError(
         f"unknown flag '{name}'",

@@ -72,10 +72,17 @@ def _read_text(name: str, problems: Problems) -> str | None:
     except UnicodeDecodeError:
         problems.add("the file is not UTF-8 text", where=name, mend="save it as UTF-8")
     except OSError as error:
+        if "=" in name:
+            problems.add(
+                f"'{name}' is no file, and no override either",
+                where="the command line",
+                mend="an override begins with args., model., data. or deepspeed.",
+            )
+            return None
         problems.add(
             f"the file cannot be read: {error.strerror or error}",
             where=name,
-            mend="check the path; an override begins with args., model., data. or deepspeed.",
+            mend="check the path",
         )
     return None
 

@@ -42,10 +42,10 @@ class Problems:
         while probe:
             origin = self.origins.get(probe)
             if origin:
-                return f"{path} in {origin}"
+                return f"{path} {_place(origin)}"
             inside = [key for key in self.origins if key.startswith(f"{probe}.")]
             if inside:
-                return f"{path} in {self.origins[inside[0]]}"
+                return f"{path} {_place(self.origins[inside[0]])}"
             probe = probe.rpartition(".")[0]
         return path
 
@@ -62,3 +62,7 @@ class Problems:
         """Raise ConfigErrors if any mistake was recorded."""
         if self.errors:
             raise ConfigErrors(self.errors)
+
+
+def _place(origin: str) -> str:
+    return "on the command line" if origin.startswith(("override ", "flag ")) else f"in {origin}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Final
 
 from app.config.kinds import Kind
@@ -182,17 +182,34 @@ def open_part(node: object, where: str, role: str, context: Context) -> OpenPart
         return None
     name = str(reader.values["target"])
     row = context.targets.get(name)
+    reader.has("params")
+    node = reader.values.get("params")
     if row is None or row.role not in (role, "any"):
         _report_target(name, row, reader.path("target"), role, context)
-        return None
-    reader.has("params")
-    params = Reader(reader.values.get("params"), reader.path("params"), context.problems)
+        row = _meant(node, role, context.targets)
+        if row is None:
+            return None
+    params = Reader(node, reader.path("params"), context.problems)
     return OpenPart(name, row, reader, params)
 
 
 def names_of(role: str, targets: Targets) -> list[str]:
     """Names that may stand in one place, sorted."""
     return sorted(name for name, row in targets.items() if row.role == role)
+
+
+def _meant(params: object, role: str, targets: Targets) -> Target | None:
+    """The row whose params these seem to be, so that a wrong name does not hide their mistakes."""
+    if not isinstance(params, Mapping):
+        return None
+    rows = [row for row in targets.values() if row.role == role and is_dataclass(row.params)]
+    best: Target | None = None
+    most = 0
+    for row in rows:
+        shared = len({field.name for field in fields(row.params)} & set(params))
+        if shared > most:
+            best, most = row, shared
+    return best
 
 
 def _report_target(name: str, row: Target | None, where: str, role: str, context: Context) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from app.config.schema.part import Part
+from app.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,6 +18,14 @@ class ScheduleConfig:
     shift_scale: float = 1.0
     keep_start: bool = False
     post_shift: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.linear_start < self.linear_end:
+            raise ConfigError(
+                f"linear_start {self.linear_start} is not below linear_end {self.linear_end}",
+                where="model.denoiser_config.params.discretization_config.params.linear_start",
+                mend="leave both out for the released models' 0.00085 and 0.0120",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

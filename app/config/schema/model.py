@@ -8,6 +8,10 @@ from app.config.schema.diffusion import DenoiserConfig, LossConfig, SamplerConfi
 from app.config.schema.part import Part
 from app.config.schema.text import ConditionerConfig
 from app.config.schema.vae import VAEConfig
+from app.errors import ConfigError
+
+_NETWORK = "model.network_config.params"
+_LORA = f"{_NETWORK}.modules.lora_config.params"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +44,12 @@ class LoraConfig:
     dropout: float = 0.0  # lora_dropout
     layer_range: tuple[int, ...] | None = None  # indices of the wrapped layers; None: all
 
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(
+                f"the rank of LoRA is {self.rank}", where=f"{_LORA}.r", mend="use 1 or more"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiTConfig:
@@ -69,6 +79,36 @@ class DiTConfig:
     checkpoint_skip_layers: int = 0
     model_parallel_size: int = 1
     lora: LoraConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
+                f"{self.num_attention_heads}",
+                where=f"{_NETWORK}.hidden_size",
+                mend="change one of them",
+            )
+        # The head is cut 1/4 : 3/8 : 3/8 into time, rows and columns, each of pairs.
+        if self.position.kind == "rope3d" and self.head_dim % 16:
+            raise ConfigError(
+                f"rotary positions need a head size that is a multiple of 16, not {self.head_dim}",
+                where=f"{_NETWORK}.num_attention_heads",
+                mend="change hidden_size or num_attention_heads",
+            )
+        if self.ofs_embed_dim is not None and self.ofs_embed_dim != self.time_embed_dim:
+            raise ConfigError(
+                f"ofs_embed_dim is {self.ofs_embed_dim}, but the embedding it is added to has "
+                f"{self.time_embed_dim} features",
+                where=f"{_NETWORK}.ofs_embed_dim",
+                mend=f"use {self.time_embed_dim}, the time_embed_dim",
+            )
+        wrapped = self.lora.layer_range if self.lora is not None else None
+        if wrapped is not None and not all(0 <= layer < self.num_layers for layer in wrapped):
+            raise ConfigError(
+                f"layer_range {list(wrapped)} goes beyond the {self.num_layers} layers",
+                where=f"{_LORA}.layer_range",
+                mend=f"use indices from 0 to {self.num_layers - 1}",
+            )
 
     @property
     def head_dim(self) -> int:

@@ -38,6 +38,7 @@ EMBEDDER = (
     Field("ucg_rate", real(0, 1), 0.0),
 )
 T5 = (Field("model_dir", text()), Field("max_length", integer(1), 77))
+GROUPS = 32  # of every group norm in this VAE
 NOT_BUILT_CONTEXT_PARALLEL = "context parallelism of the VAE is not built yet"
 
 
@@ -62,10 +63,39 @@ def read_first_stage(node: object, where: str, context: Context) -> Part[VAEConf
     values["encoder"] = _coder(params, "encoder_config", "vae encoder", context)
     values["decoder"] = _coder(params, "decoder_config", "vae decoder", context)
     params.close()
+    if len(problems.errors) == before:
+        _check_coders(values["encoder"], values["decoder"], params)
     if len(problems.errors) > before:
         return None
     config = problems.build(VAEConfig, values)
     return Part(part.name, part.target.implementation, config) if config else None
+
+
+def _check_coders(encoder: VAEPartConfig, decoder: VAEPartConfig, params: Reader) -> None:
+    """Sizes that the encoder, the decoder and their group norms need to agree on."""
+    for name in ("z_channels", "ch_mult", "temporal_compress_times"):
+        ours, theirs = getattr(encoder, name), getattr(decoder, name)
+        if ours != theirs:
+            params.problems.add(
+                f"{name} is {ours} in the encoder and {theirs} in the decoder",
+                where=params.path(f"decoder_config.params.{name}"),
+                mend="make them equal",
+            )
+    for key, coder in (("encoder_config", encoder), ("decoder_config", decoder)):
+        widths = [coder.ch * factor for factor in (1, *coder.ch_mult)]
+        if any(width % GROUPS for width in widths):
+            params.problems.add(
+                f"the widths {widths} (ch times ch_mult) must be multiples of {GROUPS}",
+                where=params.path(f"{key}.params.ch"),
+                mend="change ch or ch_mult",
+            )
+    levels = encoder.temporal_compress_times.bit_length() - 1
+    if 2**levels != encoder.temporal_compress_times or levels >= len(encoder.ch_mult):
+        params.problems.add(
+            f"temporal_compress_times is {encoder.temporal_compress_times}",
+            where=params.path("encoder_config.params.temporal_compress_times"),
+            mend=f"use a power of two below {2 ** len(encoder.ch_mult)}",
+        )
 
 
 def _regularizer(params: Reader, context: Context) -> bool:
