@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from app.config.schema.model import LoraConfig
-from app.errors import ConfigError
 from app.models.lora.linear import LoraLinear
 
 PROJECTIONS = ("q", "k", "v", "out")
@@ -19,19 +18,10 @@ def inject_lora(attentions: Sequence[nn.Module], config: LoraConfig) -> None:
 
     Args:
         attentions: the attention modules in layer order, with Linear children q, k, v and out.
-        config: rank, alpha, dropout and the layers.
-
-    Raises:
-        ConfigError: `layer_range` names a layer that does not exist.
+        config: rank, alpha, dropout and the layers, which exist (the network's config checks it).
     """
     layers = range(len(attentions)) if config.layer_range is None else config.layer_range
     for layer in layers:
-        if not 0 <= layer < len(attentions):
-            raise ConfigError(
-                f"layer_range names layer {layer}; the network has {len(attentions)} layers",
-                where="network_config.params.modules.lora_config.params.layer_range",
-                mend=f"use indices 0 to {len(attentions) - 1}",
-            )
         for name in PROJECTIONS:
             base = attentions[layer].get_submodule(name)
             assert type(base) is nn.Linear, f"{name} of layer {layer} is not a plain Linear"
