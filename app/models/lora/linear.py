@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 
@@ -46,12 +47,18 @@ class LoraLinear(nn.Linear):
         return super().forward(x) + nn.functional.linear(low, self.lora_b) * self.scale
 
     def merged_weight(self) -> Tensor:
-        """W + B A alpha/r (o, i): summed in fp32, then in the dtype of the weight."""
-        return (self.weight.float() + self.update()).to(self.weight.dtype)
-
-    def update(self) -> Tensor:
-        """B A alpha/r (o, i), fp32."""
-        return self.lora_b.float() @ self.lora_a.float() * self.scale
+        """W + B A alpha/r (o, i): summed in fp32 or wider, then in the dtype of the weight."""
+        return merged(self.weight, self.lora_a, self.lora_b, self.scale)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}, alpha={self.alpha}"
+
+
+def merged(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
+    """W + B A scale for W (o, i), A (r, i), B (o, r): in fp32 or wider, then in the dtype of W.
+
+    A negative scale takes the update out again, to rounding.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    update = lora_b.to(wide) @ lora_a.to(wide) * scale
+    return (weight.to(wide) + update).to(weight.dtype)

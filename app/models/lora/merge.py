@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from app.models.lora.inject import lora_layers
-from app.models.lora.linear import LoraLinear
+from app.models.lora.linear import LoraLinear, merged
 
 
 @torch.no_grad()
@@ -42,24 +42,23 @@ def merged_tensors(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Ten
         scale: alpha / r.
 
     Returns:
-        The other tensors as they are; merged weights summed in fp32, in their own dtype.
+        The other tensors as they are; merged weights summed in fp32 or wider, in their own dtype.
     """
-    merged = {name: t for name, t in tensors.items() if not name.endswith((".lora_a", ".lora_b"))}
+    plain = {name: t for name, t in tensors.items() if not name.endswith((".lora_a", ".lora_b"))}
     for name, lora_a in tensors.items():
         if not name.endswith(".lora_a"):
             continue
         layer = name.removesuffix(".lora_a")
-        weight = merged[f"{layer}.weight"]
-        update = tensors[f"{layer}.lora_b"].float() @ lora_a.float() * scale
-        merged[f"{layer}.weight"] = (weight.float() + update).to(weight.dtype)
-    return merged
+        weight, lora_b = tensors[f"{layer}.weight"], tensors[f"{layer}.lora_b"]
+        plain[f"{layer}.weight"] = merged(weight, lora_a, lora_b, scale)
+    return plain
 
 
 @torch.no_grad()
 def unmerge_lora(network: nn.Module, layers: dict[str, LoraLinear]) -> None:
     """Undo `merge_lora`, in place: subtract the update (to rounding) and put the layers back."""
     for name, layer in layers.items():
-        layer.weight.copy_((layer.weight.float() - layer.update()).to(layer.weight.dtype))
+        layer.weight.copy_(merged(layer.weight, layer.lora_a, layer.lora_b, -layer.scale))
         _replace(network, name, layer)
 
 
