@@ -32,7 +32,9 @@ class BadClipError(DataError):
 
     def named(self, where: str) -> BadClipError:
         """The same error with the sample's name, if it has none yet."""
-        return self if self.where != UNNAMED else BadClipError(self.reason, self.detail, where=where)
+        return (
+            self if self.where != UNNAMED else BadClipError(self.reason, self.detail, where=where)
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (self.reason, self.detail, self.where))

@@ -79,6 +79,7 @@ class Decoder:
         self._deadline_base_s = deadline_base_s
         self._process: _Process | None = None
         self._closed = False
+        self._busy = threading.Lock()
         self._clips = 0
         self._pace: deque[float] = deque(maxlen=101)  # seconds per pixel of the last clips
 
@@ -92,14 +93,16 @@ class Decoder:
             BadClipError: the file cannot be used; its reason says why.
         """
         header = read_header(blob)
-        for attempt in (1, 2):
-            try:
-                return self._attempt(blob, header, choose, take)
-            except DecoderLostError as lost:
-                self._stop()
-                if self._closed or attempt == 2:
-                    raise BadClipError(lost.reason, f"{lost.detail}, twice") from lost
-                log.warning("decoder lost", extra={"reason": lost.reason, "detail": lost.detail})
+        with self._busy:
+            for attempt in (1, 2):
+                try:
+                    return self._attempt(blob, header, choose, take)
+                except DecoderLostError as lost:
+                    self._stop()
+                    if self._closed or attempt == 2:
+                        raise BadClipError(lost.reason, f"{lost.detail}, twice") from lost
+                    facts = {"reason": lost.reason, "detail": lost.detail}
+                    log.warning("decoder lost, trying a fresh one", extra=facts)
         raise AssertionError("unreachable")
 
     def probe(self, blob: bytes) -> VideoFacts:
@@ -107,13 +110,17 @@ class Decoder:
         return self.decode(blob, lambda facts: (), lambda place, frame: None)
 
     def close(self) -> None:
-        """End the process; may be called from another thread, which then gets BadClipError."""
+        """End the process; may be called from another thread, whose `decode` then fails."""
         self._closed = True
-        self._stop()
+        process = self._process
+        if process is not None:
+            process.end()
+        # The pipes are closed when nobody reads from them any more: a number that is closed
+        # under a reader may already belong to another file.
+        with self._busy:
+            self._stop()
 
-    def _attempt(
-        self, blob: bytes, header: VideoHeader, choose: Choose, take: Take
-    ) -> VideoFacts:
+    def _attempt(self, blob: bytes, header: VideoHeader, choose: Choose, take: Take) -> VideoFacts:
         process = self._ready()
         started = time.monotonic()
         pixels = header.rows * header.columns * (header.samples or round(30 * header.duration_s))
@@ -130,18 +137,18 @@ class Decoder:
     def _ready(self) -> _Process:
         if self._clips >= CLIPS_PER_PROCESS:
             self._stop()
-        if self._process is None:
+        if self._process is None and not self._closed:
             self._clips = 0
             self._process = _Process()
-            if self._closed:  # close() came between
-                self._stop()
-                raise DecoderLostError("closed", "the loader was closed")
+        if self._process is None or self._closed:
+            raise DecoderLostError("closed", "the loader was closed")
         return self._process
 
     def _stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
+            process.end()
+            process.close_pipes()
 
 
 class DecoderOfThread:
@@ -195,7 +202,12 @@ class _Process:
         self._from = self._child.stdout.fileno()
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
-        self._expect(b"!", time.monotonic() + START_DEADLINE_S)
+        try:
+            self._expect(b"!", time.monotonic() + START_DEADLINE_S)
+        except BaseException:
+            self.end()
+            self.close_pipes()
+            raise
 
     def open(self, blob: bytes, header: VideoHeader, deadline: float) -> VideoFacts:
         self._send(b"O" + struct.pack("<Q", len(blob)), deadline)
@@ -222,15 +234,17 @@ class _Process:
             (count,) = struct.unpack("<I", self._receive(4, deadline))
             for place in range(done, done + count):
                 frame = np.empty((rows, columns, 3), dtype=np.uint8)
-                self._receive_into(memoryview(frame).cast("B"), deadline)
+                self._receive_into(memoryview(frame.reshape(-1).data), deadline)
                 take(place, frame)
             done += count
 
-    def kill(self) -> None:
-        # Called by the thread that uses the process or by close(); the pipes are closed by
-        # whoever comes first, after the child is gone.
+    def end(self) -> None:
+        """Kill the child and wait for it."""
         self._child.kill()
         self._child.wait()
+
+    def close_pipes(self) -> None:
+        """Called by the thread that uses them, or when no thread does."""
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):

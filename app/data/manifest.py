@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
 
 from app.errors import DataError, InputMissingError
 from app.storage.keys import OWN_KEY
@@ -84,32 +85,44 @@ class Manifest:
         return cls(shards, made_by)
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A shard of unchanged size whose identity differs: rewritten, or only copied."""
+
+    shard: ShardEntry
+    kind: str  # "ETag" or "modification time"
+    old: str
+    new: str
+
+    def error(self, folder: str) -> DataError:
+        return changed(folder, self.shard, self.kind, self.old, self.new)
+
+
 def check_against_listing(
-    manifest: Manifest, listing: Mapping[str, Entry], folder: str
-) -> list[ShardEntry]:
+    shards: Iterable[ShardEntry], listing: Mapping[str, Entry], folder: str
+) -> list[Doubt]:
     """Compare shards with what a listing of the folder shows now.
 
     Returns:
-        Shards of unchanged size whose identity differs although the manifest knows their
-        digest: they may be copies, and must be checked by content before use.
+        Shards whose size is the same and whose identity is not.
 
     Raises:
         InputMissingError: a shard is gone; names it.
-        DataError: a shard changed; names it, the old and the new value.
+        DataError: a shard has another size; names it, the old and the new one.
     """
-    doubtful = []
-    for shard in manifest.shards:
+    doubts = []
+    for shard in shards:
         entry = listing.get(shard.name)
         if entry is None:
             raise missing_shard(f"{folder}/{shard.name}")
         if entry.size_bytes != shard.bytes:
-            raise changed(folder, shard, "size", f"{shard.bytes} bytes", f"{entry.size_bytes} bytes")
-        kind, old, new = _identity(shard, entry)
-        if old != new:
-            if shard.sha256 is None:
-                raise changed(folder, shard, kind, str(old), str(new))
-            doubtful.append(shard)
-    return doubtful
+            raise changed(
+                folder, shard, "size", f"{shard.bytes} bytes", f"{entry.size_bytes} bytes"
+            )
+        doubt = _doubt(shard, entry)
+        if doubt is not None:
+            doubts.append(doubt)
+    return doubts
 
 
 def missing_shard(url: str) -> InputMissingError:
@@ -158,18 +171,23 @@ def index_key(name: str) -> str:
     return f"dataset.index-{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
 
 
-def _identity(shard: ShardEntry, entry: Entry) -> tuple[str, object, object]:
-    """(what, old, new) of the best identity that both sides know; equal when there is none."""
+def _doubt(shard: ShardEntry, entry: Entry) -> Doubt | None:
+    """Compare the best identity that both sides know."""
     if shard.etag and entry.etag:
-        return "ETag", shard.etag, entry.etag
-    # One side with and one without an ETag are different kinds of storage: a copy, whose times
-    # say nothing.
-    same_kind = not shard.etag and not entry.etag
-    if same_kind and shard.modified is not None and entry.modified is not None:
-        if abs(shard.modified - entry.modified) <= CLOCK_TOLERANCE_S:
-            return "modification time", 0, 0
-        return "modification time", shard.modified, entry.modified
-    return "identity", None, None
+        same = shard.etag == entry.etag
+        return None if same else Doubt(shard, "ETag", shard.etag, entry.etag)
+    if shard.etag or entry.etag or shard.modified is None or entry.modified is None:
+        # One side with and one without an ETag are different kinds of storage: a copy, whose
+        # times say nothing.
+        return None
+    if abs(shard.modified - entry.modified) <= CLOCK_TOLERANCE_S:
+        return None
+    old, new = (_moment(time) for time in (shard.modified, entry.modified))
+    return Doubt(shard, "modification time", old, new)
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _digest(content: Mapping[str, object]) -> str:

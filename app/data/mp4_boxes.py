@@ -174,7 +174,7 @@ class _Walk:
         shown_columns, shown_rows = struct.unpack_from(">II", self.data, header.stop - 8)
         for coded, shown in ((columns, shown_columns >> 16), (rows, shown_rows >> 16)):
             if shown and not coded / 2 <= shown <= coded * 2:
-                raise BadClipError("damaged", f"frames of {sides} pixels are to be shown at {shown}")
+                raise BadClipError("damaged", f"frames of {sides} are shown at {shown} pixels")
 
     def duration_s(self, track: Box) -> float:
         box = self.need(track, "mdia", "mdhd")

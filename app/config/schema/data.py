@@ -75,4 +75,8 @@ class DataConfig:
     frame_rule: str = "exact"  # ours: "exact" (by time stamps) or "sat"
     cache_dir: str | None = None  # ours: shard cache; None: below $TMPDIR
     cache_gib: float = 20.0  # ours
+    prefetch_gib: float = 4.0  # ours: shards downloaded ahead, per rank
+    missing_captions: str = "error"  # ours: or "empty", which trains on ""
+    temporal_crop: str = "start"  # ours: or "random", keyed by the position in the order
+    on_changed_shard: str = "error"  # ours: or "rescan"
     order: OrderConfig = field(default_factory=OrderConfig)

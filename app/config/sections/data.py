@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.config.kinds import integer, optional, real, sequence, text
+from app.config.kinds import choice, integer, optional, real, sequence, text
 from app.config.reading import Context, Field, Reader, open_part
 from app.config.schema.data import DataConfig, OrderConfig, SFTDataConfig, ShardDataConfig
 
@@ -30,6 +30,10 @@ ORDER = (Field("lanes", integer(1), 16), Field("window", integer(1), 256))
 CACHE = (
     Field("cache_dir", optional(text()), None),
     Field("cache_gib", real(above=0), 20.0),
+    Field("prefetch_gib", real(above=0), 4.0),
+    Field("missing_captions", choice("error", "empty"), "error"),
+    Field("temporal_crop", choice("start", "random"), "start"),
+    Field("on_changed_shard", choice("error", "rescan"), "error"),
 )
 PARAMS: dict[type, tuple[Field, ...]] = {SFTDataConfig: SFT, ShardDataConfig: SHARDS}
 

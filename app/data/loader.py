@@ -1,0 +1,247 @@
+"""Micro-batches of one rank, in the global order, decoded ahead by background threads.
+
+Which sample comes when is decided by `Order` and `Share` alone; the threads only fill it in, so
+their number changes nothing. A thread has its own decoder process, so the decoding runs beside
+Python and beside the training step.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate, count
+from types import TracebackType
+
+from app.data.batch import Batch, Collate, Item, collate, with_names
+from app.data.cursor import Cursor
+from app.data.order import Order
+from app.data.share import Share
+from app.data.source import Source
+
+log = logging.getLogger(__name__)
+
+# Decoded samples in memory at once, whatever the number of workers (49x480x720: 42 of them).
+MOST_DECODED_BYTES = 2 << 30
+LOOKAHEAD_SAMPLES = 512  # how far shards are announced to the prefetcher
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderSettings:
+    """How far ahead to work."""
+
+    num_workers: int = 1  # threads with a decoder each; 0 decodes when a batch is asked for
+    prefetch_factor: int = 4  # samples per worker
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """One micro-batch that will come."""
+
+    positions: list[int]
+    indices: list[int]
+
+
+class Loader:
+    """Batches from any step on; `with` or `close()` ends its threads and decoders.
+
+    Args:
+        source: the samples.
+        order: which sample is at a position.
+        share: which positions are this rank's.
+        settings: workers and prefetch.
+        identity: the cursor at step 0, which names the sequence.
+        collate_fn: makes a batch of samples; None stacks them.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        order: Order,
+        share: Share,
+        *,
+        settings: LoaderSettings,
+        identity: Cursor,
+        collate_fn: Collate | None = None,
+    ) -> None:
+        self.source = source
+        self.order = order
+        self.share = share
+        self._identity = identity
+        self._settings = settings
+        self._collate = collate_fn or collate
+        self._waited_s = 0.0
+        self._closed = False
+        self._pool = (
+            ThreadPoolExecutor(settings.num_workers, thread_name_prefix="decode")
+            if settings.num_workers
+            else None
+        )
+
+    def __len__(self) -> int:
+        """Samples of the dataset."""
+        return len(self.source)
+
+    def batches(self, start_step: int = 0, stop_step: int | None = None) -> Iterator[Batch]:
+        """The micro-batches of optimizer steps start_step .. stop_step - 1 (None: for ever).
+
+        Every step gives `share.accumulation` of them. Errors of a sample are raised here, as
+        they are, when its batch is asked for. Closing the iterator cancels what was ahead.
+        """
+        plan = self._plan(start_step, stop_step)
+        ahead: deque[_Planned] = deque()  # announced, not yet begun
+        begun: deque[tuple[_Planned, list[Future[Item]]]] = deque()
+        try:
+            while True:
+                self._announce(plan, ahead)
+                self._begin(ahead, begun)
+                if begun:
+                    planned, futures = begun.popleft()
+                elif ahead:
+                    planned, futures = ahead.popleft(), []
+                else:
+                    return
+                yield self._batch(planned, futures)
+        finally:
+            for planned, futures in begun:
+                for index, future in zip(planned.indices, futures, strict=True):
+                    if future.cancel():
+                        self.source.release(index)
+            for planned in ahead:
+                for index in planned.indices:
+                    self.source.release(index)
+
+    def cursor(self, step: int, skipped: Sequence[int] = ()) -> Cursor:
+        """Where the data is after `step` optimizer steps."""
+        same = self._identity
+        return Cursor(
+            t=step,
+            seed=same.seed,
+            lanes=same.lanes,
+            window=same.window,
+            batch=same.batch,
+            manifest_sha256=same.manifest_sha256,
+            order=same.order,
+            shares=same.shares,
+            skipped=tuple(skipped),
+        )
+
+    def steps_for_epochs(self, epochs: int) -> int:
+        """Optimizer steps for `epochs` passes over the data."""
+        return self.order.steps_for_epochs(epochs)
+
+    def take_wait_s(self) -> float:
+        """Seconds that the training waited for data since the last call."""
+        waited, self._waited_s = self._waited_s, 0.0
+        return waited
+
+    def close(self) -> None:
+        """End the workers and the source; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self.source.close()  # kills the decoders, so that running reads end at once
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _plan(self, start_step: int, stop_step: int | None) -> Iterator[_Planned]:
+        steps = count(start_step) if stop_step is None else range(start_step, stop_step)
+        for step in steps:
+            for micro in range(self.share.accumulation):
+                positions = self.share.positions(step, micro)
+                yield _Planned(positions, [self.order.index(p) for p in positions])
+
+    def _announce(self, plan: Iterator[_Planned], ahead: deque[_Planned]) -> None:
+        """Tell the source about the reads of the next LOOKAHEAD_SAMPLES samples."""
+        size = self.share.micro_batch
+        while (len(ahead) + 1) * size <= max(LOOKAHEAD_SAMPLES, size):
+            planned = next(plan, None)
+            if planned is None:
+                return
+            for index in planned.indices:
+                self.source.expect(index)
+            ahead.append(planned)
+
+    def _begin(
+        self, ahead: deque[_Planned], begun: deque[tuple[_Planned, list[Future[Item]]]]
+    ) -> None:
+        """Give the workers their next micro-batches, as many as may be in memory."""
+        if self._pool is None:
+            return
+        while ahead and (len(begun) + 1) * self.share.micro_batch <= self._most_samples():
+            planned = ahead.popleft()
+            pairs = zip(planned.indices, planned.positions, strict=True)
+            futures = [self._pool.submit(self.source.read, i, p) for i, p in pairs]
+            begun.append((planned, futures))
+
+    def _most_samples(self) -> int:
+        """Samples decoded or being decoded at once: at least the next batch beside this one."""
+        wished = self._settings.num_workers * self._settings.prefetch_factor
+        if self.source.sample_bytes:
+            wished = min(wished, MOST_DECODED_BYTES // self.source.sample_bytes)
+        return max(wished, 2 * self.share.micro_batch)
+
+    def _batch(self, planned: _Planned, futures: list[Future[Item]]) -> Batch:
+        began = time.monotonic()
+        if futures:
+            items = [future.result() for future in futures]
+        else:
+            pairs = zip(planned.indices, planned.positions, strict=True)
+            items = [self.source.read(index, position) for index, position in pairs]
+        self._waited_s += time.monotonic() - began
+        return with_names(self._collate(items), items, planned.positions)
+
+
+class JoinedSource:
+    """Several datasets laid end to end; an index counts through all of them."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = list(sources)
+        self._first = [0, *accumulate(len(source) for source in self.sources)]
+
+    @property
+    def sample_bytes(self) -> int:
+        return max(source.sample_bytes for source in self.sources)
+
+    def __len__(self) -> int:
+        return self._first[-1]
+
+    def shard_sizes(self) -> Sequence[int]:
+        return [size for source in self.sources for size in source.shard_sizes()]
+
+    def fingerprint(self) -> str:
+        return "+".join(source.fingerprint() for source in self.sources)
+
+    def read(self, index: int, position: int) -> Item:
+        source, own = self._find(index)
+        return source.read(own, position)
+
+    def expect(self, index: int) -> None:
+        source, own = self._find(index)
+        source.expect(own)
+
+    def release(self, index: int) -> None:
+        source, own = self._find(index)
+        source.release(own)
+
+    def close(self) -> None:
+        for source in self.sources:
+            source.close()
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        which = next(i for i, end in enumerate(self._first[1:]) if index < end)
+        return self.sources[which], index - self._first[which]

@@ -1,0 +1,356 @@
+"""Objects of a bucket as files on the node's disk: one download per node, a bound on the space.
+
+All processes of a node share one directory. A file's name is a digest of the object's URL and
+identity, so two buckets with a `000.tar` never mix and a replaced object is another file. Locks
+are `flock`s: the kernel frees them when a process dies, so nothing is left to clean by hand.
+
+    <digest>.obj        a complete object, checked before it got this name
+    <digest>.lock       held by whoever downloads it; others wait here and then find the file
+    <digest>.part       being downloaded, by the holder of the lock
+    <digest>.reserved   sparse file of the size that a running download will need
+    <process>.want      names that a process will read soon, locked while it lives
+    evict.lock          held while space is counted and files are removed
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import CogvxError, ConfigError, DataError
+from app.storage.objects import Entry, Storage
+
+log = logging.getLogger(__name__)
+
+Check = Callable[[Path], None]  # raises DataError when the file is not what it should be
+OBJECT, PART, RESERVED, WANT = ".obj", ".part", ".reserved", ".want"
+# The storage writes `.<digest>.part.part-...` first; only a killed process leaves it.
+_UNFINISHED = re.compile(r"\.?([0-9a-f]{32})\.(?:part.*|reserved)")
+AFTER_FULL_DISK = 0.8  # of the bound, when the disk was full before the bound was reached
+
+
+@dataclass(frozen=True, slots=True)
+class CachedObject:
+    """One object to have on disk, and the check of its content (not of its size: always)."""
+
+    storage: Storage
+    entry: Entry
+    check: Check | None = None
+
+    @property
+    def url(self) -> str:
+        return f"{self.storage.url}/{self.entry.key}"
+
+    @property
+    def name(self) -> str:
+        identity = self.entry.etag or f"modified {self.entry.modified}"
+        text = f"{self.url}\0{self.entry.size_bytes}\0{identity}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class NoRoomError(Exception):
+    """The bound is reached and every file is wanted; wait until one is not, or be urgent."""
+
+
+class ShardCache:
+    """The directory and its bound. Safe to use from several threads and processes.
+
+    Args:
+        folder: on the node's own disk; made when missing.
+        limit_bytes: space for all processes of the node together.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self.folder = folder
+        self.limit_bytes = limit_bytes
+        self._want_lock = threading.Lock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            process = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            self._want_path = folder / f"{process}{WANT}"
+            self._want = self._want_path.open("w+")
+        except OSError as problem:
+            raise ConfigError(
+                f"the cache folder cannot be used: {problem.strerror}",
+                where=f"data.cache_dir: {folder}",
+                mend="name a folder on the node's disk that may be written",
+            ) from problem
+        fcntl.flock(self._want, fcntl.LOCK_EX)
+        self._remove_leftovers()
+
+    def get(self, wanted: CachedObject, *, urgent: bool = True) -> Path:
+        """The object's file; downloads it if no process of this node has.
+
+        Args:
+            wanted: what to have.
+            urgent: someone waits for it: files that are wanted later may be removed for it.
+
+        Raises:
+            NoRoomError: not urgent, and there is no room now.
+            DataError: the object is damaged, twice.
+            InputMissingError, AccessDeniedError, RetryableError: from the storage.
+        """
+        path = self.folder / f"{wanted.name}{OBJECT}"
+        if self._present(path, wanted):
+            return path
+        with self._locked(f"{wanted.name}.lock"):
+            if not self._present(path, wanted):
+                try:
+                    self._download(wanted, path, urgent)
+                except DataError as problem:
+                    log.warning("damaged", extra={"url": wanted.url, "what": problem.what})
+                    self._download(wanted, path, urgent)
+        return path
+
+    def discard(self, wanted: CachedObject) -> None:
+        """Remove a file that its reader found damaged; the next `get` fetches it again."""
+        with suppress(FileNotFoundError):
+            (self.folder / f"{wanted.name}{OBJECT}").unlink()
+
+    def want(self, names: Iterable[str]) -> None:
+        """Publish which names this process reads soon, so that no other removes them."""
+        with self._want_lock:
+            self._want.seek(0)
+            self._want.truncate()
+            self._want.write("\n".join(names))
+            self._want.flush()
+
+    def close(self) -> None:
+        """Give up this process's wishes; the files stay for the next run."""
+        with suppress(FileNotFoundError):
+            self._want_path.unlink()
+        self._want.close()
+
+    def _present(self, path: Path, wanted: CachedObject) -> bool:
+        try:
+            found = path.stat()
+            if found.st_size != wanted.entry.size_bytes:
+                path.unlink()
+                return False
+            os.utime(path)  # least recently used goes first
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _download(self, wanted: CachedObject, path: Path, urgent: bool) -> None:
+        """Called with the object's lock held."""
+        part = path.with_suffix(PART)
+        with self._reserved(wanted, urgent):
+            try:
+                self._fetch(wanted, part)
+            except OSError as problem:
+                if problem.errno != errno.ENOSPC:
+                    raise
+                self._make_room(0, urgent, int(AFTER_FULL_DISK * self._used_bytes()))
+                self._fetch(wanted, part)
+            os.replace(part, path)
+        log.debug("shard cached", extra={"url": wanted.url, "bytes": wanted.entry.size_bytes})
+
+    def _fetch(self, wanted: CachedObject, part: Path) -> None:
+        try:
+            wanted.storage.download(wanted.entry.key, part, wanted.entry)
+            if wanted.check is not None:
+                wanted.check(part)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    @contextmanager
+    def _reserved(self, wanted: CachedObject, urgent: bool) -> Iterator[None]:
+        """Count the bytes of a download before it begins."""
+        path = self.folder / f"{wanted.name}{RESERVED}"
+        with self._locked("evict.lock"):
+            self._make_room_locked(wanted.entry.size_bytes, urgent, self.limit_bytes)
+            with path.open("wb") as file:
+                file.truncate(wanted.entry.size_bytes)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _make_room(self, needed: int, urgent: bool, limit: int) -> None:
+        with self._locked("evict.lock"):
+            self._make_room_locked(needed, urgent, limit)
+
+    def _make_room_locked(self, needed: int, urgent: bool, limit: int) -> None:
+        used = self._used_bytes()
+        if used + needed <= limit:
+            return
+        mine, others = self._wanted_names()
+        # An urgent download may take what this process wants later, never what others want.
+        for protected in (mine | others, others) if urgent else (mine | others,):
+            for path in self._oldest_first():
+                if used + needed <= limit:
+                    return
+                if path.stem not in protected:
+                    with suppress(FileNotFoundError):
+                        used -= path.stat().st_size
+                        path.unlink()
+        if used + needed <= limit:
+            return
+        if not urgent:
+            raise NoRoomError
+        raise ConfigError(
+            f"the cache of {limit / 2**30:.2f} GiB is smaller than the files in use at once: "
+            f"{used / 2**30:.2f} GiB are needed by other processes, {needed / 2**30:.2f} GiB more "
+            "are asked for",
+            where="data.cache_gib",
+            mend=f"set it to {2 * (used + needed) / 2**30:.1f} or more, or use smaller shards",
+        )
+
+    def _used_bytes(self) -> int:
+        total = 0
+        for path in self.folder.iterdir():
+            if path.suffix in (OBJECT, RESERVED):
+                with suppress(FileNotFoundError):
+                    total += path.stat().st_size
+        return total
+
+    def _oldest_first(self) -> list[Path]:
+        aged = []
+        for path in self.folder.iterdir():
+            if path.suffix == OBJECT:
+                with suppress(FileNotFoundError):
+                    aged.append((path.stat().st_mtime, path))
+        return [path for _, path in sorted(aged)]
+
+    def _wanted_names(self) -> tuple[set[str], set[str]]:
+        """Names wanted by this process, and by the other living ones."""
+        mine: set[str] = set()
+        others: set[str] = set()
+        for path in self.folder.glob(f"*{WANT}"):
+            with suppress(FileNotFoundError):
+                if path == self._want_path:
+                    mine.update(path.read_text().split())
+                elif _is_dead(path):
+                    path.unlink()
+                else:
+                    others.update(path.read_text().split())
+        return mine, others
+
+    def _remove_leftovers(self) -> None:
+        """Delete partial files whose download died: nobody holds their lock."""
+        for path in self.folder.iterdir():
+            match = _UNFINISHED.fullmatch(path.name)
+            if match is not None:
+                lock = self.folder / f"{match[1]}.lock"
+                with lock.open("a") as file, suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with (self.folder / name).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _is_dead(want: Path) -> bool:
+    """Whether the process that wrote a .want file is gone: its lock is free."""
+    with want.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+class Prefetcher:
+    """Downloads objects in the order in which they will be read, ahead of the reader.
+
+    `expect` counts coming reads of an object and `done` counts one off. An object with expected
+    reads is wanted; at most `ahead_bytes` of wanted objects are downloaded ahead.
+    """
+
+    def __init__(self, cache: ShardCache, ahead_bytes: int, threads: int = 2) -> None:
+        self._cache = cache
+        self._ahead_bytes = ahead_bytes
+        self._reads: dict[str, int] = {}  # name -> expected reads, in order of the first one
+        self._objects: dict[str, CachedObject] = {}
+        self._begun: set[str] = set()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._run, name=f"prefetch-{i}", daemon=True)
+            for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def expect(self, wanted: CachedObject) -> None:
+        """One read of this object is coming."""
+        with self._changed:
+            self._reads[wanted.name] = self._reads.get(wanted.name, 0) + 1
+            if wanted.name not in self._objects:
+                self._objects[wanted.name] = wanted
+                self._publish()
+                self._changed.notify_all()
+
+    def done(self, wanted: CachedObject) -> None:
+        """One expected read is over."""
+        with self._changed:
+            left = self._reads.get(wanted.name, 0) - 1
+            if left > 0:
+                self._reads[wanted.name] = left
+            elif wanted.name in self._reads:
+                del self._reads[wanted.name], self._objects[wanted.name]
+                self._begun.discard(wanted.name)
+                self._publish()
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop after the downloads that run now."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _publish(self) -> None:
+        self._cache.want(self._reads)
+
+    def _next(self) -> CachedObject | None:
+        """The first object not begun yet, if it is inside the bound. Called with the lock."""
+        ahead = 0
+        for name in self._reads:
+            wanted = self._objects[name]
+            if name not in self._begun:
+                # The first one always: a bound below one object would stop everything.
+                return (
+                    wanted
+                    if ahead + wanted.entry.size_bytes <= self._ahead_bytes or not (ahead)
+                    else None
+                )
+            ahead += wanted.entry.size_bytes
+        return None
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and self._next() is None:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                wanted = self._next()
+                assert wanted is not None
+                self._begun.add(wanted.name)
+            try:
+                self._cache.get(wanted, urgent=False)
+            except NoRoomError:
+                with self._changed:
+                    self._begun.discard(wanted.name)
+                    self._changed.wait(timeout=1.0)
+            except (CogvxError, OSError) as problem:
+                # The reader meets the same problem, with the sample's name; here it is a hint.
+                log.warning("prefetch failed", extra={"url": wanted.url, "problem": str(problem)})

@@ -1,0 +1,237 @@
+"""Clips of a folder: videos/ beside labels/, local or in a bucket (`data_video.SFTDataset`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from app.config.schema.data import SFTDataConfig
+from app.data import frames
+from app.data.bad_clip import BadClipError
+from app.data.batch import Item
+from app.data.clip import ClipShape, caption_text, checked_caption, read_clip
+from app.data.decode import VideoFacts
+from app.data.frames import FrameWish, Selection
+from app.data.local_files import LocalFiles
+from app.data.settings import settings_from_args
+from app.data.source import EMPTY, RANDOM, SAT, SourceSettings
+from app.errors import DataError, InputMissingError
+from app.storage.objects import Entry, ObjectMissingError
+from app.storage.opening import is_remote, open_storage
+
+log = logging.getLogger(__name__)
+
+VIDEO_SUFFIX = ".mp4"  # exactly: upstream leaves .MP4 and other kinds out
+VIDEOS, LABELS = "videos", "labels"
+BLANK_BYTES = 16  # a caption file this small may be blank: looked at before the start
+NAMES_SHOWN = 5
+READERS = 16
+
+
+class SFTSource:
+    """A folder of videos with one caption file each, in the order of their names."""
+
+    def __init__(self, params: SFTDataConfig, path: str, settings: SourceSettings) -> None:
+        root, within = split_root(path)
+        self._storage = open_storage(root)
+        entries = {entry.key: entry for entry in self._storage.list(within)}
+        if within:  # the folder videos/ itself was named: its captions are beside it
+            entries |= {entry.key: entry for entry in self._storage.list(f"{LABELS}/")}
+        self.keys = [key for key in sorted(entries) if is_video(key, within)]
+        if not self.keys:
+            raise _no_videos(path, entries)
+        self._files = LocalFiles(self._storage, entries, settings.cache, settings.prefetcher)
+        self._settings = settings
+        self._crop_is_random = settings.temporal_crop == RANDOM
+        self._shape = ClipShape(
+            FrameWish(params.max_num_frames, params.fps, params.skip_frms_num), *params.video_size
+        )
+        self._fps = params.fps
+        self._captions = CaptionFiles(root, self._files, settings)
+        self._captions.check(self.keys)
+        other = sum(1 for key in entries if key.lower().endswith(VIDEO_SUFFIX)) - len(self.keys)
+        if other > 0 and not within:
+            log.warning("files are not read: their suffix is not .mp4", extra={"files": other})
+
+    @classmethod
+    def create_dataset_function(cls, path: str, args: Namespace, **params: Any) -> SFTSource:
+        """The seam that upstream's trainer calls, once per entry of train_data or valid_data."""
+        return cls(SFTDataConfig(**params), path, settings_from_args(args))
+
+    @property
+    def sample_bytes(self) -> int:
+        return self._shape.bytes
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.read(index, index)
+
+    def shard_sizes(self) -> Sequence[int]:
+        return [len(self.keys)]
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for key in self.keys:
+            digest.update(json.dumps([key, self._files.entries[key].size_bytes]).encode() + b"\n")
+        return digest.hexdigest()
+
+    def caption(self, index: int) -> str:
+        """The caption of a sample, as training uses it."""
+        return self._captions.read(self.keys[index])
+
+    def read(self, index: int, position: int) -> Item:
+        key = self.keys[index]
+        try:
+            caption = self.caption(index)
+            blob = self._files.read(key)
+
+            def rule(facts: VideoFacts) -> Selection:
+                if self._settings.frame_rule == SAT:
+                    return frames.sat_folder(facts.reported, facts.fps, self._shape.wish)
+                crop = self._settings.crop(position) if self._crop_is_random else None
+                return frames.exact(facts.times, self._shape.wish, crop)
+
+            video, count = read_clip(blob, self._shape, rule, self._settings.decoders)
+        except BadClipError as problem:
+            raise problem.named(f"{self._storage.url}/{key}") from problem
+        finally:
+            self._files.done(key)
+        return {"mp4": video, "txt": caption, "num_frames": count, "fps": self._fps, "key": key}
+
+    def expect(self, index: int) -> None:
+        self._files.expect(self.keys[index])
+
+    def release(self, index: int) -> None:
+        self._files.done(self.keys[index])
+
+    def close(self) -> None:
+        self._settings.decoders.close()
+
+
+class CaptionFiles:
+    """The caption file of each video, by one of two rules.
+
+    `relative`: the same path with the last folder `videos` named `labels`, else beside the
+    video; the whole text. `sat`: upstream's text replacement in the full path, also inside other
+    names; the first line; "" where the file is missing.
+    """
+
+    def __init__(self, root: str, files: LocalFiles, settings: SourceSettings) -> None:
+        self._root = root
+        self._files = files
+        self._sat = settings.caption_rule == SAT
+        self._may_be_missing = self._sat or settings.missing_captions == EMPTY
+
+    def check(self, keys: Sequence[str]) -> None:
+        """Find missing and blank captions before the run starts.
+
+        Raises:
+            DataError: with the count and the first names, unless they may be missing.
+        """
+        if self._may_be_missing and not self._sat:
+            return
+        with ThreadPoolExecutor(READERS) as pool:
+            problems = [p for p in pool.map(self._problem, keys) if p is not None]
+        if problems:
+            names = "; ".join(problems[:NAMES_SHOWN])
+            more = (
+                f"; and {len(problems) - NAMES_SHOWN} more" if len(problems) > NAMES_SHOWN else ""
+            )
+            raise DataError(
+                f"{len(problems)} of {len(keys)} videos have no caption: {names}{more}",
+                where=self._root,
+                mend="write the captions, or set data.missing_captions: empty to train on ''",
+            )
+
+    def read(self, key: str) -> str:
+        """The caption of a video.
+
+        Raises:
+            BadClipError: missing, blank, too long or not UTF-8.
+        """
+        data = self._data(key)
+        text = None if data is None else caption_text(data)
+        if self._sat:
+            if text is None:
+                return ""
+            lines = text.splitlines()
+            if not lines:
+                raise BadClipError("empty_caption", "its caption file is empty")
+            return lines[0]
+        return checked_caption(text, may_be_missing=self._may_be_missing)
+
+    def _problem(self, key: str) -> str | None:
+        """What is wrong with the caption of a video, if that can be told cheaply."""
+        if self._sat:
+            return f"{key} (its caption file is empty)" if self._size(key) == 0 else None
+        entry = self._files.entries.get(label_key(key))
+        if entry is None:
+            return f"{key} (no {label_key(key)})"
+        if entry.size_bytes <= BLANK_BYTES and not (self._data(key) or b"").strip():
+            return f"{key} ({entry.key} is blank)"
+        return None
+
+    def _size(self, key: str) -> int | None:
+        """Bytes of upstream's caption file; None where there is none."""
+        if is_remote(self._root):
+            entry = self._files.entries.get(sat_label_path(key))
+            return entry.size_bytes if entry else None
+        path = Path(sat_label_path(f"{self._root}/{key}"))
+        return path.stat().st_size if path.is_file() else None
+
+    def _data(self, key: str) -> bytes | None:
+        if self._sat and not is_remote(self._root):
+            path = Path(sat_label_path(f"{self._root}/{key}"))
+            return path.read_bytes() if path.is_file() else None
+        label = sat_label_path(key) if self._sat else label_key(key)
+        try:
+            return self._files.storage.read_small(label)
+        except ObjectMissingError:
+            return None
+
+
+def split_root(path: str) -> tuple[str, str]:
+    """(root, prefix of the videos): a path that ends in `videos` means that folder of its parent.
+
+    Upstream finds labels/ beside it, because it replaces the name in the full path.
+    """
+    path = path.removeprefix("file://").rstrip("/") or "/"
+    parent, _, name = path.rpartition("/")
+    if name == VIDEOS and parent and not parent.endswith("/"):
+        return parent, f"{VIDEOS}/"
+    return path, ""
+
+
+def is_video(key: str, within: str) -> bool:
+    return key.endswith(VIDEO_SUFFIX) and key.startswith(within)
+
+
+def label_key(key: str) -> str:
+    """`a/videos/b/1.mp4` -> `a/labels/b/1.txt`; without a folder videos: beside the video."""
+    parts = key.removesuffix(VIDEO_SUFFIX).split("/")
+    folders = parts[:-1]
+    if VIDEOS in folders:
+        last = len(folders) - 1 - folders[::-1].index(VIDEOS)
+        folders[last] = LABELS
+    return "/".join([*folders, parts[-1]]) + ".txt"
+
+
+def sat_label_path(path: str) -> str:
+    """Upstream's caption path: every `.mp4` and every `videos` in the whole path is replaced."""
+    return path.replace(".mp4", ".txt").replace("videos", "labels")
+
+
+def _no_videos(path: str, entries: Mapping[str, Entry]) -> InputMissingError:
+    shards = sum(1 for key in entries if key.endswith(".tar"))
+    hint = "check the path; videos end in .mp4 and lie in videos/, captions in labels/"
+    if shards:
+        hint = f"{shards} tar shards lie here: set data.target to data_video.VideoDataset"
+    return InputMissingError("no video (*.mp4) lies here", where=path, mend=hint)

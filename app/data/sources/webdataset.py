@@ -1,0 +1,328 @@
+"""Clips of tar shards, local or in a bucket (`data_video.VideoDataset`)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from argparse import Namespace
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from app.config.schema.data import ShardDataConfig
+from app.data import frames
+from app.data.bad_clip import BadClipError
+from app.data.batch import Item
+from app.data.clip import ClipShape, caption_text, checked_caption, read_clip
+from app.data.decode import VideoFacts
+from app.data.frames import FrameWish, Selection
+from app.data.local_files import LocalFiles
+from app.data.manifest import ShardEntry, changed, fingerprint
+from app.data.settings import settings_from_args
+from app.data.shard_urls import parse_shard_path
+from app.data.source import EMPTY, RANDOM, SAT, SourceSettings
+from app.data.survey import Folder, SurveyRules, file_sha256, survey
+from app.data.tar_index import VIDEO, Member, index_digest, index_shard, read_json_object
+from app.errors import DataError
+from app.storage.objects import ObjectMissingError
+from app.storage.opening import open_storage
+
+log = logging.getLogger(__name__)
+
+OPEN_SHARDS = 64
+LARGEST_JSON_BYTES = 1 << 20
+SIDECAR_SUFFIX = ".meta.jsonl"
+ID_SEPARATOR = "-$#%@&"  # upstream looks the part before it up
+NAMES_SHOWN = 5
+
+
+class OpenShard:
+    """One shard on this node's disk: its samples, and their bytes by position."""
+
+    def __init__(self, url: str, descriptor: int, samples: list[dict[str, Member]]) -> None:
+        self.url = url
+        self.samples = samples
+        self._descriptor = descriptor
+
+    def read(self, member: Member) -> bytes:
+        """Bytes of a member; safe from several threads."""
+        data = os.pread(self._descriptor, member.size, member.offset)
+        if len(data) != member.size:
+            raise DataError(
+                f"member {member.key}.{member.suffix} is cut",
+                where=self.url,
+                mend="the shard changed under the run: restore it, then start the run again",
+            )
+        return data
+
+    def __del__(self) -> None:
+        # Dropped from the table while another thread still reads: closed when that one is done.
+        os.close(self._descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A shard of the source: its folder, and its line of the manifest."""
+
+    folder: int
+    shard: ShardEntry
+
+
+class ShardSource:
+    """Samples of tar shards, numbered in the order of the shards' names."""
+
+    def __init__(self, params: ShardDataConfig, path: str, settings: SourceSettings) -> None:
+        self._params = params
+        self._settings = settings
+        self._folders: list[Folder] = []
+        self._files: list[LocalFiles] = []
+        self._places: list[_Place] = []
+        self._survey(path)
+        del self._places[params.nshards :]
+        self._counts = [place.shard.samples for place in self._places]
+        self._ends = list(accumulate(self._counts))
+        self._shape = ClipShape(
+            FrameWish(params.num_frames, params.fps, params.skip_frms_num), *params.image_size
+        )
+        self._may_be_missing = settings.missing_captions == EMPTY or settings.caption_rule == SAT
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._sidecars: dict[int, Mapping[str, Mapping[str, object]]] = {}
+        self._lock = threading.Lock()
+        self._check_captions()
+
+    @classmethod
+    def create_dataset_function(cls, path: str, args: Namespace, **params: Any) -> ShardSource:
+        """The seam that upstream's trainer calls, once per entry of train_data or valid_data."""
+        return cls(ShardDataConfig(**params), path, settings_from_args(args))
+
+    @property
+    def sample_bytes(self) -> int:
+        return self._shape.bytes
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Item:
+        return self.read(index, index)
+
+    def shard_sizes(self) -> Sequence[int]:
+        return self._counts
+
+    def fingerprint(self) -> str:
+        return fingerprint((str(place.folder), place.shard) for place in self._places)
+
+    def read(self, index: int, position: int) -> Item:
+        which, offset = self._place(index)
+        place = self._places[which]
+        try:
+            shard = self._shard(which)
+            sample = shard.samples[offset]
+            key = sample[VIDEO].key
+            where = f"{shard.url}, sample {key}"
+            try:
+                facts = self._metadata(which, shard, sample)
+                caption = checked_caption(
+                    self._caption(shard, sample, facts), may_be_missing=self._may_be_missing
+                )
+                rule = partial(self._rule, facts, position)
+                video, count = read_clip(
+                    shard.read(sample[VIDEO]), self._shape, rule, self._settings.decoders
+                )
+            except BadClipError as problem:
+                raise problem.named(where) from problem
+        finally:
+            self._files[place.folder].done(place.shard.name)
+        return {
+            "mp4": video,
+            "txt": caption,
+            "num_frames": count,
+            "fps": self._params.fps,
+            "key": f"{place.shard.name}:{key}",
+        }
+
+    def expect(self, index: int) -> None:
+        place = self._places[self._place(index)[0]]
+        self._files[place.folder].expect(place.shard.name)
+
+    def release(self, index: int) -> None:
+        place = self._places[self._place(index)[0]]
+        self._files[place.folder].done(place.shard.name)
+
+    def close(self) -> None:
+        self._settings.decoders.close()
+        with self._lock:
+            self._open.clear()
+
+    def _survey(self, path: str) -> None:
+        """List, check and index every folder that the path names."""
+        patterns = parse_shard_path(path, self._params.include_dirs)
+        rules = SurveyRules(self._params.txt_key, self._settings.on_changed_shard)
+        for number, folder in enumerate(dict.fromkeys(pattern.folder for pattern in patterns)):
+            asked = [pattern for pattern in patterns if pattern.folder == folder]
+            found = survey(open_storage(folder), asked, self._settings.cache_dir, rules)
+            files = LocalFiles(
+                found.storage, found.entries, self._settings.cache, self._settings.prefetcher
+            )
+            for shard in found.shards:
+                files.check_with(shard.name, partial(_check_content, found.storage.url, shard))
+                self._places.append(_Place(number, shard))
+            self._folders.append(found)
+            self._files.append(files)
+
+    def _check_captions(self) -> None:
+        """Refuse samples without any member that could hold a caption, before the start."""
+        lacking = {place.shard.name: place for place in self._places if place.shard.no_caption}
+        count = sum(place.shard.no_caption for place in lacking.values())
+        if not count or self._may_be_missing:
+            return
+        names: list[str] = []
+        for place in list(lacking.values())[:NAMES_SHOWN]:
+            index = self._folders[place.folder].indexes.index(place.shard)
+            samples = index.samples() if index else []
+            names += [
+                f"{place.shard.name}:{sample[VIDEO].key}"
+                for sample in samples
+                if {"txt", "json", "id", self._params.txt_key}.isdisjoint(sample)
+            ]
+        raise DataError(
+            f"{count} of {len(self)} samples have no caption: {'; '.join(names[:NAMES_SHOWN])}",
+            where=self._folders[0].storage.url,
+            mend="add .txt members, or set data.missing_captions: empty to train on ''",
+        )
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(shard, sample in it) of an index."""
+        which = bisect_right(self._ends, index)
+        return which, index - (self._ends[which] - self._counts[which])
+
+    def _shard(self, which: int) -> OpenShard:
+        """The opened shard; the least recently used one makes room."""
+        with self._lock:
+            shard = self._open.get(which)
+            if shard is not None:
+                self._open.move_to_end(which)
+                return shard
+        place = self._places[which]
+        files = self._files[place.folder]
+        try:
+            shard = _opened(files, place.shard)
+        except DataError:
+            if not files.discard(place.shard.name):
+                raise
+            shard = _opened(files, place.shard)  # the cached copy was damaged: fetched again
+        with self._lock:
+            self._open[which] = shard
+            while len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return shard
+
+    def _metadata(
+        self, which: int, shard: OpenShard, sample: Mapping[str, Member]
+    ) -> Mapping[str, object]:
+        """Fields of the sample's JSON member, and above them those of the sidecar file."""
+        facts: dict[str, object] = {}
+        if "json" in sample:
+            where = f"{shard.url}, sample {sample[VIDEO].key}"
+            facts |= read_json_object(shard.read(sample["json"]), LARGEST_JSON_BYTES, where)
+        if "id" in sample:
+            name = caption_text(shard.read(sample["id"])).strip()
+            record = self._sidecar(which).get(name.partition(ID_SEPARATOR)[0], {})
+            wanted = self._params.meta_names or tuple(record)
+            facts |= {field: record[field] for field in wanted if field in record}
+        return facts
+
+    def _caption(
+        self, shard: OpenShard, sample: Mapping[str, Member], facts: Mapping[str, object]
+    ) -> str | None:
+        """The member named by txt_key, else that field of the metadata, else the .txt member."""
+        key = self._params.txt_key
+        if key in sample:
+            return caption_text(shard.read(sample[key]))
+        if facts.get(key) is not None:
+            return str(facts[key])
+        return caption_text(shard.read(sample["txt"])) if "txt" in sample else None
+
+    def _sidecar(self, which: int) -> Mapping[str, Mapping[str, object]]:
+        """Records of `name.meta.jsonl` beside `name.tar`, by their field `key`."""
+        with self._lock:
+            if which in self._sidecars:
+                return self._sidecars[which]
+        place = self._places[which]
+        folder, _, base = place.shard.name.rpartition("/")
+        name = f"{folder}/" * bool(folder) + base.partition(".")[0] + SIDECAR_SUFFIX
+        storage = self._folders[place.folder].storage
+        try:
+            records = _records(storage.read_small(name))
+        except ObjectMissingError:
+            records = {}
+        with self._lock:
+            self._sidecars[which] = records
+            while len(self._sidecars) > OPEN_SHARDS:
+                del self._sidecars[next(iter(self._sidecars))]
+        return records
+
+    def _rule(self, facts: Mapping[str, object], position: int, video: VideoFacts) -> Selection:
+        wish = self._shape.wish
+        if self._settings.frame_rule != SAT:
+            random_start = self._settings.temporal_crop == RANDOM
+            crop = self._settings.crop(position) if random_start else None
+            return frames.exact(video.times, wish, crop)
+        fps = _number(facts, "fps") or video.fps
+        duration_s = _number(facts, "duration") or video.reported / video.fps
+        if duration_s < frames.sat_shards_duration_s(fps, wish):
+            raise BadClipError("too_short", f"it lasts {duration_s:g} s")
+        return frames.sat_shards(
+            video.reported, fps, duration_s, wish, self._settings.crop(position)
+        )
+
+
+def _opened(files: LocalFiles, entry: ShardEntry) -> OpenShard:
+    """Open a shard and make sure that its members are those of the manifest."""
+    url = f"{files.storage.url}/{entry.name}"
+    with files.open(entry.name) as file:
+        index = index_shard(file, entry.bytes, url)
+        digest = index_digest(index)
+        if digest != entry.index_sha256:
+            raise changed(files.storage.url, entry, "index", entry.index_sha256, digest)
+        return OpenShard(url, os.dup(file.fileno()), index.samples())
+
+
+def _check_content(url: str, entry: ShardEntry, path: Path) -> None:
+    """Check a downloaded shard: its members, and its digest where the manifest has one."""
+    with path.open("rb") as file:
+        digest = index_digest(index_shard(file, entry.bytes, f"{url}/{entry.name}"))
+    if digest != entry.index_sha256:
+        raise changed(url, entry, "index", entry.index_sha256, digest)
+    if entry.sha256 is not None and (found := file_sha256(path)) != entry.sha256:
+        raise changed(url, entry, "sha256", entry.sha256, found)
+
+
+def _records(data: bytes) -> dict[str, Mapping[str, object]]:
+    """JSON lines by their `key`; lines that are not readable are counted and left out."""
+    records: dict[str, Mapping[str, object]] = {}
+    unreadable = 0
+    for line in data.splitlines():
+        try:
+            record = json.loads(line)
+            records[str(record["key"])] = record
+        except (ValueError, KeyError, TypeError):
+            unreadable += bool(line.strip())
+    if unreadable:
+        log.warning("lines of a sidecar file are not readable", extra={"lines": unreadable})
+    return records
+
+
+def _number(facts: Mapping[str, object], name: str) -> float | None:
+    """A number that may be written as text; None when there is none above zero."""
+    try:
+        value = float(facts.get(name))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return value if 0 < value < float("inf") else None
