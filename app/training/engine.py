@@ -18,15 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from app.checkpoint.fragments import Fragment, ParameterInfo
 from app.config.schema.training import TrainingConfig
 from app.distributed.groups import ProcessGroups
 from app.training.deepspeed_section import deepspeed_section
 from app.training.ema import MovingAverage
 from app.training.fragments import (
     MASTER,
-    Fragment,
     OwnedState,
-    ParameterInfo,
     Read,
     Slot,
     dealt_out,

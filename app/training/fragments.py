@@ -13,24 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from app.checkpoint.fragments import MOMENT_KINDS, WEIGHT_KINDS, Fragment
 from app.training.ema import MovingAverage
 
-MASTER, EMA = "master", "ema"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True, slots=True)
-class Fragment:
-    name: str
-    kind: str
-    start: int
-    values: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterInfo:
-    shape: tuple[int, ...]
-    group: int
+MASTER, EMA = WEIGHT_KINDS
 
 
 Read = Callable[[str, str, int, int], Tensor]  # (name, kind, start, numel) -> flat fp32
@@ -108,7 +94,7 @@ class OwnedState:
     def _tensors(self, slot: Slot) -> Iterator[tuple[str, Tensor]]:
         state = self._optimizer.state[slot.flat]
         yield MASTER, slot.flat
-        for moment in MOMENTS:
+        for moment in MOMENT_KINDS:
             yield moment, state[moment]
         if self._average is not None:
             yield EMA, self._average.of(slot.flat)
@@ -122,7 +108,7 @@ class OwnedState:
                 continue
             device = slot.flat.device if fused else torch.device("cpu")
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            for moment in MOMENTS:
+            for moment in MOMENT_KINDS:
                 state[moment] = torch.zeros_like(slot.flat, memory_format=torch.preserve_format)
 
 

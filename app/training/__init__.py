@@ -1,0 +1,1 @@
+"""The training loop and what it drives: engine, optimizer, schedule, the step itself."""

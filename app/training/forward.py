@@ -1,0 +1,101 @@
+"""The step functions that users of the original know, used by our own loop.
+
+Source of the contract: sat/train_video.py, forward_step, forward_step_eval, broad_cast_batch.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.telemetry.timing import PartTimes
+from app.training.step import DiffusionModel
+
+VIEWS_AXES = 6  # (B, views, T, 3, H, W)
+
+
+def forward_step(
+    data_iterator: Iterator[Mapping[str, Any]],
+    model: DiffusionModel,
+    args: Namespace,
+    timers: PartTimes,
+    data_class: type | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One micro-step: the next batch and its loss.
+
+    Args:
+        data_iterator: yields batches, see app.data.batch.
+        model: what `training_main` built.
+        args: `iteration`, the number of the current step, is read.
+        timers: `timers(name).start()` and `.stop()`.
+        data_class: upstream's argument for bound dataset classes; not needed here.
+
+    Returns:
+        The loss, and numbers by name for the log.
+    """
+    batch = next_batch(data_iterator, args, timers)
+    return model.shared_step(broad_cast_batch(batch))
+
+
+def forward_step_eval(
+    data_iterator: Iterator[Mapping[str, Any]],
+    model: DiffusionModel,
+    args: Namespace,
+    timers: PartTimes,
+    only_log_video_latents: bool = False,
+    data_class: type | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One validation micro-step: as `forward_step`, without gradients, and videos for people.
+
+    Videos are made when `args.log_image` is set and `model.videos_to` takes them; every rank
+    makes those of its own batch, so no rank waits for another.
+    """
+    batch = broad_cast_batch(flat_views(next_batch(data_iterator, args, timers)))
+    with torch.no_grad():
+        if getattr(args, "log_image", True) and model.videos_to is not None:
+            videos = model.log_video(batch, only_log_video_latents=only_log_video_latents)
+            model.videos_to(videos, batch)
+        loss, metrics = model.shared_step(batch)
+    return loss, {name: value.float() for name, value in metrics.items()}
+
+
+def broad_cast_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch of the first rank of a model-parallel group, on every rank of it.
+
+    With one process per copy of the network, which is all there is here, that is the batch
+    itself.
+    """
+    return batch
+
+
+def next_batch(
+    data_iterator: Iterator[Mapping[str, Any]], args: Namespace, timers: Callable[[str], Any]
+) -> dict[str, Any]:
+    """The next batch with `global_step`; its time is charged to "data loader"."""
+    timers("data loader").start()
+    batch = dict(next(data_iterator))
+    timers("data loader").stop()
+    batch["global_step"] = getattr(args, "iteration", 0)
+    return batch
+
+
+def flat_views(batch: dict[str, Any]) -> dict[str, Any]:
+    """Clips with several views, (B, views, T, 3, H, W), as B * views clips.
+
+    Captions are taken from `txt[view][sample]`, as upstream's datasets of views give them.
+    """
+    video = batch.get("mp4")
+    if not isinstance(video, Tensor) or video.ndim != VIEWS_AXES:
+        return batch
+    count, views = video.shape[:2]
+    captions = [batch["txt"][view][sample] for sample in range(count) for view in range(views)]
+    flat = {**batch, "mp4": video.flatten(0, 1), "txt": captions}
+    if "positions" in batch:
+        flat["positions"] = [
+            position * views + view for position in batch["positions"] for view in range(views)
+        ]
+    return flat

@@ -1,0 +1,263 @@
+"""The training loop: micro-steps, optimizer step, log, save, validate, stop.
+
+It knows neither data nor storage nor evaluation: those are callables. A `step` is an optimizer
+step; numbers are told with the count of steps done, 1 after the first, as upstream's iterations.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from app.errors import PreemptedError
+from app.telemetry.logging import LogContext
+from app.telemetry.metrics import Trackers
+from app.telemetry.timing import Pace, PartTimes
+from app.training.engine import StepReport
+from app.training.health import Health
+from app.training.lr_schedule import LrSchedule
+from app.training.reduction import reduced
+from app.training.signals import StopFlag
+
+log = logging.getLogger(__name__)
+
+PART_NAMES = {"data loader": "data"}  # upstream's timer name -> ours in log lines
+
+MicroStep = Callable[[int], tuple[Tensor, Mapping[str, Tensor]] | Tensor]
+
+
+class SteppedEngine(Protocol):
+    """What the loop needs of app.training.engine.Engine."""
+
+    def train(self) -> None: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def step(self, lr: float) -> StepReport: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoopState:
+    """How far the run is: part of every checkpoint."""
+
+    step: int = 0  # optimizer steps done
+    skipped_steps: int = 0
+    stopped_early: bool = False  # by exit_interval: the run is not finished
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopPlan:
+    """Lengths and intervals in optimizer steps; None or 0 means never."""
+
+    steps: int
+    accumulation: int
+    samples_per_step: int  # of all ranks
+    schedule: LrSchedule
+    log_interval: int = 50
+    save_interval: int | None = None
+    eval_interval: int | None = None
+    exit_interval: int | None = None
+
+
+def _nothing(*_: object) -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopHooks:
+    """What the loop calls.
+
+    Attributes:
+        micro_step: the step's number -> loss and numbers by name (`forward_step`).
+        save: writes a checkpoint of the state; called by every rank.
+        evaluate: validates and returns numbers by name; called by every rank.
+        before_step: told the step's number before its first micro-step.
+        on_log: told (state, facts) at each log line, on every rank.
+    """
+
+    micro_step: MicroStep
+    save: Callable[[LoopState], None] = _nothing
+    evaluate: Callable[[LoopState], Mapping[str, float] | None] = _nothing
+    before_step: Callable[[int], None] = _nothing
+    on_log: Callable[[LoopState, Mapping[str, float]], None] = _nothing
+
+
+@dataclass(slots=True)
+class LoopTools:
+    """Clocks, trackers, log context and the stop flag of this process."""
+
+    times: PartTimes = field(default_factory=PartTimes)
+    trackers: Trackers = field(default_factory=Trackers)  # empty on all ranks but 0
+    stop: StopFlag = field(default_factory=StopFlag)
+    health: Health = field(default_factory=Health)
+    context: LogContext = field(default_factory=lambda: LogContext(rank=0))
+
+
+def run_loop(
+    engine: SteppedEngine,
+    plan: LoopPlan,
+    hooks: LoopHooks,
+    tools: LoopTools,
+    state: LoopState,
+) -> LoopState:
+    """Train from `state.step` to `plan.steps`.
+
+    Returns:
+        The last state; it has been saved.
+
+    Raises:
+        PreemptedError: a rank got SIGTERM; the state was saved first.
+        DivergedError: the loss was not a number for too many steps in a row.
+    """
+    watch = _Watch(plan, hooks, tools)
+    while state.step < plan.steps:
+        engine.train()
+        record = train_step(engine, plan, hooks, tools, state)
+        wants_stop = record.pop("stop") > 0
+        state = replace(
+            state,
+            step=state.step + 1,
+            skipped_steps=state.skipped_steps + int(record["skipped"]),
+        )
+        tools.context.step = state.step
+        is_last = state.step == plan.steps
+        watch.note(state, record)
+        is_exit = not is_last and _due(state.step, plan.exit_interval)
+        is_stop = not is_last and wants_stop
+        if is_last or is_exit or is_stop or _due(state.step, plan.save_interval):
+            watch.save(state)
+        if is_stop:
+            raise PreemptedError(
+                f"stopped by SIGTERM after step {state.step}",
+                where=f"step {state.step} of {plan.steps}",
+                mend="start the run again: it continues from this step",
+            )
+        if _due(state.step, plan.eval_interval):
+            watch.evaluate(state)
+        if is_exit:
+            log.info("stopping at exit_interval", extra={"steps_done": state.step})
+            return replace(state, stopped_early=True)
+    return state
+
+
+def train_step(
+    engine: SteppedEngine,
+    plan: LoopPlan,
+    hooks: LoopHooks,
+    tools: LoopTools,
+    state: LoopState,
+) -> dict[str, float]:
+    """One optimizer step.
+
+    Returns:
+        Means over ranks and micro-steps of `loss` and of the micro-step's other numbers; `lr`,
+        `grad_norm`, `skipped` (0 or 1), `stop` (above 0: a rank wants to end).
+    """
+    hooks.before_step(state.step)
+    sums: dict[str, Any] = {}
+    for _ in range(plan.accumulation):
+        answer = hooks.micro_step(state.step)
+        loss, numbers = answer if isinstance(answer, tuple) else (answer, {})
+        with tools.times.part("backward"):
+            engine.backward(loss)
+        for name, value in {**numbers, "loss": loss}.items():
+            sums.setdefault(name, []).append(torch.as_tensor(value).detach())
+    lr = plan.schedule.lr(state.step, state.skipped_steps)
+    with tools.times.part("optimizer"):
+        report = engine.step(lr)
+    means = reduced(sums, stop=tools.stop.requested)
+    return {
+        **means,
+        "lr": lr,
+        "grad_norm": report.grad_norm,
+        "skipped": float(report.skipped),
+    }
+
+
+class _Watch:
+    """What happens around the steps: records, log lines, saves, validation, and their times."""
+
+    def __init__(self, plan: LoopPlan, hooks: LoopHooks, tools: LoopTools) -> None:
+        self._plan = plan
+        self._hooks = hooks
+        self._tools = tools
+        self._pace = Pace(plan.samples_per_step)
+        self._window: list[Mapping[str, float]] = []  # records since the last log line
+        self._is_first = True
+
+    def note(self, state: LoopState, record: dict[str, float]) -> None:
+        """Put one step on record; log when it is time."""
+        self._pace.step()
+        self._window.append(record)
+        skipped = bool(record["skipped"])
+        is_first, is_last = self._is_first, state.step == self._plan.steps
+        self._is_first = False  # of this start: shows at once that the run moves
+        if is_first or is_last or _due(state.step, self._plan.log_interval):
+            record = record | self._log(state, record["lr"])
+        self._tools.trackers.log(state.step, record)
+        self._tools.health.observe(state.step, record["loss"], skipped=skipped)
+
+    def save(self, state: LoopState) -> None:
+        """Write a checkpoint; first the numbers: what it continues from must be on record."""
+        self._tools.trackers.flush()
+        with self._aside("save"):
+            self._hooks.save(state)
+
+    def evaluate(self, state: LoopState) -> None:
+        """Validate and put the numbers on record."""
+        with self._aside("evaluate"):
+            numbers = self._hooks.evaluate(state)
+        if numbers:
+            self._tools.trackers.log(state.step, numbers)
+            self._tools.trackers.flush()
+
+    def _log(self, state: LoopState, lr: float) -> dict[str, float]:
+        """One log line; returns the facts that also belong to the step's record."""
+        count = len(self._window)
+        speed = self._pace.take()
+        facts = {"samples_per_s": speed}
+        for name, seconds in self._tools.times.take().items():
+            facts[f"{PART_NAMES.get(name, name)}_s"] = seconds / count
+        eta_s = self._pace.eta_s(self._plan.steps - state.step)
+        if eta_s is not None:
+            facts["eta_s"] = eta_s
+        shown = {
+            "steps_done": state.step,
+            "steps": self._plan.steps,
+            # A loss that is no number would hide all others of the window.
+            "loss": _mean([record["loss"] for record in self._window]),
+            "lr": lr,
+            "grad_norm": _mean([record["grad_norm"] for record in self._window]),
+            **facts,
+            "skipped_steps": state.skipped_steps,
+        }
+        self._window.clear()
+        log.info("training", extra=shown)
+        self._hooks.on_log(state, shown)
+        self._tools.trackers.flush()
+        return facts
+
+    @contextmanager
+    def _aside(self, name: str) -> Iterator[None]:
+        """Work that is not training: shown apart, and no brake on the speed."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self._tools.times.add(name, seconds)
+        self._pace.aside(seconds)
+
+
+def _due(step: int, interval: int | None) -> bool:
+    return bool(interval) and step % int(interval or 1) == 0
+
+
+def _mean(values: list[float]) -> float:
+    """Of the finite ones; NaN without any."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan

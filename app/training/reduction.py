@@ -1,0 +1,42 @@
+"""Numbers of one step, averaged over micro-steps and ranks in a single small message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from app.distributed.collectives import sum_over_ranks, transport_device
+
+ABSENT = -100.0  # upstream's mark: this rank has no value for the metric
+
+
+def reduced(values: Mapping[str, Sequence[Tensor]], *, stop: bool) -> dict[str, float]:
+    """Means of scalars by name, and under `stop` how many ranks want to end.
+
+    Every rank must give the same names. A value of -100 does not count; a name without any
+    value is -100, and names with "eval" in them are left out, as upstream does.
+
+    Args:
+        values: one scalar per micro-step.
+        stop: this rank's wish.
+
+    Returns:
+        The same floats on every rank.
+    """
+    names = sorted(name for name in values if "eval" not in name)
+    sums, counts = [], []
+    for name in names:
+        stacked = torch.stack([value.float().reshape(()) for value in values[name]])
+        present = stacked != ABSENT
+        sums.append(torch.where(present, stacked, torch.zeros_like(stacked)).sum())
+        counts.append(present.sum())
+    message = torch.stack([*sums, *(count.to(sums[0]) for count in counts)])
+    wish = torch.tensor([float(stop)], device=message.device)
+    total = sum_over_ranks(torch.cat([message, wish]).to(transport_device())).tolist()
+    found = {
+        name: total[i] / total[len(names) + i] if total[len(names) + i] else ABSENT
+        for i, name in enumerate(names)
+    }
+    return {**found, "stop": total[-1]}
