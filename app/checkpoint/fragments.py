@@ -34,6 +34,11 @@ class ParameterInfo:
     group: int
 
 
+def tensor_key(kind: str, name: str, start: int) -> str:
+    """Name of a fragment inside its file."""
+    return f"{kind}/{name}@{start}"
+
+
 class Exchange(Protocol):
     """Bytes from every rank to rank 0, outside of the collectives of a training step."""
 

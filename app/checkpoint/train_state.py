@@ -1,0 +1,78 @@
+"""What a run needs besides tensors to go on as if nothing had happened. JSON only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from app.checkpoint.json_file import broken, canonical_json, parse_object, take
+from app.errors import CheckpointError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainState:
+    """The counters after `step` optimizer steps."""
+
+    step: int
+    micro_step: int = 0  # micro-batches taken; always at the end of an accumulation
+    adam_step: Mapping[str, int] = field(default_factory=dict)  # Adam's own count by group
+    cursor: Mapping[str, Any] = field(default_factory=dict)  # position in the data
+    seed: int = 0
+    skipped_steps: int = 0  # gradients were not finite
+    skipped_batches: int = 0
+    lr: Mapping[str, Any] = field(default_factory=dict)  # the rule and its inputs
+    loss_scale: Mapping[str, float] | None = None  # fp16: cur_scale, cur_iter, last_overflow_iter
+    ema_step: int | None = None  # updates of the averages; None: no averages
+    best: Mapping[str, Any] = field(default_factory=dict)  # best validation loss and its step
+    wandb_run_id: str | None = None
+    config_sha256: str = ""
+    layout: Mapping[str, int] = field(
+        default_factory=dict
+    )  # world size, stage, micro, accumulation
+    versions: Mapping[str, str] = field(default_factory=dict)  # of this program and its libraries
+
+    def to_json(self) -> bytes:
+        """The content of state.json."""
+        return canonical_json({"format_version": FORMAT_VERSION, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> TrainState:
+        """Parse state.json.
+
+        Raises:
+            CheckpointError: damaged, or of another format.
+        """
+        value = parse_object(data, where)
+        if value.get("format_version") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"its format is {value.get('format_version')!r}, this program reads 1",
+                where=where,
+                mend="use the version of cogvx-train that wrote it",
+            )
+        found = {name: take(value, name, kind, where) for name, kind in _KINDS.items()}
+        if found["step"] < 0 or found["micro_step"] < 0:
+            raise broken("its step is negative", where)
+        return cls(**found)
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "micro_step": int,
+    "adam_step": dict,
+    "cursor": dict,
+    "seed": int,
+    "skipped_steps": int,
+    "skipped_batches": int,
+    "lr": dict,
+    "loss_scale": (dict, type(None)),
+    "ema_step": (int, type(None)),
+    "best": dict,
+    "wandb_run_id": (str, type(None)),
+    "config_sha256": str,
+    "layout": dict,
+    "versions": dict,
+}
+assert set(_KINDS) == {entry.name for entry in fields(TrainState)}
