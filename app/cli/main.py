@@ -15,6 +15,7 @@ from types import ModuleType
 from app import __version__
 from app.cli import output
 from app.errors import CogvxError
+from app.launch.causes import record_cause
 
 # name -> (module, one line of help). The order is the order of `cogvx --help`.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -72,8 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed = command_parser(name, module).parse_args(arguments[1:])
         return int(module.run(parsed))
     except CogvxError as problem:
+        record_cause(problem)
         output.error(problem)
         return problem.exit_code
     except KeyboardInterrupt:
         output.note("interrupted")
         return 130
+    except Exception as problem:
+        record_cause(problem)  # PID 1 tells a lost peer from a bug by it
+        raise

@@ -28,7 +28,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How the child ended: as `subprocess` counts it, and the first signal that asked us to stop."""
+    """How the child ended, as `subprocess` counts it, and the first signal that stopped us."""
 
     returncode: int
     stopped_by: signal.Signals | None

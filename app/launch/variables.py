@@ -1,4 +1,4 @@
-"""Environment variables read with their names kept, so that every value can say where it is from."""
+"""Environment variables read with their names kept, so that every value says where it is from."""
 
 from __future__ import annotations
 
