@@ -118,6 +118,11 @@ def start_distributed(args: argparse.Namespace) -> None:
     args.groups = _lifetime.enter_context(process_groups(rank, device=torch.device(args.device)))
 
 
+def leave_distributed() -> None:
+    """Leave the process group that `get_args` joined; at the latest the end of the process does."""
+    _lifetime.close()
+
+
 def seed_from(args: argparse.Namespace) -> None:
     """Seed the global generators; `args.seed` stays the base seed but under `draws: sat`."""
     from app.distributed.seeding import seed_everything
@@ -165,4 +170,4 @@ def _is_list(value: object) -> bool:
     return isinstance(value, list | tuple)
 
 
-atexit.register(_lifetime.close)
+atexit.register(leave_distributed)
