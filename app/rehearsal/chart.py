@@ -26,7 +26,7 @@ class Release:
 
 
 def merge_values(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge as Helm does: maps merge, everything else is replaced, null takes a key away."""
+    """Merge as Helm does: maps merge, all else is replaced; null stays, to unset a default."""
     merged = copy.deepcopy(dict(below))
     for key, value in above.items():
         old = merged.get(key)
