@@ -120,10 +120,15 @@ class PositionTable(nn.Module):
             )
 
     def forward(self, grid: PatchGrid) -> Tensor:
-        """(1, n + grid.num_tokens, h): text rows, then the rows of the top left part of the table.
+        """(1, n + grid.num_tokens, h): text rows, then one row per image token.
 
-        A fixed table is computed anew where the grid is larger than the stored one.
+        A fixed table gives the rows of its top left part, and is computed anew where the grid is
+        larger than the stored one. A learned table gives its first rows.
         """
+        if self.config.learnable:
+            # Right for fewer frames; with fewer rows or columns a token gets the row of another
+            # place. Kept: weights trained on such sizes, and recorded runs, have it so.
+            return self.table[:, : self.config.text_length + grid.num_tokens]
         text, image = self.table.split([self.config.text_length, self.grid.num_tokens], dim=1)
         if grid == self.grid:
             return self.table
