@@ -67,7 +67,7 @@ def _load(path: Path) -> object:
             mend="we do not run code from weight files; save its state dict again from the "
             "program that made it, as tensors only",
         ) from cause
-    except (RuntimeError, EOFError, ValueError) as cause:
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as cause:
         raise WeightsError(
             f"not a readable torch file ({_first_line(cause)})",
             where=str(path),
