@@ -35,7 +35,7 @@ class Steering(NamedTuple):
     """What every block of one forward shares, computed once."""
 
     embedding: Tensor  # (B, e), after SiLU
-    rotation: Rotation | None  # None: no rotary embedding
+    rotation: Rotation | None  # of all S tokens; None: no rotary embedding
     text_length: int  # n
 
 
@@ -79,24 +79,18 @@ class Attention(nn.Module):
             self.norm_q = layer_norm(config.head_dim, HEAD_NORM_EPS, config, place)
             self.norm_k = layer_norm(config.head_dim, HEAD_NORM_EPS, config, place)
 
-    def forward(self, tokens: Tensor, rotation: Rotation | None, text_length: int) -> Tensor:
-        """(B, S, h) -> (B, S, h). Rotation turns queries and keys of the image tokens only."""
+    def forward(self, tokens: Tensor, rotation: Rotation | None) -> Tensor:
+        """(B, S, h) -> (B, S, h); `rotation` (S, d) turns queries and keys."""
         q = self.norm_q(self._heads(self.q(tokens)))
         k = self.norm_k(self._heads(self.k(tokens)))
         v = self._heads(self.v(tokens))
         if rotation is not None:
-            q = _rotate_image(q, rotation, text_length)
-            k = _rotate_image(k, rotation, text_length)
+            q, k = rotate(q, rotation), rotate(k, rotation)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.out(rearrange(mixed, "B A S d -> B S (A d)"))
 
     def _heads(self, tokens: Tensor) -> Tensor:
         return rearrange(tokens, "B S (A d) -> B A S d", A=self.num_heads)
-
-
-def _rotate_image(heads: Tensor, rotation: Rotation, text_length: int) -> Tensor:
-    image = rotate(heads[:, :, text_length:], rotation)
-    return torch.cat([heads[:, :, :text_length], image], dim=2)
 
 
 class MLP(nn.Module):
@@ -142,7 +136,7 @@ class Block(nn.Module):
         mlp = _Modulation(image=parts[3:6], text=parts[9:12], n=steering.text_length)
 
         normed = attention.apply(self.norm_attention(tokens))
-        mixed = self.attention(normed, steering.rotation, steering.text_length)
+        mixed = self.attention(normed, steering.rotation)
         tokens = tokens + attention.gated(mixed)
 
         normed = mlp.apply(self.norm_mlp(tokens))

@@ -1,6 +1,7 @@
 """Rotary position embedding in three axes (5B and 1.5).
 
-Axes: N image tokens (frames slowest, columns fastest), d features of one attention head.
+Axes: n text tokens, N image tokens (frames slowest, columns fastest), S = n + N, d features of
+one attention head.
 Source: RoFormer, arXiv:2104.09864; CogVideoX, arXiv:2408.06072, "3D-RoPE". A head's features are
 split into time (d/4), row (3d/8) and column (3d/8); coordinates are token indices from zero at the
 top left, never scaled to the resolution (upstream_differences.md, M23).
@@ -19,7 +20,7 @@ THETA = 10000.0  # base of the wavelengths, as in RoFormer
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every token's angles, each (N, d)."""
+    """Cosine and sine of every token's angles, each (tokens, d)."""
 
     cos: Tensor
     sin: Tensor
@@ -49,6 +50,18 @@ def rotation_for(grid: PatchGrid, head_dim: int, like: Tensor) -> Rotation:
     return Rotation(angles.cos().to(like.dtype), angles.sin().to(like.dtype))
 
 
+def after_text(rotation: Rotation, text_length: int) -> Rotation:
+    """(n + N, d): text tokens, which come first, are turned by nothing.
+
+    One table for the whole sequence, so that no layer has to take text and image apart.
+    """
+    pad = (0, 0, text_length, 0)
+    return Rotation(
+        torch.nn.functional.pad(rotation.cos, pad, value=1.0),
+        torch.nn.functional.pad(rotation.sin, pad, value=0.0),
+    )
+
+
 def _axis_angles(size: int, width: int, device: torch.device) -> Tensor:
     """(size, width) fp32: position * frequency, each frequency twice in a row."""
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
@@ -61,8 +74,8 @@ def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair of neighbouring features by its token's angle.
 
     Args:
-        heads: (..., N, d), queries or keys of the image tokens.
-        rotation: cos and sin, (N, d).
+        heads: (..., S, d), queries or keys.
+        rotation: cos and sin, (S, d).
 
     Returns:
         Same shape and dtype as `heads`.

@@ -17,7 +17,7 @@ from app.models.dit.block import Block, Placement, Steering, layer_norm, make_no
 from app.models.dit.input_shapes import check_sizes, checked_grid
 from app.models.dit.position import PositionTable, has_table
 from app.models.dit.recompute import RecomputePlan, run_blocks
-from app.models.dit.rotary import Rotation, rotation_for
+from app.models.dit.rotary import Rotation, after_text, rotation_for
 from app.models.dit.timestep import ScalarEmbedding
 from app.models.dit.tokens import PatchGrid, patchify, unpatchify
 from app.models.lora.inject import inject_lora
@@ -126,7 +126,7 @@ class DiffusionTransformer(nn.Module):
         steering = Steering(
             embedding=nn.functional.silu(self._embedding(timesteps, conditioning.ofs)),
             rotation=self._rotation(grid, tokens),
-            text_length=conditioning.text.shape[1],
+            text_length=tokens.shape[1] - grid.num_tokens,
         )
 
         tokens = run_blocks(list(self.blocks), tokens, steering, self._recompute_plan())
@@ -163,7 +163,8 @@ class DiffusionTransformer(nn.Module):
     def _rotation(self, grid: PatchGrid, tokens: Tensor) -> Rotation | None:
         if self.config.position.kind != "rope3d":
             return None
-        return rotation_for(grid, self.config.head_dim, tokens)
+        image = rotation_for(grid, self.config.head_dim, tokens)
+        return after_text(image, tokens.shape[1] - grid.num_tokens)
 
     def _recompute_plan(self) -> RecomputePlan:
         config = self.config

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from diffusers.models.embeddings import apply_rotary_emb, get_3d_rotary_pos_embed
 
-from app.models.dit.rotary import rotate, rotation_for
+from app.models.dit.rotary import after_text, rotate, rotation_for
 from app.models.dit.tokens import PatchGrid
 
 GRID = PatchGrid(3, 4, 5)
@@ -64,3 +64,13 @@ def test_angles_are_made_in_fp32_and_given_in_the_dtype_asked_for() -> None:
     full = rotation_for(PatchGrid(1, 1, 150), WIDTH, torch.zeros(1))
     assert low.cos.dtype == torch.bfloat16
     assert torch.equal(low.cos, full.cos.bfloat16())
+
+
+def test_text_tokens_are_left_as_they_are() -> None:
+    heads = torch.randn(2, 3, 7 + GRID.num_tokens, WIDTH)
+    image = rotation_for(GRID, WIDTH, heads)
+
+    turned = rotate(heads, after_text(image, 7))
+
+    assert torch.equal(turned[:, :, :7], heads[:, :, :7])
+    assert torch.equal(turned[:, :, 7:], rotate(heads[:, :, 7:], image))

@@ -1,0 +1,189 @@
+"""What we write opens in the real diffusers and peft, with nothing missing or unexpected."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers.utils import logging as their_logging
+from torch import Tensor
+
+from app.checkpoint.tensor_file import open_tensors
+from app.config.schema.model import DiTConfig, LoraConfig
+from app.conversion.diffusers import transformer_config
+from app.conversion.export import (
+    export_diffusers,
+    export_lora,
+    export_safetensors,
+    export_sat,
+)
+from app.errors import ConfigError
+from app.models.dit.rotary import rotation_for
+from app.models.dit.tokens import grid_of
+from app.models.dit.transformer import DiffusionTransformer
+from app.models.lora.merge import merge_lora
+from tests.support.networks import KINDS, inputs, tiny
+
+
+def network_of(config: DiTConfig) -> DiffusionTransformer:
+    torch.manual_seed(0)
+    network = DiffusionTransformer(config)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if ".lora_" in name or (name == "position.table" and parameter.requires_grad):
+                parameter.normal_(std=0.2)
+    return network
+
+
+@torch.no_grad()
+def their_output(model: CogVideoXTransformer3DModel, config: DiTConfig) -> Tensor:
+    model.norm_out.norm.eps = 1e-6  # theirs is 1e-5; the released networks were trained with this
+    latents, timesteps, conditioning = inputs(config)
+    grid = grid_of(tuple(latents.shape), config.patch)
+    rope = config.position.kind == "rope3d"
+    if conditioning.image is not None:
+        latents = torch.cat([latents, conditioning.image], dim=2)
+    return model(
+        hidden_states=latents,
+        encoder_hidden_states=conditioning.text,
+        timestep=timesteps,
+        ofs=conditioning.ofs,
+        image_rotary_emb=tuple(rotation_for(grid, config.head_dim, latents)) if rope else None,
+    ).sample
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_diffusers_folder_opens_and_gives_the_same_output(kind: str, tmp_path: Path) -> None:
+    config = tiny(kind)
+    network = network_of(config)
+
+    files = export_diffusers(tmp_path / "transformer", network.state_dict(), config)
+
+    model, info = CogVideoXTransformer3DModel.from_pretrained(
+        tmp_path, subfolder="transformer", output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert sorted(file.name for file in files) == sorted(
+        file.name for file in (tmp_path / "transformer").iterdir()
+    )
+    ours = network(*inputs(config))
+    torch.testing.assert_close(their_output(model, config), ours, rtol=0, atol=5e-6)
+
+
+def test_diffusers_folder_of_a_lora_network_holds_the_merged_weights(tmp_path: Path) -> None:
+    config = tiny("5b", lora=LoraConfig(rank=2, alpha=4.0))
+    network = network_of(config)
+
+    export_diffusers(tmp_path, network.state_dict(), config, torch.float32)
+
+    merge_lora(network)
+    with open_tensors(tmp_path / "diffusion_pytorch_model.safetensors") as file:
+        written = file.read("transformer_blocks.1.attn1.to_v.weight")
+    torch.testing.assert_close(written, network.blocks[1].attention.v.weight.detach())
+
+
+@pytest.mark.parametrize("fold_scale", [False, True])
+@pytest.mark.parametrize("layer_range", [None, (1,)])
+def test_adapter_opens_in_a_diffusers_pipeline_and_acts_as_ours(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    fold_scale: bool,
+    layer_range: tuple[int, ...] | None,
+) -> None:
+    lora = LoraConfig(rank=2, alpha=6.0, layer_range=layer_range)
+    config = tiny("5b", lora=lora)
+    network = network_of(config)
+    base = {name: t for name, t in network.state_dict().items() if ".lora_" not in name}
+    export_diffusers(tmp_path / "base", base, replace(config, lora=None))
+    export_lora(tmp_path / "adapter", network.state_dict(), config, fold_scale=fold_scale)
+    model = CogVideoXTransformer3DModel.from_pretrained(tmp_path / "base")
+    pipeline = CogVideoXPipeline(None, None, None, model, CogVideoXDDIMScheduler())
+
+    their_logging.enable_propagation()
+    with caplog.at_level(logging.WARNING):
+        pipeline.load_lora_weights(tmp_path / "adapter")
+
+    their_logging.disable_propagation()
+    keys = [record.message for record in caplog.records if "keys" in record.message]
+    assert keys == []
+    loaded = [name for name, _ in model.named_parameters() if "lora_" in name]
+    assert len(loaded) == 8 * len(layer_range or (0, 1))
+    ours = network(*inputs(config))
+    torch.testing.assert_close(their_output(model, config), ours, rtol=0, atol=5e-6)
+
+
+def test_our_own_file_says_what_it_is(tmp_path: Path) -> None:
+    config = tiny("5b", lora=LoraConfig(rank=2, alpha=6.0))
+
+    path = export_safetensors(
+        tmp_path / "deep" / "w.safetensors", network_of(config).state_dict(), config, torch.bfloat16
+    )
+
+    with open_tensors(path) as file:
+        assert json.loads(file.metadata["cogvx.network"])["hidden_size"] == 32
+        assert file.metadata["cogvx.lora_alpha"] == "6.0"
+        assert {file.dtype(name) for name in file.names()} == {torch.bfloat16}
+
+
+def test_sat_folder_is_laid_out_as_upstream_reads_it(tmp_path: Path) -> None:
+    config = tiny("5b")
+
+    export_sat(tmp_path, network_of(config).state_dict(), config, "v1", torch.float16)
+
+    assert (tmp_path / "latest").read_text() == "1"
+    content = torch.load(tmp_path / "1" / "mp_rank_00_model_states.pt", weights_only=True)
+    assert set(content) == {"module"}
+    assert all(name.startswith("model.diffusion_model.") for name in content["module"])
+    assert {tensor.dtype for tensor in content["module"].values()} == {torch.float16}
+
+
+def test_sat_file_is_no_larger_than_its_tensors(tmp_path: Path) -> None:
+    config = tiny("5b")
+    state = network_of(config).state_dict()
+    stacked = torch.zeros(1000, 32)
+    stacked[:32] = state["blocks.0.attention.out.weight"]
+    state["blocks.0.attention.out.weight"] = stacked[:32]  # a view of something larger
+
+    path, _ = export_sat(tmp_path, state, config)
+
+    size_bytes = sum(tensor.numel() * 4 for tensor in state.values())
+    assert path.stat().st_size < size_bytes + 50_000
+
+
+def test_network_without_lora_has_no_adapter(tmp_path: Path) -> None:
+    config = tiny("5b")
+
+    with pytest.raises(ConfigError, match="no LoRA pairs to export"):
+        export_lora(tmp_path, network_of(config).state_dict(), config)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"swiglu": True}, "use_SwiGLU"),
+        ({"rms_norm": True}, "use_RMSNorm"),
+        ({"qk_norm": False}, "qk_ln"),
+        ({"elementwise_affine": False}, "elementwise_affine"),
+        ({"inner_hidden_size": 100}, "inner_hidden_size"),
+    ],
+)
+def test_network_that_diffusers_cannot_express_is_refused(
+    change: dict[str, int], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        transformer_config(replace(tiny("5b"), **change))
+
+
+def test_position_tables_that_diffusers_cannot_express_are_refused() -> None:
+    config = tiny("2b")
+    uneven = replace(config.position, height_interpolation=1.0)
+    flat = replace(config.position, kind="sincos2d")
+
+    for position, reason in ((uneven, "interpolation"), (flat, "2D position table")):
+        with pytest.raises(ConfigError, match=reason):
+            transformer_config(replace(config, position=position))
