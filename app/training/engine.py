@@ -266,13 +266,18 @@ class Engine:
         return Slot(name, group, flat, int(offset), start, min(part, valid))
 
 
-def load_deepspeed(*, on_cpu: bool) -> ModuleType:
-    """Import DeepSpeed and bind it to the running process group, without compiling anything."""
-    # The import itself starts torch.compile unless it is off, which takes seconds and, at the
-    # first call, a C++ compiler. Whoever wants compiled blocks on a CPU sets the variable to 0.
+def prepare_process(*, on_cpu: bool) -> None:
+    """Set what DeepSpeed reads when it is imported; transformers imports it too, so call early."""
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # The import itself starts torch.compile unless it is off, which takes seconds and, at the
+        # first call, a C++ compiler. Whoever wants compiled blocks sets the variable to 0.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def load_deepspeed(*, on_cpu: bool) -> ModuleType:
+    """Import DeepSpeed and bind it to the running process group, without compiling anything."""
+    prepare_process(on_cpu=on_cpu)
     import deepspeed
 
     if on_cpu:
