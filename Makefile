@@ -14,20 +14,19 @@ LOCKS := requirements/light.txt requirements/train.txt requirements/rehearse.txt
 # Tests run with one thread each, so that results do not depend on the machine's cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_CBWR=COMPATIBLE
 
-.PHONY: help setup check-python install-torch install-light install-train install-all demo lint \
-        format test test-all test-gpu bench lock manifests docs check-generated clean
+.PHONY: help setup check-python venv install-torch install-dependencies install-app install-light \
+        install-train install-all demo lint format test test-all test-gpu bench lock manifests docs check-generated clean
 
 help: ## Print this help
 	@echo "cogvx-train: fine-tune CogVideoX on Kubernetes"
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 setup: $(VENV)/.stamp ## Make .venv with everything in it (cogvx, trainer, rehearsal, tests)
 
 $(VENV)/.stamp: $(LOCKS) pyproject.toml | check-python
 	@echo "[setup] virtual environment in $(VENV) ($$($(PYTHON) --version))"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(MAKE) --no-print-directory install-torch install-all
+	@$(MAKE) --no-print-directory venv install-torch install-all
 	@touch $@
 	@echo "[setup] done: $(BIN)/cogvx --help"
 
@@ -43,6 +42,9 @@ check-python:
 	  echo "  mend:  apt-get install python3-venv"; exit 66; }
 
 # The steps of the image (Dockerfile) and of `make setup` are the same lines.
+venv: | check-python
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+
 install-torch: ## Install the locked torch (TORCH_INDEX names another index)
 	$(PIP) install --no-compile --progress-bar on -c requirements/light.txt -c requirements/train.txt \
 	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
@@ -51,11 +53,15 @@ install-light: ## Install the light client (no torch)
 	$(PIP) install --no-compile --no-deps -r requirements/light.txt
 	$(PIP) install --no-deps .
 
-install-train: ## Install the trainer, as the image does
+install-dependencies: ## Install what the trainer needs, at the locked versions
 	$(PIP) install --no-compile --no-deps -r requirements/light.txt -r requirements/train.txt
+
+install-app: ## Install the program itself
 	$(PIP) install --no-deps .
 
-install-all:
+install-train: install-dependencies install-app ## Install the trainer, as the image does
+
+install-all: install-train
 	$(PIP) install --no-compile --no-deps $(foreach lock,$(LOCKS),-r $(lock))
 	$(PIP) install --no-deps -e .
 
@@ -81,9 +87,11 @@ test-all: setup ## Run all tests that need no GPU (up to 75 minutes)
 test-gpu: ## Run the tests that need a GPU
 	$(TEST_ENV) $(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m pytest -m gpu tests/gpu
 
-manifests: ## Copy configs/ into the chart
+manifests: ## Copy configs/ into the chart and the kustomize base
 	rm -rf deploy/helm/files/configs && mkdir -p deploy/helm/files/configs
 	cp configs/*.yaml deploy/helm/files/configs/
+	cp configs/cogvideox_2b_lora.yaml deploy/kustomize/base/config/00-cogvideox_2b_lora.yaml
+	cp configs/sft.yaml deploy/kustomize/base/config/01-sft.yaml
 
 docs: setup ## Write the generated pages of docs/
 	$(BIN)/python -m app.config.arguments_page docs/arguments.md

@@ -15,6 +15,7 @@ import time
 from app.cli import output
 from app.errors import UsageError
 from app.launch.launcher import LaunchOptions, launch
+from app.telemetry.logging import SecretsFilter, facts_of
 
 GRACE_VARIABLE = "COGVX_GRACE_PERIOD_S"
 
@@ -78,17 +79,19 @@ def _grace_s(flag: float | None) -> float:
 
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_JsonLines())
+    handler.setFormatter(_LaunchLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-class _JsonLines(logging.Formatter):
-    """One JSON object a line, as the trainer writes: time, level, event, facts."""
+class _LaunchLines(logging.Formatter):
+    """JSON lines as the trainer's, but without a rank: PID 1 has none. Secrets are masked."""
 
-    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+    def __init__(self) -> None:
+        super().__init__()
+        self._secrets = SecretsFilter(os.environ)
 
     def format(self, record: logging.LogRecord) -> str:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        facts = {key: value for key, value in vars(record).items() if key not in self._STANDARD}
-        line = {"time": f"{stamp}Z", "level": record.levelname.lower(), "from": "launch"}
-        return json.dumps({**line, "event": record.getMessage(), **facts}, default=str)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        line = {"time": stamp, "level": record.levelname.lower(), "event": record.getMessage()}
+        text = json.dumps({**line, **facts_of(record), "logger": record.name}, default=str)
+        return self._secrets.masked(text)

@@ -1,4 +1,4 @@
-"""From the rendered job, through the operator's variables, to what PID 1 of each pod understands."""
+"""From the rendered job, through the operator's variables, to what PID 1 of each pod reads."""
 
 from __future__ import annotations
 
