@@ -13,10 +13,12 @@ from app.config.parse import parse_network
 from app.config.schema.model import DiTConfig
 from app.conversion.sat import from_sat, to_sat
 from app.models.conditioning import Conditioning
+from app.models.dit.rotary import rotation_for
+from app.models.dit.tokens import PatchGrid
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.lora.merge import merge_lora
 from app.registry import TARGETS
-from tests.parity.golden import Case, cases, name_of
+from tests.parity.golden import Case, cases, name_of, weight
 
 ITEMS = ("01", "02", "03", "04", "05")
 
@@ -124,7 +126,7 @@ def test_network_gives_the_recorded_numbers(case: Case) -> None:
                 output.square().mean().backward()
                 compare_gradients(case, run, network, x)
         check_names(case, network)
-        check_table(network)
+        check_stored_weights(case, network)
         if network.config.lora is not None:
             lora = network.config.lora
             assert lora.alpha / lora.rank == case.json["lora"]["scaling"]
@@ -144,11 +146,20 @@ def check_names(case: Case, network: DiffusionTransformer) -> None:
     assert {key: bool(value) for key, value in ours_train.items()} == recorded
 
 
-def check_table(network: DiffusionTransformer) -> None:
-    """A recorded fixed table, loaded by now, is the one that we compute."""
-    loaded = dict(network.named_parameters())
+def check_stored_weights(case: Case, network: DiffusionTransformer) -> None:
+    """Stored weights follow the formula, stored tables are the ones that we compute."""
+    ours = dict(network.named_parameters())
     for name, computed in network.computed_parameters().items():
-        torch.testing.assert_close(loaded[name].detach(), computed, rtol=0, atol=1e-7)
+        torch.testing.assert_close(ours[name].detach(), computed, rtol=0, atol=1e-7)
+    rotation = rotation_for(PatchGrid(*network.config.grid), network.config.head_dim, torch.ones(1))
+    for key, stored in case.tensors("state_dict/").items():
+        if key.endswith(("freqs_cos", "freqs_sin")):
+            table = rotation.cos if key.endswith("freqs_cos") else rotation.sin
+            torch.testing.assert_close(stored, table, rtol=0, atol=1e-6)
+        elif not (key.endswith("pos_embedding") and network.computed_parameters()):
+            flat = (stored.shape[0], stored[0].numel()) if stored.ndim == 4 else stored.shape
+            expected = weight(case.json["weights_salt"], key, tuple(flat))
+            assert torch.equal(stored, expected.reshape(stored.shape)), key
 
 
 def compare_merged(case: Case, network: DiffusionTransformer) -> None:
