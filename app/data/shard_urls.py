@@ -100,13 +100,11 @@ def _choices(inside: str) -> list[str]:
 
 def _pattern(url: str) -> ShardPattern:
     url = _checked(url.strip())
-    if _GLOB.search(url):
-        fixed = url[: _GLOB.search(url).start()].rpartition("/")[0]  # type: ignore[union-attr]
-        return ShardPattern(fixed or ".", url[len(fixed) :].lstrip("/") if fixed else url)
-    if url.endswith(SUFFIX):
-        folder, _, name = url.rpartition("/")
-        return ShardPattern(folder or ".", name)
-    return ShardPattern(url.rstrip("/") or "/", "")
+    glob = _GLOB.search(url)
+    if glob is None and not url.endswith(SUFFIX):
+        return ShardPattern(url.rstrip("/") or "/", "")
+    folder, slash, _ = (url[: glob.start()] if glob else url).rpartition("/")
+    return ShardPattern(folder or slash or ".", url[len(folder) :].lstrip("/"))
 
 
 def _checked(url: str) -> str:

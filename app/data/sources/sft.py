@@ -22,7 +22,7 @@ from app.data.local_files import LocalFiles
 from app.data.settings import settings_from_args
 from app.data.source import EMPTY, RANDOM, SAT, SourceSettings
 from app.errors import DataError, InputMissingError
-from app.storage.objects import Entry, ObjectMissingError
+from app.storage.objects import Entry, ObjectMissingError, Storage
 from app.storage.opening import is_remote, open_storage
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class SFTSource:
             entries |= {entry.key: entry for entry in self._storage.list(f"{LABELS}/")}
         self.keys = [key for key in sorted(entries) if is_video(key, within)]
         if not self.keys:
-            raise _no_videos(path, entries)
+            raise no_videos(path, entries)
         self._files = LocalFiles(self._storage, entries, settings.cache, settings.prefetcher)
         self._settings = settings
         self._crop_is_random = settings.temporal_crop == RANDOM
@@ -53,7 +53,7 @@ class SFTSource:
             FrameWish(params.max_num_frames, params.fps, params.skip_frms_num), *params.video_size
         )
         self._fps = params.fps
-        self._captions = CaptionFiles(root, self._files, settings)
+        self._captions = CaptionFiles(self._storage, entries, settings)
         self._captions.check(self.keys)
         other = sum(1 for key in entries if key.lower().endswith(VIDEO_SUFFIX)) - len(self.keys)
         if other > 0 and not within:
@@ -124,9 +124,12 @@ class CaptionFiles:
     names; the first line; "" where the file is missing.
     """
 
-    def __init__(self, root: str, files: LocalFiles, settings: SourceSettings) -> None:
-        self._root = root
-        self._files = files
+    def __init__(
+        self, storage: Storage, entries: Mapping[str, Entry], settings: SourceSettings
+    ) -> None:
+        self._storage = storage
+        self._root = storage.url
+        self._entries = entries
         self._sat = settings.caption_rule == SAT
         self._may_be_missing = self._sat or settings.missing_captions == EMPTY
 
@@ -172,7 +175,7 @@ class CaptionFiles:
         """What is wrong with the caption of a video, if that can be told cheaply."""
         if self._sat:
             return f"{key} (its caption file is empty)" if self._size(key) == 0 else None
-        entry = self._files.entries.get(label_key(key))
+        entry = self._entries.get(label_key(key))
         if entry is None:
             return f"{key} (no {label_key(key)})"
         if entry.size_bytes <= BLANK_BYTES and not (self._data(key) or b"").strip():
@@ -182,7 +185,7 @@ class CaptionFiles:
     def _size(self, key: str) -> int | None:
         """Bytes of upstream's caption file; None where there is none."""
         if is_remote(self._root):
-            entry = self._files.entries.get(sat_label_path(key))
+            entry = self._entries.get(sat_label_path(key))
             return entry.size_bytes if entry else None
         path = Path(sat_label_path(f"{self._root}/{key}"))
         return path.stat().st_size if path.is_file() else None
@@ -193,7 +196,7 @@ class CaptionFiles:
             return path.read_bytes() if path.is_file() else None
         label = sat_label_path(key) if self._sat else label_key(key)
         try:
-            return self._files.storage.read_small(label)
+            return self._storage.read_small(label)
         except ObjectMissingError:
             return None
 
@@ -229,7 +232,8 @@ def sat_label_path(path: str) -> str:
     return path.replace(".mp4", ".txt").replace("videos", "labels")
 
 
-def _no_videos(path: str, entries: Mapping[str, Entry]) -> InputMissingError:
+def no_videos(path: str, entries: Mapping[str, Entry]) -> InputMissingError:
+    """The error of a folder without videos, with what it holds instead."""
     shards = sum(1 for key in entries if key.endswith(".tar"))
     hint = "check the path; videos end in .mp4 and lie in videos/, captions in labels/"
     if shards:

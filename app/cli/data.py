@@ -1,0 +1,77 @@
+"""`cogvx data`: datasets on their way to training."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from app.cli import output
+from app.data.pack import DEFAULT_SHARD_MIB, PackRules, pack
+
+EXAMPLES = """examples:
+  cogvx data pack ./disney --out s3://bucket/disney
+  cogvx data pack ./disney --out ./shards --shard-mib 64 --json
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.epilog = EXAMPLES
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    packing = actions.add_parser(
+        "pack",
+        help="write a folder of videos/ and labels/ as tar shards with a manifest",
+        description="Write a folder of videos/ and labels/ as tar shards with a manifest.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    packing.add_argument("folder", help="videos and captions, a path or s3:// prefix")
+    packing.add_argument("--out", required=True, metavar="URL", help="a folder or s3:// prefix")
+    packing.add_argument(
+        "--shard-mib",
+        type=float,
+        default=DEFAULT_SHARD_MIB,
+        metavar="N",
+        help="largest shard, in MiB (default: %(default)s)",
+    )
+    packing.add_argument(
+        "--name", default="clips", help="first part of the shards' names (default: %(default)s)"
+    )
+    packing.add_argument(
+        "--missing-captions",
+        choices=("error", "empty"),
+        default="error",
+        help="what to do with videos without a caption (default: %(default)s)",
+    )
+    packing.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the dataset that lies at URL; it is gone even if packing fails",
+    )
+    packing.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pack; return the exit code."""
+    rules = PackRules(
+        name=args.name,
+        shard_bytes=int(args.shard_mib * 2**20),
+        missing_captions=args.missing_captions,
+        overwrite=args.overwrite,
+    )
+    with output.progress("packing", total=0) as bar:
+        report = pack(
+            args.folder,
+            args.out,
+            rules,
+            lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+        )
+    if args.json:
+        output.as_json(asdict(report))
+    else:
+        output.line(
+            f"{report.samples} clips in {report.shards} shards, "
+            f"{report.bytes / 2**20:.1f} MiB: {report.manifest}"
+        )
+    return 0

@@ -1,0 +1,302 @@
+"""Write a folder of videos and captions as tar shards with an index and a manifest.
+
+The only user of webdataset: its writer, so that other readers of that format find what they
+expect. The same folder gives the same bytes, whoever packs it and when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import webdataset
+
+from app import __version__
+from app.data.bad_clip import BadClipError
+from app.data.decode import Decoder, VideoFacts
+from app.data.local_files import LocalFiles
+from app.data.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from app.data.source import ERROR, SourceSettings
+from app.data.sources.sft import CaptionFiles, is_video, no_videos, split_root
+from app.data.survey import IndexFiles, describe, file_sha256
+from app.data.tar_index import index_shard, safe_name
+from app.errors import ConfigError, DataError
+from app.storage.objects import Entry, Storage
+from app.storage.opening import is_remote, open_storage
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SHARD_MIB = 256
+TAR_BLOCK = 512
+PROBLEMS_SHOWN = 5
+Progress = Callable[[int, int], None]  # (videos done, videos in all)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackRules:
+    """How to pack.
+
+    `name` begins the shards' names: `<name>-000000.tar`. A shard is closed before it grows
+    beyond `shard_bytes`; one longer video makes a longer shard.
+    """
+
+    name: str = "clips"
+    shard_bytes: int = DEFAULT_SHARD_MIB << 20
+    missing_captions: str = ERROR
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shard_bytes < 1 << 10:
+            raise ConfigError(
+                f"shards of {self.shard_bytes} bytes are too small",
+                where="--shard-mib",
+                mend=f"use about {DEFAULT_SHARD_MIB}",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PackReport:
+    """What was written."""
+
+    url: str
+    shards: int
+    samples: int
+    bytes: int
+    manifest: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """One sample on its way into a shard."""
+
+    key: str
+    video: bytes
+    caption: str
+    facts: VideoFacts
+
+    def members(self) -> dict[str, bytes | str]:
+        """The sample as webdataset's writer takes it."""
+        shown = self.facts
+        description = {
+            "fps": round(shown.fps, 6),
+            "num_frames": shown.frames,
+            "width": shown.header.columns,
+            "height": shown.header.rows,
+            "duration": round(shown.header.duration_s, 6),
+            "codec": shown.header.codec,
+            "caption_sha256": hashlib.sha256(self.caption.encode()).hexdigest(),
+            "video_sha256": hashlib.sha256(self.video).hexdigest(),
+        }
+        return {
+            "__key__": self.key,
+            "json": json.dumps(description, sort_keys=True).encode(),
+            "mp4": self.video,
+            "txt": self.caption.encode(),
+        }
+
+
+def pack(
+    folder: str, out: str, rules: PackRules, progress: Progress = lambda done, total: None
+) -> PackReport:
+    """Read every video below `folder` and write shards to `out`.
+
+    Args:
+        folder: videos/ and labels/ as SFTSource reads them; local or s3://.
+        out: folder or s3:// prefix; the manifest is written last.
+        rules: names, sizes, captions.
+        progress: told after every video.
+
+    Raises:
+        InputMissingError: no video.
+        DataError: videos that cannot be used or captions that are missing: all are named.
+        ConfigError: `out` holds a dataset already and `overwrite` is off.
+    """
+    target = open_storage(out)
+    old = _old_manifest(target, rules)
+    clips = _Clips(folder, rules)
+    if old is not None:
+        target.delete([MANIFEST_NAME])  # first: a half-written dataset has none
+    with tempfile.TemporaryDirectory(prefix="cogvx-pack-") as scratch:
+        shards = _write_shards(clips.read(progress), target, rules, Path(scratch))
+    listed = {entry.key: entry for entry in target.list()}
+    manifest = Manifest(
+        tuple(_as_listed(shard, listed) for shard in shards), f"cogvx {__version__}"
+    )
+    _delete_old(target, old, manifest)
+    target.write_small(MANIFEST_NAME, manifest.to_json())
+    return PackReport(
+        url=target.url,
+        shards=len(shards),
+        samples=sum(shard.samples for shard in shards),
+        bytes=sum(shard.bytes for shard in shards),
+        manifest=f"{target.url}/{MANIFEST_NAME}",
+    )
+
+
+class _Clips:
+    """The videos of a folder, each read, checked and described."""
+
+    def __init__(self, folder: str, rules: PackRules) -> None:
+        self._root, within = split_root(folder)
+        storage = open_storage(self._root)
+        entries = {entry.key: entry for entry in storage.list()}
+        self._keys = [key for key in sorted(entries) if is_video(key, within)]
+        if not self._keys:
+            raise no_videos(folder, entries)
+        self._storage = storage
+        settings = SourceSettings(missing_captions=rules.missing_captions)
+        files = None if is_remote(self._root) else LocalFiles(storage, entries, None)
+        self._files = files
+        self._captions = CaptionFiles(storage, entries, settings)
+        self._captions.check(self._keys)
+        self._names = _sample_names(self._keys)
+
+    def read(self, progress: Progress) -> Iterator[_Clip]:
+        """Each clip; raises DataError at the end, or early when many are bad, naming them."""
+        decoder = Decoder()
+        problems: list[str] = []
+        try:
+            for done, key in enumerate(self._keys):
+                progress(done, len(self._keys))
+                try:
+                    clip = self._clip(decoder, key)
+                except BadClipError as problem:
+                    problems.append(f"{key} ({problem.reason}: {problem.detail})")
+                    continue
+                if not problems:  # with a bad one nothing will be published: only look on
+                    yield clip
+            progress(len(self._keys), len(self._keys))
+        finally:
+            decoder.close()
+        if problems:
+            shown = "; ".join(problems[:PROBLEMS_SHOWN])
+            more = len(problems) - PROBLEMS_SHOWN
+            raise DataError(
+                f"{len(problems)} of {len(self._keys)} videos cannot be used: {shown}"
+                + (f"; and {more} more" if more > 0 else ""),
+                where=self._root,
+                mend="repair or remove them, then pack again",
+            )
+
+    def _clip(self, decoder: Decoder, key: str) -> _Clip:
+        if self._files is None:
+            video = self._storage.read_small(key)
+        else:
+            video = self._files.read(key)
+        return _Clip(self._names[key], video, self._captions.read(key), decoder.probe(video))
+
+
+def _sample_names(keys: list[str]) -> dict[str, str]:
+    """A tar name for each video: its path, with nothing that webdataset would take apart.
+
+    Raises:
+        DataError: two videos would get the same name.
+    """
+    names: dict[str, str] = {}
+    taken: dict[str, str] = {}
+    for key in keys:
+        path = PurePosixPath(key)
+        # The key of a sample ends at the first dot of the base name.
+        name = (path.parent / path.name.removesuffix(".mp4").replace(".", "_")).as_posix()
+        name = name.removeprefix("videos/")
+        if name in taken or not safe_name(f"{name}.json"):
+            raise DataError(
+                f"two videos would be named '{name}'" if name in taken else "the name is unusable",
+                where=f"{taken.get(name, '')} {key}".strip(),
+                mend="rename the video",
+            )
+        taken[name], names[key] = key, name
+    return names
+
+
+def _write_shards(
+    clips: Iterator[_Clip], target: Storage, rules: PackRules, scratch: Path
+) -> list[ShardEntry]:
+    """Write, index and upload shards one after another; on an error none of them is left."""
+    shards: list[ShardEntry] = []
+    files = IndexFiles(target, scratch)
+
+    def finish(path: Path) -> None:
+        shards.append(_publish(path, target, files))
+        path.unlink()
+
+    writer: webdataset.TarWriter | None = None
+    path, size = scratch, 0
+    try:
+        for clip in clips:
+            members = clip.members()
+            more = _tar_bytes(members)
+            if writer is not None and size + more > rules.shard_bytes:
+                writer.close()
+                finish(path)
+                writer = None
+            if writer is None:
+                path = scratch / f"{rules.name}-{len(shards):06d}.tar"
+                # mtime and owner fixed: the same folder gives the same bytes.
+                writer = webdataset.TarWriter(
+                    str(path), user="cogvx", group="cogvx", mtime=0.0, encoder=False
+                )
+                size = 2 * TAR_BLOCK
+            writer.write(members)
+            size += more
+        if writer is not None:
+            writer.close()
+            finish(path)
+    except BaseException:
+        target.delete([key for shard in shards for key in (shard.name, shard.index)])
+        raise
+    return shards
+
+
+def _publish(path: Path, target: Storage, files: IndexFiles) -> ShardEntry:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        index = index_shard(file, size, path.name)
+    entry = Entry(path.name, size, None, None)
+    shard = describe(entry, index, "txt", file_sha256(path))
+    target.upload(path, path.name)
+    files.write(shard.index, index.to_json(path.name))
+    log.info("shard written", extra={"shard": path.name, "bytes": size, "samples": shard.samples})
+    return shard
+
+
+def _tar_bytes(members: dict[str, bytes | str]) -> int:
+    """What a sample takes in a tar file: header and padding for each member."""
+    total = 0
+    for name, data in members.items():
+        if name != "__key__":
+            total += TAR_BLOCK + -(-len(data) // TAR_BLOCK) * TAR_BLOCK
+    return total
+
+
+def _as_listed(shard: ShardEntry, listed: dict[str, Entry]) -> ShardEntry:
+    """The shard with the identity under which the storage shows it now."""
+    entry = listed[shard.name]
+    return replace(shard, etag=entry.etag or None, modified=entry.modified)
+
+
+def _old_manifest(target: Storage, rules: PackRules) -> Manifest | None:
+    """The manifest that lies there already; refuse to replace it unless told."""
+    if MANIFEST_NAME not in {entry.key for entry in target.list(MANIFEST_NAME)}:
+        return None
+    if not rules.overwrite:
+        raise ConfigError(
+            "a dataset lies there already",
+            where=f"{target.url}/{MANIFEST_NAME}",
+            mend="choose another --out, or replace it with --overwrite",
+        )
+    data = target.read_small(MANIFEST_NAME)
+    return Manifest.from_json(data, f"{target.url}/{MANIFEST_NAME}")
+
+
+def _delete_old(target: Storage, old: Manifest | None, new: Manifest) -> None:
+    """Remove shards of the replaced dataset that the new one does not have."""
+    if old is not None:
+        kept = set(new.by_name())
+        gone = [shard for shard in old.shards if shard.name not in kept]
+        target.delete([key for shard in gone for key in (shard.name, shard.index)])
