@@ -83,7 +83,7 @@ def test_the_rehearsal_gives_its_pods_the_images_variables() -> None:
 def test_every_run_line_is_a_make_step_of_setup() -> None:
     makefile = (ROOT / "Makefile").read_text()
     steps = {shlex.split(line)[1] for line in arguments("RUN")}
-    ran = _needed_by(makefile, "venv install-torch install-all".split())
+    ran = _needed_by(makefile, ["venv", "install-torch", "install-all"])
 
     assert all(line.startswith("make ") for line in arguments("RUN"))
     assert "venv install-torch install-all" in makefile  # what `make setup` calls
