@@ -1,7 +1,8 @@
 """The entry point: finds the command, runs it, and turns errors into messages and exit codes.
 
-A command is a module of this package with `configure(parser)` and `run(args) -> int`; it is
-imported only when it is called, so that `cogvx config check` never imports torch.
+A command is a module of this package, imported only when it is called, so that `cogvx config
+check` never imports torch. It has `configure(parser)` and `run(args) -> int`, or
+`run_words(words) -> int` where it takes the arguments of a configuration.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     module = importlib.import_module(COMMANDS[name][0])
     try:
+        if hasattr(module, "run_words"):
+            return int(module.run_words(arguments[1:]))
         parsed = command_parser(name, module).parse_args(arguments[1:])
         return int(module.run(parsed))
     except CogvxError as problem:

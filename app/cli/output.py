@@ -24,6 +24,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def redraw(text: str) -> None:
+    """Replace the last line of the terminal (standard error) by `text`."""
+    print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
+
+
 def as_json(value: object) -> None:
     """Print a value as JSON to standard output."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str), flush=True)

@@ -77,6 +77,15 @@ OUR_ARGUMENTS: tuple[Argument, ...] = (
         help="make a class of your own usable as a target; repeatable",
     ),
     Argument(
+        name="keep_checkpoints",
+        kind=optional(integer(1)),
+        default=None,
+        unit="checkpoints",
+        group=IDENTITY,
+        ours=True,
+        help="keep only the newest n checkpoints of the run; null: all",
+    ),
+    Argument(
         name="nproc_per_node",
         kind=optional(integer(1)),
         default=None,

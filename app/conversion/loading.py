@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ from app.errors import WeightsError
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.lora.inject import reset_lora
 
+# What one model has and another has not: image-to-video starts from text-to-video weights so.
+OPTIONAL_MODULES = ("position.", "ofs_embed.")
+
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -32,12 +38,23 @@ class LoadReport:
 
 
 def load_network_weights(
-    network: DiffusionTransformer, path: Path, device: torch.device | str = "cpu"
+    network: DiffusionTransformer,
+    path: Path,
+    device: torch.device | str = "cpu",
+    *,
+    force: bool = False,
 ) -> LoadReport:
     """Fill a network from a file or folder of any layout (see `open_weights`).
 
     Values go straight into the dtype of the network; parameters on the meta device are allocated
     on `device`. A base file in a LoRA network leaves the pairs at their start.
+
+    Args:
+        network: to fill.
+        path: of the weights.
+        device: for parameters on the meta device.
+        force: modules that only some models have (learned positions, ofs) and that the file lacks
+            altogether keep their start, with a warning; all others stay strict.
 
     Raises:
         WeightsError: a tensor is missing, unexpected or misshaped; the message names the cause.
@@ -52,6 +69,8 @@ def load_network_weights(
         has_pairs = any(_is_pair(name) for name in outline)
         if not has_pairs:
             wanted = {name: shape for name, shape in wanted.items() if not _is_pair(name)}
+        if force:
+            wanted = _without_absent_modules(wanted, outline, file.where)
         _check(wanted, outline, file)
         _check_lora_scale(network, file)
         _fill(network, ((n, t) for n, t in file.our_tensors() if n in wanted), device)
@@ -153,6 +172,20 @@ def _vae_cause(unexpected: tuple[str, ...]) -> str:
             "to [loss]"
         )
     return "ckpt_path must name the VAE (3d-vae.pt) that encoder_config and decoder_config describe"
+
+
+def _without_absent_modules(
+    wanted: dict[str, tuple[int, ...]], outline: Mapping[str, Tensor], where: str
+) -> dict[str, tuple[int, ...]]:
+    """`wanted` without the optional modules that the file has nothing of."""
+    absent = tuple(
+        module for module in OPTIONAL_MODULES if not any(n.startswith(module) for n in outline)
+    )
+    left = {name: shape for name, shape in wanted.items() if not name.startswith(absent)}
+    if len(left) < len(wanted):
+        names = sorted(set(wanted) - set(left))
+        log.warning("weights keep their start (force_train)", extra={"names": names, "path": where})
+    return left
 
 
 def _to_compute(network: DiffusionTransformer, outline: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -121,9 +121,15 @@ def build_sampler(part: Part[SamplerConfig], denoiser: Denoiser) -> Any:
     return sampler_class(part.params, denoiser, guidance_class(guidance.params), joined)
 
 
-def load_initial_weights(network: DiffusionTransformer, url: str, cache_dir: Path) -> None:
-    """Fill the network from `load`: any layout that conversion knows, local or s3://."""
-    report = load_network_weights(network, fetch(url, cache_dir))
+def load_initial_weights(
+    network: DiffusionTransformer, url: str, cache_dir: Path, *, force: bool = False
+) -> None:
+    """Fill the network from `load`: any layout that conversion knows, local or s3://.
+
+    Args:
+        force: modules that the file has nothing of keep their start, with a warning.
+    """
+    report = load_network_weights(network, fetch(url, cache_dir), force=force)
     log.info(
         "weights loaded",
         extra={"path": url, "layout": report.kind, "tensors": report.num_tensors},

@@ -71,7 +71,7 @@ def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Pat
     with tempfile.TemporaryDirectory() as folder:
         with open_checkpoint(storage, ref) as checkpoint:
             trained = read_weights(checkpoint, request.weights)
-        tensors = _complete(trained, config, record["args"].get("load"), cache_dir)
+        tensors = _complete(trained, config, _text(record["args"].get("load")), cache_dir)
         files = write_export(Path(folder), tensors, config, request)
         target = storage if out is None else open_storage(out)
         prefix = export_folder(ref.step) if out is None else ""
@@ -164,6 +164,10 @@ def _run_record(storage: Storage) -> dict[str, dict[str, object]]:
         )
     last = attempts[-1]
     return dict(yaml.safe_load(storage.read_small(config_key(last.number, last.owner))))
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _network_config(record: dict[str, dict[str, object]], where: str) -> DiTConfig:

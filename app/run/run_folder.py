@@ -63,7 +63,7 @@ def open_run(config: RunConfig, rank: int, world: Mapping[str, int]) -> RunFolde
 
 
 def on_rank_zero(rank: int, work: Callable[[], Any]) -> Any:
-    """The JSON result of `work` on rank 0, on every rank; its CogvxError is raised on every rank."""
+    """What `work` gives on rank 0, on every rank; so is a CogvxError that it raises there."""
     answer: object = None
     if rank == 0:
         try:
@@ -75,8 +75,10 @@ def on_rank_zero(rank: int, work: Callable[[], Any]) -> Any:
     assert isinstance(answer, dict)
     if "error" in answer:
         name, what, where, mend = answer["error"]
-        kind = getattr(app.errors, name, CogvxError)
-        raise kind(what, where=where, mend=mend)
+        known = {
+            leaf.__name__: leaf for leaf in vars(app.errors).values() if isinstance(leaf, type)
+        }
+        raise known.get(name, CogvxError)(what, where=where, mend=mend)
     return answer["result"]
 
 
@@ -121,19 +123,20 @@ def _begin(
 def _check_identity(storage: Storage, config: RunConfig) -> None:
     """Write run.json once; refuse a folder that holds a run of another network."""
     assert config.model is not None
-    network = json.loads(json.dumps(asdict(config.model.network.params)))
+    as_stored = json.loads(json.dumps(asdict(config.model.network.params)))
+    network = {key: value for key, value in as_stored.items() if key not in _CHANGEABLE}
     identity = {
         "format_version": 1,
         "run_id": config.run_id,
         "version": __version__,
-        "network": {key: value for key, value in network.items() if key not in _CHANGEABLE},
+        "network": network,
         "load": config.training.load if config.training else None,
     }
     found = _read(storage, RUN)
     if found is None:
         storage.write_small(RUN, canonical_json(identity))
         return
-    for key, value in identity["network"].items():
+    for key, value in network.items():
         if found.get("network", {}).get(key) != value:
             raise ConfigError(
                 f"the run has a network with {key} = {found.get('network', {}).get(key)}, "

@@ -1,0 +1,313 @@
+"""One start of a run: every part built, the state restored, the loop run.
+
+`train` is the order of things; the other methods are one step of it each.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.config.schema.data import DataConfig
+from app.config.schema.model import ModelConfig
+from app.config.schema.run import RunConfig
+from app.config.schema.training import TrainingConfig
+from app.data.loader import Loader
+from app.data.opening import LoaderRequest, open_loader
+from app.data.share import Share
+from app.diffusion.timesteps import RankStratum, Strata
+from app.distributed.groups import ProcessGroups
+from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
+from app.run.build import Place, build_parts, choose_trainable, load_initial_weights
+from app.run.evaluate import Evaluator
+from app.run.reporting import make_trackers, save_arguments, write_progress
+from app.run.run_folder import RunFolder, finish_run
+from app.run.saving import Saver, restore
+from app.telemetry.logging import LogContext
+from app.telemetry.profiling import StepProfiler
+from app.telemetry.timing import PartTimes
+from app.training.engine import Engine
+from app.training.loop import LoopHooks, LoopPlan, LoopState, LoopTools, run_loop
+from app.training.lr_schedule import LrSchedule
+from app.training.signals import StopFlag
+from app.training.step import DiffusionModel, Randomness
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Seams:
+    """What a caller of `training_main` may replace."""
+
+    model_cls: type[DiffusionModel]
+    forward_step: Callable[..., Any]
+    create_dataset: Callable[..., Any] | None
+    collate_fn: Callable[..., Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of a run, from the data to the last step."""
+
+    args: Namespace
+    config: RunConfig
+    groups: ProcessGroups
+    run: RunFolder
+    scratch: Path
+    context: LogContext
+    stop: StopFlag
+
+    def train(self, seams: Seams, init: Callable[[Namespace, DiffusionModel], None] | None) -> str:
+        """Build everything, continue where the run was, train; returns the cause of the end."""
+        times = PartTimes(self.groups.device)
+        with ExitStack() as stack:
+            loader = stack.enter_context(self.loader(seams))
+            training = self.resolved(loader)
+            model, engine = self.model(seams.model_cls, times, training)
+            if init is not None:
+                init(self.args, model)
+            saver = Saver(self.config, self.run, self.groups, engine, loader, self.scratch)
+            state, stored = restore(saver, with_rng=not self.config.arguments["no_load_rng"])
+            evaluate = self.evaluator(model, engine, stack)
+            tools, saver.wandb_run_id = self.tools(
+                times, training, state, stored.wandb_run_id if stored else None
+            )
+            stack.callback(tools.trackers.close)
+            if evaluate is not None and state.step == 0:
+                tools.trackers.log(0, evaluate.baseline())
+            micro_step = self.micro_step(seams.forward_step, model, loader, state, times)
+            hooks = self.hooks(micro_step, saver, evaluate, training.steps, stack)
+            plan = self.plan(training)
+            last = run_loop(engine, plan, hooks, tools, state)
+            return self.finish(last, plan, evaluate, tools)
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Checked before the run starts."""
+        assert self.config.training is not None
+        return self.config.training
+
+    @property
+    def model_config(self) -> ModelConfig:
+        assert self.config.model is not None
+        return self.config.model
+
+    @property
+    def data(self) -> DataConfig:
+        assert self.config.data is not None
+        return self.config.data
+
+    def loader(self, seams: Seams) -> Loader:
+        """This rank's batches of the training data."""
+        data, training = self.data, self.training
+        rank = self.groups.rank
+        request = LoaderRequest(
+            paths=data.train,
+            share=Share(rank.rank, rank.world_size, training.micro_batch, training.accumulation),
+            seed=training.seed,
+            compat=self.config.compat,
+            weights=data.train_weights,
+            args=self.args,
+            create=seams.create_dataset,
+            collate_fn=seams.collate_fn,
+        )
+        return open_loader(data, request)
+
+    def resolved(self, loader: Loader) -> TrainingConfig:
+        """The training section with its number of steps; epochs are counted in the data."""
+        training = self.training
+        if training.epochs is not None:
+            training = replace(training, steps=loader.steps_for_epochs(training.epochs))
+        log.info(
+            "data",
+            extra={"samples": len(loader), "batch": loader.share.batch, "steps": training.steps},
+        )
+        return training
+
+    def model(
+        self, model_cls: type[DiffusionModel], times: PartTimes, training: TrainingConfig
+    ) -> tuple[DiffusionModel, Engine]:
+        """The parts with their weights, the network under DeepSpeed."""
+        model = self.model_config
+        device, dtype = self.groups.device, DTYPES[training.precision]
+        parts = build_parts(model, Place(device, dtype, cache_dir()))
+        report = choose_trainable(parts.network, model)
+        if training.load is not None and (self.run.newest is None or report.frozen):
+            force = bool(self.config.arguments["force_train"])
+            load_initial_weights(parts.network, training.load, cache_dir(), force=force)
+        log.info(
+            "parameters",
+            extra={"trainable": report.trainable_count, "frozen": report.frozen_count},
+        )
+        engine = Engine.start(parts.network.to(device), training, self.groups)
+        diffusion = model_cls(
+            parts, model, self.randomness(training), device=device, dtype=dtype, times=times
+        )
+        diffusion.network = engine.network
+        return diffusion, engine
+
+    def randomness(self, training: TrainingConfig) -> Randomness:
+        """Draws keyed by position, or upstream's global ones; strata of the timesteps."""
+        compat, rank = self.config.compat, self.groups.rank
+        timesteps = self.model_config.loss.timesteps
+        total = training.micro_batch * training.accumulation * rank.world_size
+        strata: Callable[[Sequence[int]], Strata | RankStratum | None] = lambda positions: None  # noqa: E731
+        if compat.strata == "sat":
+            of_rank = RankStratum.of_rank(timesteps, rank.rank, rank.world_size)
+            strata = lambda positions: of_rank  # noqa: E731
+        elif timesteps.uniform_sampling:
+            strata = partial(Strata.from_positions, total=total, seed=training.seed)
+        draws: Callable[[Sequence[int]], Draws] = partial(KeyedDraws, training.seed)
+        if compat.draws == "sat":
+            device = self.groups.device
+            draws = lambda positions: GlobalDraws(device)  # noqa: E731
+        return Randomness(draws, strata, compat.image_dropout == "micro_batch")
+
+    def evaluator(
+        self, model: DiffusionModel, engine: Engine, stack: ExitStack
+    ) -> Evaluator | None:
+        """Validation, if the configuration names data for it."""
+        data, training = self.data, self.training
+        if not data.valid or not training.evaluation.interval:
+            return None
+        rank = self.groups.rank
+        request = LoaderRequest(
+            paths=data.valid,
+            share=Share(rank.rank, rank.world_size, training.evaluation.batch_size),
+            seed=training.seed,
+            compat=replace(self.config.compat, order="epoch"),
+            args=self.args,
+        )
+        loader = stack.enter_context(open_loader(replace(data, num_workers=0), request))
+        return Evaluator(
+            config=training.evaluation,
+            model=model,
+            engine=engine,
+            source=loader.source,
+            storage=self.run.storage,
+            rank=rank,
+            fps=float(getattr(data.params, "fps", 8)),
+            grid_rows=int(str(self.config.arguments["grid_num_rows"])),
+        )
+
+    def tools(
+        self,
+        times: PartTimes,
+        training: TrainingConfig,
+        state: LoopState,
+        wandb_run_id: str | None,
+    ) -> tuple[LoopTools, Callable[[], str | None]]:
+        """Clocks, trackers (on rank 0), the stop flag."""
+        tools = LoopTools(times=times, stop=self.stop, context=self.context)
+        if self.groups.rank.rank:
+            return tools, lambda: None
+        if self.config.arguments["save_args"]:
+            save_arguments(self.args, self.config)
+        tools.trackers, wandb_id = make_trackers(
+            self.config,
+            self.run,
+            training.steps,
+            first_step=state.step,
+            wandb_run_id=wandb_run_id,
+            show=getattr(self.args, "show", None),
+        )
+        return tools, wandb_id
+
+    def micro_step(
+        self,
+        step_function: Callable[..., Any],
+        model: DiffusionModel,
+        loader: Loader,
+        state: LoopState,
+        times: PartTimes,
+    ) -> Callable[[int], Any]:
+        """`forward_step` on the batches from the state's step on."""
+        # Upstream starts its data again unless asked not to; our own order always continues.
+        again = self.config.compat.order == "sat" and not self.config.arguments["resume_dataloader"]
+        batches = loader.batches(0 if again else state.step)
+
+        def call(step: int) -> Any:
+            self.args.iteration = step
+            return step_function(batches, model, self.args, times)
+
+        return call
+
+    def hooks(
+        self,
+        micro_step: Callable[[int], Any],
+        saver: Saver,
+        evaluate: Evaluator | None,
+        steps: int,
+        stack: ExitStack,
+    ) -> LoopHooks:
+        """What the loop calls."""
+        profiler = StepProfiler(
+            int(str(self.config.arguments["profiling"])),
+            self.groups.device,
+            Path(str(self.config.arguments["summary_dir"]) or "."),
+        )
+        stack.callback(profiler.close)
+        is_first = self.groups.rank.rank == 0
+
+        def on_log(state: LoopState, facts: Any) -> None:
+            if is_first:
+                write_progress(self.run, state, steps, facts, "running")
+
+        return LoopHooks(
+            micro_step=micro_step,
+            save=saver.save,
+            evaluate=evaluate if evaluate is not None else lambda state: None,
+            before_step=profiler.before,
+            on_log=on_log,
+        )
+
+    def plan(self, training: TrainingConfig) -> LoopPlan:
+        """Lengths and intervals."""
+        return LoopPlan(
+            steps=training.steps,
+            accumulation=training.accumulation,
+            samples_per_step=training.micro_batch
+            * training.accumulation
+            * self.groups.rank.world_size,
+            schedule=LrSchedule.from_config(training),
+            log_interval=training.log_interval,
+            save_interval=training.save_interval,
+            eval_interval=training.evaluation.interval,
+            exit_interval=training.exit_interval,
+        )
+
+    def finish(
+        self,
+        state: LoopState,
+        plan: LoopPlan,
+        evaluate: Evaluator | None,
+        tools: LoopTools,
+    ) -> str:
+        """Validate the last weights, and mark the run as finished unless it stopped early."""
+        if state.stopped_early:
+            return f"stopped by exit_interval after step {state.step}"
+        if evaluate is not None and state.step % (plan.eval_interval or 1):
+            tools.trackers.log(state.step, evaluate(state))
+        tools.trackers.flush()
+        if self.groups.rank.rank == 0:
+            write_progress(self.run, state, plan.steps, {}, "finished")
+            finish_run(self.run, state.step)
+        log.info("finished", extra={"steps_done": state.step, "url": self.run.storage.url})
+        return f"finished after step {state.step}"
+
+
+def cache_dir() -> Path:
+    """Where remote weights are kept on this node."""
+    return Path(os.environ.get("COGVX_CACHE_DIR") or Path(tempfile.gettempdir()) / "cogvx-cache")

@@ -1,0 +1,195 @@
+"""Validation: the loss at fixed noise and timesteps over all ranks, and sample videos.
+
+The validation samples are the first ones of `valid_data`, the same at every step, in every run
+and at every world size; so is their noise. The numbers can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from app.checkpoint.layout import samples_folder, samples_index_key
+from app.checkpoint.tensor_file import write_tensors
+from app.config.schema.training import EvaluationConfig
+from app.data.batch import collate
+from app.data.source import Source
+from app.distributed.collectives import sum_over_ranks, transport_device
+from app.distributed.rank import RankInfo
+from app.distributed.seeding import KeyedDraws
+from app.evaluation.grid import tiled
+from app.evaluation.metrics import VALIDATION_SEED, LossSums, ValidationBatch, validation_loss
+from app.evaluation.sampling import to_unit_range
+from app.evaluation.video_file import to_uint8, write_video
+from app.models.conditioning import Conditioning
+from app.storage.objects import Storage
+from app.training.engine import Engine
+from app.training.loop import LoopState
+from app.training.step import DiffusionModel, Encoded
+
+log = logging.getLogger(__name__)
+
+MOST_VIDEOS = 8  # per validation, as upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One finished sample of this rank."""
+
+    position: int
+    caption: str
+    video: Tensor | None  # (T, 3, H, W) uint8; None when only latents are wanted
+    latents: Tensor  # (t, C, h, w) as the VAE knows them
+
+
+@dataclass(slots=True)
+class Evaluator:
+    """Validates a model in training; every rank calls it at the same step.
+
+    `fps` is that of the videos; `grid_rows` puts the samples of a validation into one more video.
+    """
+
+    config: EvaluationConfig
+    model: DiffusionModel
+    engine: Engine
+    source: Source
+    storage: Storage
+    rank: RankInfo
+    fps: float
+    grid_rows: int = 1
+
+    def __call__(self, state: LoopState) -> dict[str, float]:
+        """Validation loss by name; videos go to the run's folder."""
+        self.engine.eval()
+        numbers = self.loss()
+        log.info("validation", extra={"steps_done": state.step, **numbers})
+        if self.config.log_videos:
+            self.sample(state.step)
+        self.engine.train()
+        return numbers
+
+    def baseline(self) -> dict[str, float]:
+        """The loss before the first step, without videos."""
+        self.engine.eval()
+        numbers = self.loss()
+        log.info("validation", extra={"steps_done": 0, **numbers})
+        self.engine.train()
+        return numbers
+
+    # loss
+
+    @torch.no_grad()
+    def loss(self) -> dict[str, float]:
+        """`valid_loss` and its parts at each fixed timestep, over all ranks."""
+        sums = validation_loss(self.model.loss, self.model.network, self._batches())
+        total = sum_over_ranks(sums.to_tensor().to(transport_device())).cpu()
+        found = LossSums.from_tensor(total)
+        parts = {f"valid_loss_{i}": value for i, value in enumerate(found.means)}
+        return {"valid_loss": found.mean, **parts}
+
+    def _batches(self) -> Iterator[ValidationBatch]:
+        """This rank's share, with fillers so that all ranks make the same number of calls."""
+        size, world_size = self.config.batch_size, self.rank.world_size
+        count = self._sample_count()
+        rounds = -(-count // (size * world_size))
+        for turn in range(rounds):
+            first = (turn * world_size + self.rank.rank) * size
+            wanted = range(first, first + size)
+            positions = [min(position, count - 1) for position in wanted]
+            encoded, _ = self._encoded(positions)
+            yield ValidationBatch(
+                latents=encoded.latents,
+                conditioning=encoded.conditioning,
+                positions=positions,
+                counted=[position < count for position in wanted],
+            )
+
+    def _sample_count(self) -> int:
+        everything = len(self.source)
+        if self.config.strict:
+            return everything
+        wished = self.config.iterations * self.config.batch_size * self.rank.world_size
+        return max(1, min(wished, everything))
+
+    def _encoded(self, positions: Sequence[int]) -> tuple[Encoded, list[str]]:
+        """Encoded samples of the validation set, with noise that is always the same."""
+        batch = collate([self.source.read(position, position) for position in positions])
+        draws = KeyedDraws(VALIDATION_SEED, positions)
+        return self.model.encode(batch, draws, dropout=False), list(batch["txt"])
+
+    # videos
+
+    def sample(self, step: int) -> None:
+        """Sample videos for the first validation captions and put them into the run's folder."""
+        count = min(MOST_VIDEOS, max(self.config.batch_size, self.rank.world_size))
+        count = min(count, len(self.source))
+        done = []
+        for first in range(0, count, self.rank.world_size):
+            # Ranks without a prompt sample the last one too: partitioned weights need them all.
+            position = min(first + self.rank.rank, count - 1)
+            sampled = self._sampled(position)
+            if first + self.rank.rank < count:
+                done.append(sampled)
+        self._write(step, done)
+        self._write_overview(step, count)
+
+    @torch.no_grad()
+    def _sampled(self, position: int) -> Sampled:
+        encoded, captions = self._encoded([position])
+        model, draws = self.model, KeyedDraws(VALIDATION_SEED, [position])
+        noise = draws.normal_like("initial_noise", encoded.latents.float())
+        conditional = encoded.conditioning
+        unconditional = Conditioning(
+            text=model.conditioner.unconditional_like(conditional.text),
+            image=conditional.image,
+            ofs=conditional.ofs,
+        )
+        sampled = model.sampler.sample(model.network, noise, conditional, unconditional, draws)
+        latents = sampled[:, encoded.padding :].to(model.dtype)
+        video = None
+        if not self.config.only_latents:
+            video = to_uint8(to_unit_range(model.decode(latents)))[0].cpu()
+        return Sampled(position, captions[0], video, (latents / model.config.scale_factor)[0])
+
+    def _write(self, step: int, samples: Sequence[Sampled]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for sample in samples:
+                stem = f"p{sample.position:03}-model"
+                if sample.video is None:
+                    path = Path(folder) / f"{stem}.safetensors"
+                    write_tensors(path, {"latents": sample.latents.contiguous().cpu()})
+                else:
+                    path = Path(folder) / f"{stem}.mp4"
+                    write_video(path, sample.video, self.fps)
+                self.storage.upload(path, samples_folder(step) + path.name)
+                caption = samples_folder(step) + f"{stem}.txt"
+                self.storage.write_small(caption, sample.caption.encode())
+            videos = [sample.video for sample in samples if sample.video is not None]
+            if len(videos) > 1:
+                path = Path(folder) / f"grid-r{self.rank.rank:04}.mp4"
+                write_video(path, tiled(videos, self.grid_rows), self.fps)
+                self.storage.upload(path, samples_folder(step) + path.name)
+
+    def _write_overview(self, step: int, count: int) -> None:
+        if self.rank.rank:
+            return
+        record = {
+            "format_version": 1,
+            "step": step,
+            "seed": VALIDATION_SEED,
+            "weights": "model",
+            "samples": count,
+            "fps": self.fps,
+        }
+        self.storage.write_small(samples_index_key(step), json.dumps(record, indent=2).encode())
+        log.info(
+            "samples written",
+            extra={"samples": count, "url": f"{self.storage.url}/{samples_folder(step)}"},
+        )

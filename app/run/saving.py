@@ -1,0 +1,149 @@
+"""Between the engine and the checkpoints: what is saved, and how a run continues from it."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from app import __version__
+from app.checkpoint.manifest import CheckpointIdentity
+from app.checkpoint.reader import open_checkpoint
+from app.checkpoint.retention import RetentionPolicy, apply_retention
+from app.checkpoint.rng import capture_rng, restore_rng
+from app.checkpoint.train_state import TrainState
+from app.checkpoint.writer import Snapshot, save_checkpoint
+from app.config.schema.run import RunConfig
+from app.data.cursor import Cursor
+from app.data.loader import Loader
+from app.distributed.collectives import barrier
+from app.distributed.exchange import StoreExchange
+from app.distributed.groups import ProcessGroups
+from app.run.run_folder import RunFolder
+from app.training.engine import Engine
+from app.training.loop import LoopState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Saver:
+    """Writes the checkpoints of one attempt; `save` is called by every rank."""
+
+    config: RunConfig
+    run: RunFolder
+    groups: ProcessGroups
+    engine: Engine
+    loader: Loader
+    scratch: Path
+    wandb_run_id: Callable[[], str | None] = lambda: None
+    best: dict[str, float] = field(default_factory=dict)  # best validation loss and its step
+    _exchange: StoreExchange = field(init=False)
+
+    def __post_init__(self) -> None:
+        rank = self.groups.rank
+        self._exchange = StoreExchange(
+            self.groups.store, rank=rank.rank, world_size=rank.world_size
+        )
+
+    def save(self, state: LoopState) -> None:
+        """Publish a checkpoint of `state`; returns when it is complete on every rank."""
+        snapshot = Snapshot(
+            fragments=self.engine.fragments(),
+            parameters=self.engine.parameters_info(),
+            state=self._train_state(state) if self._exchange.rank == 0 else None,
+            rng=None if self.config.arguments["no_save_rng"] else capture_rng(),
+        )
+        name = save_checkpoint(
+            self.run.storage, self._identity(state), snapshot, self._exchange, self.scratch
+        )
+        # Without it a fast rank could begin the next save, or end, while the manifest is missing.
+        barrier()
+        if name is not None:
+            self._retain(name)
+
+    def _identity(self, state: LoopState) -> CheckpointIdentity:
+        assert self.config.model is not None
+        return CheckpointIdentity(
+            run_id=self.config.run_id,
+            attempt=self.run.attempt.number,
+            owner=self.run.attempt.owner,
+            step=state.step,
+            kind="full" if self.config.model.network.params.lora is None else "lora",
+            parent=self.run.newest.name if self.run.newest else None,
+            config_sha256=self.run.config_sha256,
+            dataset_sha256=self.loader.cursor(0).manifest_sha256,
+        )
+
+    def _train_state(self, state: LoopState) -> TrainState:
+        training = self.config.training
+        assert training is not None
+        average = self.engine.average
+        return TrainState(
+            step=state.step,
+            micro_step=state.step * training.accumulation,
+            adam_step=self.engine.adam_steps(),
+            cursor=self.loader.cursor(state.step).to_json(),
+            seed=training.seed,
+            skipped_steps=state.skipped_steps,
+            loss_scale=self.engine.loss_scale(),
+            ema_step=average.updates if average is not None else None,
+            best=dict(self.best),
+            wandb_run_id=self.wandb_run_id(),
+            config_sha256=self.run.config_sha256,
+            layout={
+                "world_size": self.groups.rank.world_size,
+                "zero_stage": training.zero_stage,
+                "micro_batch": training.micro_batch,
+                "accumulation": training.accumulation,
+            },
+            versions={
+                "cogvx-train": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        )
+
+    def _retain(self, name: str) -> None:
+        keep = self.config.arguments["keep_checkpoints"]
+        if keep is not None:
+            assert isinstance(keep, int)
+            newest = self.run.newest
+            protected = {name, newest.name} if newest else {name}
+            apply_retention(self.run.storage, RetentionPolicy(keep_last=keep), protected)
+
+
+def restore(saver: Saver, *, with_rng: bool = True) -> tuple[LoopState, TrainState | None]:
+    """Continue from the newest complete checkpoint, or start at step 0.
+
+    Args:
+        saver: of the same attempt; its engine is filled.
+        with_rng: also put back the states of the global generators.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or does not fit the network.
+        ConfigError, DataError: the data would come in another sequence.
+    """
+    run, engine = saver.run, saver.engine
+    if run.newest is None:
+        return LoopState(), None
+    with open_checkpoint(run.storage, run.newest, saver.scratch) as checkpoint:
+        checkpoint.check_parameters(engine.parameters_info())
+        state = checkpoint.state
+        Cursor.from_json(state.cursor).check_continues(saver.loader.cursor(state.step))
+        engine.restore(
+            checkpoint.read,
+            state.adam_step,
+            ema_updates=state.ema_step,
+            loss_scale=state.loss_scale,
+        )
+        rng = checkpoint.rng(saver.groups.rank.rank) if with_rng else None
+        if rng is not None:
+            restore_rng(rng, f"{run.storage.url}/{run.newest.folder}")
+    log.info("resumed", extra={"checkpoint": run.newest.name, "steps_done": state.step})
+    saver.best = dict(state.best)
+    return LoopState(step=state.step, skipped_steps=state.skipped_steps), state

@@ -1,0 +1,120 @@
+"""Train: the way in, and the seams that users of the original know.
+
+`training_main`, `forward_step`, `forward_step_eval` and `broad_cast_batch` have the contract that
+users of the original know, and are what our own command runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.config.runnable import check_runnable
+from app.config.schema.run import RunConfig
+from app.distributed.groups import ProcessGroups
+from app.errors import CogvxError
+from app.run.arguments import get_args as get_args
+from app.run.arguments import parse_args, seed_from, start_distributed
+from app.run.arguments import process_config_to_args as process_config_to_args
+from app.run.attempt import Attempt, Seams
+from app.run.reporting import upload_log
+from app.run.run_folder import close_attempt, open_run
+from app.telemetry.logging import LogContext, logging_for
+from app.training.engine import prepare_process
+from app.training.forward import broad_cast_batch as broad_cast_batch
+from app.training.forward import forward_step, forward_step_eval
+from app.training.signals import stop_on_sigterm
+from app.training.step import DiffusionModel
+
+SATVideoDiffusionEngine = DiffusionModel  # its name in the YAML world
+
+
+def train(words: Sequence[str], show: Callable[[str], None] | None = None) -> int:
+    """`cogvx train` inside one rank; returns the exit code.
+
+    Args:
+        words: the command line after `train`.
+        show: takes the progress line of a terminal; None: there is none.
+    """
+    prepare_process(on_cpu=not torch.cuda.is_available())
+    args = parse_args(words)
+    check_runnable(args.run_config)
+    start_distributed(args)
+    seed_from(args)
+    args.show = show
+    return training_main(args, DiffusionModel, forward_step, forward_step_eval)
+
+
+def training_main(  # noqa: PLR0913 (the contract)
+    args: Namespace,
+    model_cls: type[DiffusionModel],
+    forward_step_function: Callable[..., Any],
+    forward_step_eval: Callable[..., Any] | None = None,
+    create_dataset_function: Callable[..., Any] | None = None,
+    handle_metrics: Callable[..., Any] | None = None,
+    init_function: Callable[[Namespace, DiffusionModel], None] | None = None,
+    collate_fn: Callable[..., Any] | None = None,
+) -> int:
+    """Train until the last step; return the exit code.
+
+    Args:
+        args: from `get_args`; carries the frozen configuration as `run_config`.
+        model_cls: the engine class of the YAML world.
+        forward_step_function: (data_iterator, model, args, timers) -> (loss, numbers).
+        forward_step_eval: accepted for the contract; validation has fixed noise (see evaluate).
+        create_dataset_function: (path, args) -> dataset, instead of the configured class.
+        handle_metrics: accepted for the contract; metrics are scalars.
+        init_function: called with (args, model) once the model is built.
+        collate_fn: makes a batch of samples.
+
+    Raises:
+        CogvxError: with the exit code that the launcher passes on.
+    """
+    seams = Seams(model_cls, forward_step_function, create_dataset_function, collate_fn)
+    config: RunConfig = args.run_config
+    groups: ProcessGroups = args.groups
+    rank = groups.rank.rank
+    level = logging.DEBUG if config.arguments["debug"] else logging.INFO
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cogvx-")))
+        context = LogContext(rank=rank)
+        log_path = scratch / "log.txt"
+        stack.enter_context(logging_for(context, level=level, path=log_path))
+        stop = stack.enter_context(stop_on_sigterm())
+        run = open_run(config, rank, world_sizes(config, groups))
+        if run is None:
+            return 0
+        attempt = Attempt(args, config, groups, run, scratch, context, stop)
+        cause = "killed"
+        try:
+            cause = attempt.train(seams, init_function)
+        except CogvxError as problem:
+            cause = problem.what
+            raise
+        except BaseException as problem:
+            cause = repr(problem)
+            raise
+        finally:
+            upload_log(run, rank, log_path)
+            if rank == 0:
+                close_attempt(run, cause)
+        return 0
+
+
+def world_sizes(config: RunConfig, groups: ProcessGroups) -> dict[str, int]:
+    """Sizes for the attempt's record."""
+    training = config.training
+    assert training is not None
+    return {
+        "world_size": groups.rank.world_size,
+        "nproc_per_node": groups.rank.local_world_size,
+        "micro_batch": training.micro_batch,
+        "accumulation": training.accumulation,
+    }
