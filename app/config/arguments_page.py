@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from app.config.argument import Argument, Disposition
 from app.config.arguments import ARGUMENTS
+from app.config.arguments_data import UNUSED
 from app.errors import ConfigError
 
 BEGIN = "<!-- arguments: begin (written by `cogvx config arguments --write`) -->"
@@ -79,7 +80,7 @@ def _group(name: str, rows: list[Argument]) -> Iterator[str]:
             f"`{argument.name}`",
             f"{argument.kind.noun}{unit}",
             f"`{_shown(argument.default)}`",
-            argument.help,
+            argument.help if argument.group != UNUSED else "",
             MEANING[argument.disposition].format(note=argument.note) + ours + where,
         )
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

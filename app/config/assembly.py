@@ -139,6 +139,7 @@ def _loop(values: Mapping[str, Any]) -> dict[str, Any]:
         "load",
         "log_interval",
         "exit_interval",
+        "keep_checkpoints",
         "epochs",
         "force_train",
         "resume_dataloader",

@@ -120,7 +120,7 @@ def choice(*values: str) -> Kind:
             raise ValueError
         return str(value)
 
-    return Kind("one of " + ", ".join(values), convert, choices=values)
+    return Kind("one of " + ", ".join(word or '""' for word in values), convert, choices=values)
 
 
 def sequence(item: Kind, *, length: int | None = None, single: bool = False) -> Kind:
@@ -137,8 +137,8 @@ def sequence(item: Kind, *, length: int | None = None, single: bool = False) -> 
             raise ValueError
         return tuple(item.convert(entry) for entry in value)
 
-    size = f"{length} values, each " if length is not None else ""
-    return Kind(f"a list of {size}{item.noun}", convert, "array", item=item)
+    size = f"{length} values" if length is not None else "values"
+    return Kind(f"a list of {size}, each {item.noun}", convert, "array", item=item)
 
 
 def optional(kind: Kind) -> Kind:

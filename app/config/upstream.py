@@ -50,6 +50,11 @@ DEAD_LOSS = {
     "block_size": BOOKKEEPING,
 }
 DEAD_SAMPLER = {"device": "it samples where the network is"}
+DEAD_GUIDANCE = {
+    "exp": "only DynamicCFG reads it",
+    "num_steps": "only DynamicCFG reads it",
+    "step_units": "only DynamicCFG reads it",
+}
 DEAD_EMBEDDER_PARAMS = {
     "device": "it runs where the network is",
     "freeze": "the text encoder is always frozen",
@@ -187,6 +192,15 @@ def storage_urls(paths: Sequence[str] | None, where: str, problems: Problems) ->
         else:
             found.append(path)
     return tuple(found)
+
+
+def rename_sizes(params: Reader, known: set[str]) -> None:
+    """The two dataset classes name the same two sizes differently; either name is read (C16)."""
+    for one, other in (("video_size", "image_size"), ("max_num_frames", "num_frames")):
+        for given, meant in ((one, other), (other, one)):
+            if meant in known and given in params.values and meant not in params.values:
+                params.values[meant] = params.values.pop(given)
+                params.problems.warn(f"'{given}' is read as '{meant}'", where=params.path(given))
 
 
 def check_iterable(values: Mapping[str, Any], data: DataConfig, problems: Problems) -> None:

@@ -64,6 +64,7 @@ class TrainingConfig:
     load: str | None = None  # initial weights
     log_interval: int = 50
     exit_interval: int | None = None
+    keep_checkpoints: int | None = None  # ours: keep the newest n; None: all
     force_train: bool = False  # start although initial weights lack keys that are not LoRA
     save_rng: bool = True  # not no_save_rng
     load_rng: bool = True  # not no_load_rng

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.config import upstream
 from app.config.kinds import choice, integer, optional, real, sequence, text
 from app.config.reading import Context, Field, Reader, open_part
-from app.config.schema.data import DataConfig, OrderConfig, SFTDataConfig, ShardDataConfig
+from app.config.schema.data import (
+    DataConfig,
+    OrderConfig,
+    SFTDataConfig,
+    ShardDataConfig,
+    check_frame_count,
+)
+from app.errors import ConfigError
 
 SFT = (
     Field("video_size", sequence(integer(8), length=2)),
@@ -52,6 +60,7 @@ def read_data(node: object, where: str, context: Context) -> DataConfig | None:
     if part.registered:
         values["params"] = dict(part.params.values)
     else:
+        upstream.rename_sizes(part.params, {field.key for field in PARAMS[part.target.params]})
         found = part.params.fields(PARAMS[part.target.params])
         if found.get("meta_names", ()) is None:
             found["meta_names"] = ()
@@ -61,12 +70,23 @@ def read_data(node: object, where: str, context: Context) -> DataConfig | None:
                 where=part.params.path("seed"),
             )
         part.params.close()
+        _check_frames(found, part.params)
         if len(problems.errors) == before:
             values["params"] = problems.build(part.target.params, found)
     if len(problems.errors) > before:
         return None
     values |= {"target": part.name, "implementation": part.target.implementation}
     return problems.build(DataConfig, values)
+
+
+def _check_frames(found: dict[str, Any], params: Reader) -> None:
+    """The schema class checks this too, but only when everything else is right."""
+    for name in ("num_frames", "max_num_frames"):
+        if found.get(name) is not None:
+            try:
+                check_frame_count(found[name], where=params.path(name))
+            except ConfigError as error:
+                params.problems.add(error.what, where=error.where, mend=error.mend)
 
 
 def _order(reader: Reader, context: Context) -> OrderConfig | None:

@@ -23,6 +23,8 @@ TOP_KEYS = _names(
 )
 ZERO_KEYS = _names(
     """
+    stage3_allgather_sequential stage3_module_granularity_threshold
+    stage3_use_all_reduce_for_fetch_params
     allgather_bucket_size allgather_partitions allgather_sequential compute_grad_norm
     contiguous_gradients cpu_offload cpu_offload_param cpu_offload_use_pin_memory
     elastic_checkpoint enable_sanity_checks gather_16bit_weights_on_model_save

@@ -152,6 +152,8 @@ def _guidance(params: Reader, context: Context) -> Part[GuidanceConfig] | None:
     kind = part.target.choice
     if reader.has("dyn_thresh_config"):
         _part(reader, "dyn_thresh_config", "threshold", context, close=True)
+    if kind != "dynamic":
+        reader.dead(upstream.DEAD_GUIDANCE)
     values = reader.fields(GUIDANCE[kind])
     if kind == "identity":
         values["scale"] = 1.0

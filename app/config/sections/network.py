@@ -164,10 +164,10 @@ def _position(
 
 def _check_head(head: int | None, reader: Reader, values: dict[str, Any]) -> None:
     hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
-    if head is None or not hidden or not heads or head * heads == hidden:
+    if head is None or not hidden or not heads or hidden % heads or head * heads == hidden:
         return
     reader.problems.add(
-        f"hidden_size_head is {head}, but hidden_size / num_attention_heads is {hidden / heads:g}",
+        f"hidden_size_head is {head}, but hidden_size / num_attention_heads is {hidden // heads}",
         where=reader.path("hidden_size_head"),
         mend=f"use {hidden // heads}, or leave it out",
     )
