@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,9 @@ from app.training.lr_schedule import LrSchedule
 from tests.unit.training.configs import training_config
 
 
-def schedule(steps: int = 100, lr: float = 1.0, **fields: object) -> LrSchedule:
+def schedule(steps: int = 100, lr: float = 1.0, **fields: Any) -> LrSchedule:
     config = training_config(steps=steps, lr=lr)
-    return LrSchedule.from_config(
-        replace(config, lr_schedule=LrScheduleConfig(**fields))  # type: ignore[arg-type]
-    )
+    return LrSchedule.from_config(replace(config, lr_schedule=LrScheduleConfig(**fields)))
 
 
 def test_warmup_rises_in_equal_steps_from_one_part_to_the_whole() -> None:
@@ -94,7 +93,7 @@ def test_skipped_steps_hold_the_sat_curve_back_and_not_the_default_one() -> None
         ({"style": "cosine", "decay_ratio": 0.0}, "args.lr_decay_ratio"),
     ],
 )
-def test_a_curve_that_cannot_be_drawn_is_an_error(fields: dict[str, object], where: str) -> None:
+def test_a_curve_that_cannot_be_drawn_is_an_error(fields: dict[str, Any], where: str) -> None:
     with pytest.raises(ConfigError) as caught:
         schedule(**fields)
 
