@@ -53,6 +53,10 @@ def cause_of(problem: BaseException) -> Cause:
     """Classify an exception by its type, then by its sentence."""
     if isinstance(problem, CogvxError):
         return Cause(problem.exit_code, problem.what, problem.where, problem.mend)
+    if isinstance(problem, SystemExit | KeyboardInterrupt):
+        code = problem.code if isinstance(problem, SystemExit) else 130
+        number = code if isinstance(code, int) else int(code is not None)
+        return Cause(number, f"ended with {number}", "the trainer", "read the lines above")
     names = {kind.__name__ for kind in type(problem).__mro__}
     sentence = str(problem).strip() or type(problem).__name__
     first_line = sentence.splitlines()[0][:500]

@@ -141,8 +141,8 @@ class _Pod:
         """Make the folders, write the mounted files, put command line and environment together."""
         self._make_volumes()
         command = tuple(self._container.get("command", ENTRYPOINT))
-        words = (*command, *self._container.get("args", ()), *self._surroundings.overrides)
-        argv = tuple(self._local(str(word)) for word in words)
+        words = (*command, *self._container.get("args", ()))
+        argv = (*(self._local(str(word)) for word in words), *self._surroundings.overrides)
         if argv[0] == ENTRYPOINT[0]:
             argv = (sys.executable, "-m", app.__name__, *argv[1:])
         environ = {key: self._local(value) for key, value in self._own_environment().items()}
@@ -241,13 +241,14 @@ class _Pod:
         )
 
     def _local(self, text: str) -> str:
-        """Replace the pod's paths in a word, a variable or a file."""
-        paths = {**self._mounts, **self._surroundings.weights}
-        # Longest first: /etc/cogvx/config before /etc/cogvx.
-        for path in sorted(paths, key=len, reverse=True):
-            pattern = rf"(?<![\w./-]){re.escape(path)}(?![\w.-])"
-            text = re.sub(pattern, str(paths[path]).replace("\\", r"\\"), text)
-        return text
+        """Replace the pod's paths in a word, a variable or a file; paths of here stay."""
+        weights = self._surroundings.weights
+        here = {str(path): path for path in (self._surroundings.root, *weights.values())}
+        paths = {**self._mounts, **weights, **here}
+        # In one pass, since a replacement may itself begin like a mount (/tmp); the longest first.
+        names = "|".join(re.escape(path) for path in sorted(paths, key=len, reverse=True))
+        pattern = rf"(?<![\w./-])({names})(?![\w.-])"
+        return re.sub(pattern, lambda match: str(paths[match[1]]), text)
 
 
 def _inherited() -> dict[str, str]:

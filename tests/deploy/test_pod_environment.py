@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,20 @@ def _report(log: Path) -> dict[str, Any]:
     report, _ = json.JSONDecoder().raw_decode(text[text.index('{\n  "rank"') :])
     found: dict[str, Any] = report["rank"]
     return found
+
+
+def test_the_command_line_of_the_pods_is_a_valid_configuration(tmp_path: Path) -> None:
+    documents = render(CHART, {"run": {"args": ["--save", "s3://bucket/runs"]}}, RELEASE)
+    (pod,) = localize(documents, Surroundings(root=tmp_path, master_port=4321)).processes
+    words = pod.argv[pod.argv.index("train") + 1 :]
+
+    result = subprocess.run(
+        [sys.executable, "-m", "app", "config", "check", *words],
+        env=dict(pod.environ),
+        cwd=pod.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (result.returncode, result.stderr.count("error")) == (0, 0), result.stderr

@@ -43,6 +43,9 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("shape '[2]' is invalid"), 1),
         (KeyError("connection closed by peer"), 1),
         (AssertionError(), 1),
+        (SystemExit(2), 2),
+        (SystemExit("text"), 1),
+        (KeyboardInterrupt(), 130),
     ],
 )
 def test_an_exception_is_classified_by_type_then_by_sentence(

@@ -208,6 +208,32 @@ def test_a_rank_killed_below_torchrun_ends_the_pod_with_137(tmp_path: Path) -> N
     assert process.returncode == 137
 
 
+def test_two_nodes_of_two_processes_find_each_other(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    nodes = []
+    for node in ("1", "0"):  # the worker comes first and waits
+        (tmp_path / node).mkdir()
+        environ = {
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_PORT": str(port),
+            "PET_NODE_RANK": node,
+            "RANK": node,
+            "WORLD_SIZE": "4",
+            "PET_NNODES": "2",
+            "PET_NPROC_PER_NODE": "2",
+        }
+        nodes.append(start(tmp_path / node, "train", "environment", environ=environ))
+
+    outputs = [node.communicate(timeout=90)[0] for node in nodes]
+
+    assert [node.returncode for node in nodes] == [0, 0]
+    ranks = [json.loads(line) for text in outputs for line in text.splitlines() if "RANK" in line]
+    assert sorted(rank["RANK"] for rank in ranks) == ["0", "1", "2", "3"]
+    assert {rank["WORLD_SIZE"] for rank in ranks} == {"4"}
+    assert sorted(rank["LOCAL_RANK"] for rank in ranks) == ["0", "0", "1", "1"]
+
+
 def test_a_permanent_cause_stands_even_when_we_were_asked_to_stop() -> None:
     ending = Ending(1, signal.SIGTERM)
 

@@ -25,7 +25,8 @@ def main(words: list[str]) -> int:
         return int(rest[1])
     if action == "environment":
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        print(json.dumps({name: os.environ.get(name) for name in names}))
+        # One write: two ranks share the pipe, and their lines must not mix.
+        os.write(1, (json.dumps({name: os.environ.get(name) for name in names}) + "\n").encode())
     if action == "orphan":
         child = subprocess.Popen([sys.executable, "-c", ORPHAN], start_new_session=True)
         time.sleep(0.5)  # it must ignore SIGTERM before it is asked

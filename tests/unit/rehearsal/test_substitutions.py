@@ -38,6 +38,7 @@ def documents(**container: Any) -> list[dict[str, Any]]:
                 "volumeMounts": [
                     {"name": "config", "mountPath": "/etc/cogvx/config"},
                     {"name": "scratch", "mountPath": "/scratch"},
+                    {"name": "tmp", "mountPath": "/tmp"},
                     {"name": "shm", "mountPath": "/dev/shm"},
                 ],
                 **container,
@@ -46,6 +47,7 @@ def documents(**container: Any) -> list[dict[str, Any]]:
         "volumes": [
             {"name": "config", "configMap": {"name": "layers"}},
             {"name": "scratch", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
         ],
     }
@@ -103,6 +105,21 @@ def test_config_files_are_written_with_local_paths(tmp_path: Path) -> None:
     assert text == f"cache: {tmp_path}/job-worker-0/scratch/cache\nvae: /tiny/3d-vae.pt\n"
 
 
+def test_paths_of_this_machine_stay_even_below_a_mounted_folder(tmp_path: Path) -> None:
+    root = Path("/tmp") / tmp_path.name
+    words = ["--a", f"{root}/tiny/x", "--b", "/tmp/x", "--c", "/tmp/tiny/vae.pt"]
+
+    job = localize(
+        documents(args=words, volumeMounts=[{"name": "tmp", "mountPath": "/tmp"}]),
+        Surroundings(root=tmp_path, master_port=1, secrets=SECRETS, weights={"/w": root / "tiny"}),
+    )
+
+    pod = f"{tmp_path}/job-master-0"
+    assert job.processes[0].argv[4:] == (
+        *("--a", f"{root}/tiny/x", "--b", f"{pod}/tmp/x", "--c", f"{pod}/tmp/tiny/vae.pt"),
+    )
+
+
 def test_secrets_become_variables_and_an_optional_one_may_be_absent(tmp_path: Path) -> None:
     environ = worker(tmp_path).environ
 
@@ -149,6 +166,7 @@ def test_the_table_names_every_row_once(tmp_path: Path) -> None:
         ("the master's address", "job-master-0:23456", "127.0.0.1:4321"),
         ("volume mount", "/etc/cogvx/config", f"{tmp_path}/<pod>/etc/cogvx/config"),
         ("volume mount", "/scratch", f"{tmp_path}/<pod>/scratch"),
+        ("volume mount", "/tmp", f"{tmp_path}/<pod>/tmp"),
         ("weights", "/weights", "/tiny"),
         ("weights", "vae", "/t.pt"),
     ]
