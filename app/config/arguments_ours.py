@@ -40,6 +40,13 @@ COMPAT_KEYS: dict[str, tuple[str, str, str, str, str]] = {
         "unit of dropping the image condition",
         "T4",
     ),
+    "position_rows": (
+        "position_rows",
+        "place",
+        "sat",
+        "rows of a position table that latents of another size use",
+        "F33",
+    ),
 }
 
 

@@ -218,6 +218,10 @@ def _adjusted(
         sampler = dataclasses.replace(model.sampler.params, sdedit=True)
         model = dataclasses.replace(model, sampler=_with_params(model.sampler, sampler))
     network = model.network.params
+    if resolved.compat.position_rows == "sat" and isinstance(network, DiTConfig):
+        position = dataclasses.replace(network.position, first_rows=True)
+        network = dataclasses.replace(network, position=position)
+        model = dataclasses.replace(model, network=_with_params(model.network, network))
     trains = resolved.values["mode"] != "inference"
     if trains and resolved.compat.activation_checkpointing == "args":
         given = {name: resolved.values[name] for name in RECOMPUTE if resolved.given(name)}

@@ -41,6 +41,8 @@ class Problems:
         probe = path
         while probe:
             origin = self.origins.get(probe)
+            if origin == "default":
+                return path
             if origin:
                 return f"{path} {_place(origin)}"
             inside = [key for key in self.origins if key.startswith(f"{probe}.")]

@@ -33,6 +33,7 @@ class PositionConfig:
     height_interpolation: float = 1.0  # divides row positions of the sin-cos table
     width_interpolation: float = 1.0
     time_interpolation: float = 1.0
+    first_rows: bool = False  # `position_rows: sat`: other sizes read a table from its start
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,6 +25,7 @@ class CompatConfig:
     draws: str = "keyed"  # "sat": global generators, seed + data-parallel rank
     strata: str = "global"  # "sat": by data-parallel rank, off at 8 ranks or fewer
     image_dropout: str = "sample"  # "micro_batch"
+    position_rows: str = "place"  # "sat": tokens of smaller latents get rows of other places
     flag_types: str = "typed"  # "sat": `--log-image False` is true, as for any other text
     section_precision: str = "args"  # "sat": a section without bf16 and fp16 means fp32
     activation_checkpointing: str = "args"  # "model": args.checkpoint_activations is not read

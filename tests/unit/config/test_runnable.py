@@ -1,0 +1,59 @@
+"""What keeps a valid configuration from starting."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.config.runnable import check_runnable, lacking
+from app.errors import ConfigErrors
+from tests.support.configs import TINY, base, load
+
+
+def reasons(*argv: str) -> list[str]:
+    return [f"{error.what} | {error.where}" for error in lacking(load(*argv)).errors]
+
+
+def test_complete_configuration_may_start() -> None:
+    check_runnable(load(*TINY))
+
+
+def test_missing_sections_and_paths_are_named_together() -> None:
+    found = reasons(*base("tiny/tiny"))
+
+    assert [line.split(" | ")[1] for line in found] == ["data", "args.train_data", "args.save"]
+    assert "there is no section 'model'" in reasons(*base("tiny/tiny_train"))[0]
+
+
+def test_placeholder_names_its_key_and_file() -> None:
+    config = load(*TINY, "model.first_stage_config.params.ckpt_path='{your vae}/3d-vae.pt'")
+
+    with pytest.raises(ConfigErrors) as caught:
+        check_runnable(config)
+
+    assert caught.value.exit_code == 78
+    assert "'{your vae}/3d-vae.pt' is a placeholder" in str(caught.value)
+    assert "model.first_stage_config.params.ckpt_path" in caught.value.errors[0].where
+
+
+def test_placeholder_in_the_text_encoder_is_found() -> None:
+    key = "model.conditioner_config.params.emb_models.0.params.model_dir"
+
+    assert any(key in line for line in reasons(*TINY, f"{key}='{{your t5}}'"))
+
+
+def test_sampling_is_refused_by_name() -> None:
+    found = reasons(*base("cogvideox_2b", "inference"), "--load", "weights")
+
+    assert found == [
+        "sampling from prompts (mode: inference) is not built yet | args.mode in "
+        + (base("inference")[1])
+    ]
+
+
+def test_validation_without_data_is_a_warning() -> None:
+    missing = lacking(load(*TINY, "args.valid_data=null"))
+
+    assert missing.errors == []
+    assert missing.warnings == [
+        "eval_interval is set, but there is no valid_data: nothing is validated"
+    ]
