@@ -19,7 +19,7 @@ from app.storage.objects import Entry
 
 MANIFEST_NAME = "dataset.manifest.json"
 MANIFEST_VERSION = 1
-CLOCK_TOLERANCE_S = 1.0  # servers round modification times to seconds
+CLOCK_TOLERANCE_S = 1e-3  # both times come from listings; only rounding may differ
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,8 @@ class ShardSource:
         self._files: list[LocalFiles] = []
         self._places: list[_Place] = []
         self._survey(path)
-        del self._places[params.nshards :]
+        if params.nshards is not None:
+            del self._places[params.nshards :]
         self._counts = [place.shard.samples for place in self._places]
         self._ends = list(accumulate(self._counts))
         self._shape = ClipShape(

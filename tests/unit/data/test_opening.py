@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.config.schema.data import DataConfig, OrderConfig, SFTDataConfig, ShardDataConfig
+from app.config.schema.run import CompatConfig
+from app.data.opening import LoaderRequest, open_loader
+from app.data.order import SatOrder
+from app.data.pack import PackRules, pack
+from app.data.share import Share
+from app.errors import ConfigError, DataError
+from tests.support.clip_files import write_folder
+
+SFT = SFTDataConfig(video_size=(32, 48), fps=8.0, max_num_frames=9, skip_frms_num=3.0)
+SHARDS = ShardDataConfig(image_size=(32, 48), num_frames=9, fps=8.0, skip_frms_num=3.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("in"), {f"c{i}": f"caption {i}" for i in range(6)})
+
+
+@pytest.fixture(scope="module")
+def shards(folder: Path) -> Path:
+    pack(str(folder), str(folder / "shards"), PackRules(shard_bytes=9000))
+    return folder / "shards"
+
+
+def config(params: object = SFT, **changes: object) -> DataConfig:
+    plain = DataConfig(
+        target="t",
+        implementation="m:C",
+        params=params,
+        num_workers=2,  # type: ignore[arg-type]
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def request(*paths: Path, **changes: object) -> LoaderRequest:
+    plain = LoaderRequest(paths=[str(path) for path in paths], share=Share(0, 1, 2), seed=3)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def captions(configuration: DataConfig, wanted: LoaderRequest, steps: int) -> list[str]:
+    with open_loader(configuration, wanted) as loader:
+        return [text for batch in loader.batches(0, steps) for text in batch["txt"]]
+
+
+def test_a_folder_gives_every_clip_once_per_epoch(folder: Path) -> None:
+    found = captions(config(), request(folder), steps=3)
+
+    assert sorted(found) == [f"caption {i}" for i in range(6)]
+
+
+def test_shards_give_every_clip_once_per_epoch(shards: Path) -> None:
+    found = captions(config(SHARDS, order=OrderConfig(window=2)), request(shards), steps=3)
+
+    assert sorted(found) == [f"caption {i}" for i in range(6)]
+
+
+def test_two_paths_without_weights_are_one_epoch(folder: Path) -> None:
+    found = captions(config(), request(folder, folder), steps=6)
+
+    assert sorted(found) == sorted([f"caption {i}" for i in range(6)] * 2)
+
+
+def test_weights_repeat_a_dataset(folder: Path, tmp_path: Path) -> None:
+    other = write_folder(tmp_path, {"x": "other"})
+    wanted = request(folder, other, weights=(1, 6))
+
+    with open_loader(config(), wanted) as loader:
+        cursor = loader.cursor(0)
+
+    assert cursor.shares == (500, 500)  # 6 samples once, 1 sample six times
+
+
+def test_a_weight_too_many_is_an_error(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="2 weights for 1 datasets"):
+        open_loader(config(), request(folder, weights=(1, 2)))
+
+
+def test_upstream_order_under_compat_sat(folder: Path) -> None:
+    compat = CompatConfig(mode="sat", order="sat", frame_rule="sat")
+    share = Share(1, 2, 2, 2)
+
+    with open_loader(config(), request(folder, compat=compat, share=share)) as loader:
+        first, second = (batch["keys"] for batch in loader.batches(0, 1))
+        cursor = loader.cursor(5)
+
+    upstream = SatOrder([6])
+    assert first == [f"videos/c{upstream.index(p)}.mp4" for p in (2, 3)]
+    assert second == [f"videos/c{upstream.index(p)}.mp4" for p in (6, 7)]
+    assert cursor.order == "sat"
+    cursor.check_continues(replace(cursor, t=0))
+
+
+def test_another_dataset_is_another_cursor(folder: Path, tmp_path: Path) -> None:
+    other = write_folder(tmp_path, {"x": "other"})
+    with open_loader(config(), request(folder)) as loader:
+        old = loader.cursor(4)
+    with open_loader(config(), request(other, share=Share(0, 1, 2))) as loader:
+        new = replace(loader.cursor(0), lanes=old.lanes)
+
+    with pytest.raises(DataError, match="fingerprint"):
+        old.check_continues(new)
+
+
+class Mine:
+    """A user's dataset."""
+
+    @classmethod
+    def create_dataset_function(cls, path: str, args: Namespace, size: int) -> list[dict]:
+        return [
+            {"mp4": torch.zeros(1, 3, 2, 2), "txt": path, "num_frames": 1, "fps": args.fps}
+        ] * size
+
+
+def test_a_registered_class_is_created_as_upstream_does() -> None:
+    mine = config({"size": 3}, implementation=f"{__name__}:Mine")
+
+    found = captions(mine, request(Path("here"), args=Namespace(fps=8)), steps=2)
+
+    assert found == ["here"] * 4
+
+
+def test_a_class_that_cannot_be_imported_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        open_loader(config({}, implementation="nowhere.module:Data"), request(Path("x")))
+
+
+def test_a_class_without_the_seam_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match="create_dataset_function"):
+        open_loader(config({}, implementation="collections:Counter"), request(Path("x")))
+
+
+def test_no_path_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="no data"):
+        open_loader(config(), request())
+
+
+def test_a_function_of_the_caller_replaces_the_class(folder: Path) -> None:
+    def create(path: str, args: object) -> list[dict[str, object]]:
+        return [{"mp4": torch.zeros(1), "txt": "made", "num_frames": 1, "fps": 8}] * 2
+
+    assert captions(config(), request(folder, create=create), steps=1) == ["made", "made"]

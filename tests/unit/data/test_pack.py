@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from app.cli import main as cli
+from app.data.manifest import MANIFEST_NAME
+from app.data.pack import PackRules, pack
+from app.errors import ConfigError, DataError, InputMissingError
+from tests.support.clip_files import write_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    names = {"a": "first", "b.2": "second", "sub/c": "third"}
+    return write_folder(tmp_path_factory.mktemp("in"), names)
+
+
+def contents(out: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in out.iterdir()
+        if path.name != MANIFEST_NAME  # it holds modification times
+    }
+
+
+def test_shards_index_and_manifest(folder: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    report = pack(str(folder), str(tmp_path), PackRules(), lambda *n: told.append(n))
+
+    manifest = json.loads((tmp_path / MANIFEST_NAME).read_text())
+    shard = manifest["shards"][0]
+    data = (tmp_path / "clips-000000.tar").read_bytes()
+    assert (report.shards, report.samples, report.bytes) == (1, 3, len(data))
+    assert (shard["samples"], shard["bytes"]) == (3, len(data))
+    assert shard["sha256"] == hashlib.sha256(data).hexdigest()
+    with tarfile.open(tmp_path / "clips-000000.tar") as archive:
+        names = archive.getnames()
+        description = json.load(archive.extractfile("b_2.json"))  # type: ignore[arg-type]
+    assert names == [
+        f"{key}.{kind}" for key in ("a", "b_2", "sub/c") for kind in ("json", "mp4", "txt")
+    ]
+    assert description["num_frames"] == 21
+    assert (description["width"], description["height"]) == (64, 48)
+    assert description["fps"] == pytest.approx(8.0)
+    assert description["caption_sha256"] == hashlib.sha256(b"second").hexdigest()
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_the_same_folder_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    pack(str(folder), str(tmp_path / "one"), PackRules())
+    pack(str(folder), str(tmp_path / "two"), PackRules())
+
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_shards_stay_below_their_bound(folder: Path, tmp_path: Path) -> None:
+    bound = 12_000
+
+    report = pack(str(folder), str(tmp_path), PackRules(shard_bytes=bound, name="part"))
+
+    sizes = [path.stat().st_size for path in sorted(tmp_path.glob("part-*.tar"))]
+    assert report.shards == len(sizes) > 1
+    assert max(sizes) <= 20_480  # tar rounds up to records of 10,240 bytes
+
+
+def test_bad_videos_are_all_named_and_nothing_is_left(folder: Path, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "in", {"a": "x", "b": "y", "c": "z"})
+    for name in ("b", "c"):
+        path = root / "videos" / f"{name}.mp4"
+        path.write_bytes(path.read_bytes()[:1500])
+
+    with pytest.raises(DataError, match="2 of 3 videos cannot be used") as caught:
+        pack(str(root), str(tmp_path / "out"), PackRules(shard_bytes=2000))
+
+    assert "videos/b.mp4 (truncated" in caught.value.what
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+def test_missing_captions_stop_packing_before_the_first_shard(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "in", {"a": "x", "b": None})
+
+    with pytest.raises(DataError, match="1 of 2 videos have no caption"):
+        pack(str(root), str(tmp_path / "out"), PackRules())
+    report = pack(str(root), str(tmp_path / "out"), PackRules(missing_captions="empty"))
+
+    assert report.samples == 2
+
+
+def test_a_dataset_is_not_replaced_unless_told(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pack(str(folder), str(out), PackRules(shard_bytes=2000))
+    before = len(list(out.glob("*.tar")))
+
+    with pytest.raises(ConfigError, match="already"):
+        pack(str(folder), str(out), PackRules())
+    pack(str(folder), str(out), PackRules(overwrite=True))
+
+    assert before == 3
+    assert [path.name for path in out.glob("*.tar")] == ["clips-000000.tar"]
+    assert len(list(out.glob("*.index.json"))) == 1
+
+
+def test_two_videos_of_one_name_are_refused(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "in", {"a.b": "x", "a_b": "y"}, frames=4)
+
+    with pytest.raises(DataError, match="two videos would be named 'a_b'"):
+        pack(str(root), str(tmp_path / "out"), PackRules())
+
+
+def test_an_empty_folder_is_exit_code_66(tmp_path: Path) -> None:
+    with pytest.raises(InputMissingError):
+        pack(str(tmp_path), str(tmp_path / "out"), PackRules())
+
+
+def test_the_command_prints_json(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main(["data", "pack", str(folder), "--out", str(tmp_path / "o"), "--json"])
+
+    printed = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert printed["samples"] == 3
+    assert printed["manifest"].endswith(MANIFEST_NAME)
+
+
+def test_the_command_returns_the_exit_code_of_a_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main(["data", "pack", str(tmp_path / "none"), "--out", str(tmp_path / "o")])
+
+    assert code == 66
+    assert "no video" in capsys.readouterr().err
