@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from app.config.parse import parse_network
+from app.config.schema.model import DiTConfig
 from app.conversion.sat import from_sat, to_sat
 from app.models.dit.transformer import DiffusionTransformer
 from app.registry import TARGETS
 from tests.parity.golden import Case
 
 
+def config_of(node: object, case: Case) -> DiTConfig:
+    """The network's config as `compat: sat` makes it."""
+    config = parse_network(node, case.path.name, TARGETS).params
+    return replace(config, position=replace(config.position, first_rows=True))
+
+
 def network_of(case: Case) -> DiffusionTransformer:
     """Built from `model_config.network_config`; a computed position table stays as computed."""
     node = case.json["model_config"]["network_config"]
-    network = DiffusionTransformer(parse_network(node, case.path.name, TARGETS).params)
+    network = DiffusionTransformer(config_of(node, case))
     computed = network.computed_parameters()
     shapes = {
         key: tuple(value.shape)

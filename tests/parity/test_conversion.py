@@ -14,7 +14,6 @@ from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor
 
 from app.checkpoint.tensor_file import write_tensors
-from app.config.parse import parse_network
 from app.config.schema.model import DiTConfig
 from app.conversion.diffusers import from_diffusers, to_diffusers, transformer_config
 from app.conversion.lora import FILE_NAME, from_peft, to_peft
@@ -24,18 +23,14 @@ from app.models.conditioning import Conditioning
 from app.models.dit.rotary import rotation_for
 from app.models.dit.tokens import PatchGrid
 from app.models.dit.transformer import DiffusionTransformer
-from app.registry import TARGETS
 from tests.parity.golden import Case, cases, name_of, weight
+from tests.parity.recorded_network import config_of
 
 ITEMS = ("14",)
 CASES = cases(*ITEMS)
 TRANSFORMERS = [case for case in CASES if "diffusers_init_kwargs" in case.json]
 VAES = [case for case in CASES if "first_stage_config" in case.json]
 LORAS = [case for case in CASES if "key_map" in case.json]
-
-
-def config_of(case: Case) -> DiTConfig:
-    return parse_network(case.json["network_config"], case.path.name, TARGETS).params
 
 
 def digest(tensor: Tensor) -> str:
@@ -103,7 +98,7 @@ def diffusers_output(
 @pytest.mark.parametrize("case", TRANSFORMERS, ids=name_of)
 def test_transformer_converts_to_the_recorded_bytes_and_back(case: Case) -> None:
     with case:
-        network = DiffusionTransformer(config_of(case))
+        network = DiffusionTransformer(config_of(case.json["network_config"], case))
         checkpoint = sat_checkpoint(case, network)
         # The recorded file has the real RoPE buffers there, which no one reads.
         recorded = {k: v for k, v in case.json["sat_keys"].items() if "freqs_" not in k}
@@ -165,7 +160,7 @@ def compare_with_diffusers(
 @pytest.mark.parametrize("case", LORAS, ids=name_of)
 def test_lora_exports_to_the_recorded_bytes_and_acts_alike(case: Case, tmp_path: Path) -> None:
     with case:
-        config = config_of(case)
+        config = config_of(case.json["network_config"], case)
         assert config.lora is not None
         network = DiffusionTransformer(config)
         shapes = {k: tuple(t.shape) for k, t in to_sat(network.state_dict(), config.patch).items()}

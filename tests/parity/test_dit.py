@@ -9,27 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.config.parse import parse_network
-from app.config.schema.model import DiTConfig
 from app.conversion.sat import from_sat, to_sat
 from app.models.conditioning import Conditioning
 from app.models.dit.rotary import rotation_for
 from app.models.dit.tokens import PatchGrid
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.lora.merge import merge_lora
-from app.registry import TARGETS
 from tests.parity.golden import Case, cases, name_of, weight
+from tests.parity.recorded_network import config_of
 
 ITEMS = ("01", "02", "03", "04", "05")
 
 
-def config_of(case: Case) -> DiTConfig:
-    return parse_network(case.json["network_config"], case.path.name, TARGETS).params
-
-
 def network_of(case: Case) -> DiffusionTransformer:
     """The network with the recorded weights, by the layout that the file has them in."""
-    network = DiffusionTransformer(config_of(case))
+    network = DiffusionTransformer(config_of(case.json["network_config"], case))
     recorded = recorded_weights(case, network)
     ours = dict(from_sat(recorded, recorded.__getitem__, case.path.name))
     missing, unexpected = network.load_state_dict(ours, strict=False)

@@ -110,7 +110,7 @@ class PositionTable(nn.Module):
                 where="latents",
                 mend="use the 3D table (Basic3DPositionEmbeddingMixin), or single images",
             )
-        if self.config.learnable and not self._covers(grid):
+        if self.config.learnable and not self._has_rows(grid):
             raise ShapeError(
                 f"a grid of {tuple(grid)} tokens is larger than the learned position table "
                 f"of {tuple(self.grid)} (frames, rows, columns)",
@@ -122,22 +122,27 @@ class PositionTable(nn.Module):
     def forward(self, grid: PatchGrid) -> Tensor:
         """(1, n + grid.num_tokens, h): text rows, then one row per image token.
 
-        A fixed table gives the rows of its top left part, and is computed anew where the grid is
-        larger than the stored one. A learned table gives its first rows.
+        Smaller latents use the top left part of the table. A fixed table is computed anew where
+        the grid is larger than the stored one.
         """
-        if self.config.learnable:
-            # Right for fewer frames; with fewer rows or columns a token gets the row of another
-            # place. Kept: weights trained on such sizes, and recorded runs, have it so.
-            return self.table[:, : self.config.text_length + grid.num_tokens]
-        text, image = self.table.split([self.config.text_length, self.grid.num_tokens], dim=1)
         if grid == self.grid:
             return self.table
+        if self.config.first_rows and self._has_rows(grid):
+            # Right for fewer frames; with fewer rows or columns a token gets the row of another
+            # place, as upstream gives it (upstream_differences.md, F33).
+            return self.table[:, : self.config.text_length + grid.num_tokens]
+        text, image = self.table.split([self.config.text_length, self.grid.num_tokens], dim=1)
         if self._covers(grid):
             stored = image.unflatten(1, self.grid)
             image = stored[:, : grid.frames, : grid.rows, : grid.columns].flatten(1, 3)
         else:
             image = sincos_table(grid, self.table.shape[-1], self.config)[None].to(self.table)
         return torch.cat([text, image], dim=1)
+
+    def _has_rows(self, grid: PatchGrid) -> bool:
+        if self.config.first_rows:
+            return grid.num_tokens <= self.grid.num_tokens
+        return self._covers(grid)
 
     def _covers(self, grid: PatchGrid) -> bool:
         return all(asked <= stored for asked, stored in zip(grid, self.grid, strict=True))

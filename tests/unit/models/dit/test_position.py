@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.embeddings import get_3d_sincos_pos_embed
@@ -76,13 +77,32 @@ def test_text_rows_of_the_fixed_table_are_zero_and_it_does_not_train() -> None:
 
 
 @pytest.mark.parametrize("grid", [(3, 4, 6), (1, 4, 6), (2, 4, 6), (3, 2, 5), (1, 1, 1)])
-def test_learned_rows_are_the_first_of_the_table(grid: tuple[int, int, int]) -> None:
+def test_learned_rows_are_indexed_by_frame_row_and_column(grid: tuple[int, int, int]) -> None:
     table = learned_table()
 
     rows = table(PatchGrid(*grid))
 
+    stored = table.table[0, 5:].reshape(3, 4, 6, 32)
+    expected = [stored[t, y, x] for t, y, x in np.ndindex(grid)]
+    assert torch.equal(rows[0, :5], table.table[0, :5])
+    assert torch.equal(rows[0, 5:], torch.stack(expected))
+
+
+@pytest.mark.parametrize("kind", ["2b", "5b_i2v"])
+@pytest.mark.parametrize("grid", [(3, 4, 6), (1, 4, 6), (3, 2, 5), (2, 5, 7)])
+def test_first_rows_are_used_where_upstreams_numbers_are_asked_for(
+    kind: str, grid: tuple[int, int, int]
+) -> None:
+    config = tiny(kind)
+    table = PositionTable(replace(config, position=replace(config.position, first_rows=True)))
+
+    table.check(PatchGrid(*grid), 5)
+    rows = table(PatchGrid(*grid))
+
     tokens = grid[0] * grid[1] * grid[2]
     assert torch.equal(rows[0], table.table[0, : 5 + tokens])
+    with pytest.raises(ShapeError, match="larger than the learned"):
+        learned_table().check(PatchGrid(2, 5, 7), 5)
 
 
 @pytest.mark.parametrize("grid", [(2, 3, 4), (5, 4, 6), (3, 7, 9)])
