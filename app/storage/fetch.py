@@ -37,7 +37,9 @@ def fetch(url: str, cache_dir: Path) -> Path:
         DataError: what came has another size than the listing says.
     """
     if not is_remote(url):
-        path = Path(url.removeprefix("file://"))
+        path = Path(
+            url.removeprefix("file:").removeprefix("//") if url.startswith("file:") else url
+        )
         if not path.exists():
             raise InputMissingError(
                 "there is no such file or folder",

@@ -13,7 +13,8 @@ from app.storage.objects import Storage
 from app.storage.s3 import S3Storage
 from app.storage.settings import StorageSettings
 
-_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
+# Also with one slash or none: `s3:/bucket` must not become a local folder named "s3:".
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):(.*)", re.DOTALL)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -21,6 +22,12 @@ def is_remote(url: str) -> bool:
     """Whether a URL names an object storage and not a local path."""
     match = _SCHEME.fullmatch(url)
     return match is not None and match[1].lower() != "file"
+
+
+def local_path(url: str) -> Path:
+    """The path of a local URL: itself, or what follows `file:` or `file://`."""
+    match = _SCHEME.fullmatch(url)
+    return Path(match[2].removeprefix("//") if match else url)
 
 
 def open_storage(url: str, settings: StorageSettings | None = None) -> Storage:
@@ -37,15 +44,14 @@ def open_storage(url: str, settings: StorageSettings | None = None) -> Storage:
     """
     match = _SCHEME.fullmatch(url)
     if match is None or match[1].lower() == "file":
-        path = match[2] if match else url
-        if not path or "\x00" in path:
+        if url in ("", "file:", "file://") or "\x00" in url:
             raise ConfigError("the path is empty", where=repr(url), mend="name a folder")
-        return LocalStorage(Path(path))
-    if match[1].lower() != "s3":
+        return LocalStorage(local_path(url))
+    if match[1].lower() != "s3" or not match[2].startswith("//"):
         raise ConfigError(
-            f"storage of the kind {match[1]!r} is not supported",
-            where=f"{match[1]}://...",
-            mend="use a local path or s3://bucket/prefix",
+            f"storage of the kind '{match[1]}:' is not supported",
+            where=f"{match[1]}:...",
+            mend="use s3://bucket/prefix or a local path (./ before a name with a colon)",
         )
     bucket, prefix = split_s3_url(url)
     if settings is None:

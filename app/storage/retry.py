@@ -33,6 +33,9 @@ BACKOFF_BASE_S = 0.2
 BACKOFF_CAP_S = 10.0
 THROTTLED_FOR_S = 30.0
 FRESH_RETRIES = 3  # of a 404 for an object that we have just written
+# The same wrong answer so often in a row is the object's own fault and not the network's. Not
+# two: at one bad answer in sixty, a run with thousands of ranges meets two in a row.
+SAME_WRONG_ANSWERS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +190,7 @@ class _Attempts:
         self.in_a_row = 0  # failures without a byte of progress; sets the back-off
         self._seen: Counter[FailureKind] = Counter()
         self._last_wrong = ""
+        self._same_wrong = 0
 
     def may_retry(self, failure: StorageFailure, fresh: bool) -> bool:
         kind = failure.kind
@@ -195,13 +199,19 @@ class _Attempts:
         if kind in (FailureKind.CLOCK, FailureKind.EXPIRED):
             return self._seen[kind] == 0
         if kind is FailureKind.WRONG_DATA:
-            return failure.detail != self._last_wrong  # twice the same: it is the object
+            same = self._same_wrong + 1 if failure.detail == self._last_wrong else 1
+            return same < SAME_WRONG_ANSWERS
         if kind is FailureKind.MISSING:
             return fresh and self._seen[kind] < FRESH_RETRIES
         return False
 
     def note(self, failure: StorageFailure) -> None:
         self._seen[failure.kind] += 1
-        self._last_wrong = failure.detail if failure.kind is FailureKind.WRONG_DATA else ""
+        if failure.kind is not FailureKind.WRONG_DATA:
+            self._last_wrong, self._same_wrong = "", 0
+        elif failure.detail == self._last_wrong:
+            self._same_wrong += 1
+        else:
+            self._last_wrong, self._same_wrong = failure.detail, 1
         # 2 ** in_a_row must not grow without end during a long outage.
         self.in_a_row = 0 if failure.progressed else min(self.in_a_row + 1, 16)

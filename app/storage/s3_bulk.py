@@ -24,6 +24,9 @@ from botocore.exceptions import (
     ResponseStreamingError,
     SSLError,
 )
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError as TransportError
 
@@ -200,13 +203,14 @@ def failure_of(error: BaseException) -> StorageFailure:
         return StorageFailure(FailureKind.TLS, type(error).__name__)
     transport = (
         HTTPClientError,
+        BotoConnectionError,  # refused, no such host, connect timeout
         ResponseStreamingError,
         ResponseParserError,
         TransportError,
         OSError,
         http.client.HTTPException,
     )
-    # IncompleteReadError, EndpointConnectionError and their like have no base of their own.
+    # These have no base of their own.
     by_name = type(error).__name__ in ("IncompleteReadError", "IncompleteRead")
     library = type(error).__module__.partition(".")[0]
     if isinstance(error, transport) or by_name or library == "aiohttp":

@@ -232,6 +232,8 @@ class _Exchange:
 
     async def _answer(self) -> bool:
         raw, line, headers = await _head(self.up_in)
+        while line.split(" ")[1] == "100":  # moto says "continue" twice
+            raw, line, headers = await _head(self.up_in)
         if self.kind == "reset_headers":
             _reset(self.down_out)
             return False
