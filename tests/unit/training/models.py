@@ -121,7 +121,7 @@ def tiny_model(
     parts = TinyParts(
         network=network,
         vae=PlainVae(),
-        conditioner=Conditioner(encoder, config.conditioner.ucg_rate),  # type: ignore[arg-type]
+        conditioner=Conditioner(encoder, config.conditioner.ucg_rate),
         loss=VideoDiffusionLoss(config.loss, denoiser),
         sampler=DdimSampler(
             config.sampler.params, denoiser, ConstantGuidance(GuidanceConfig(scale=2.0)), joined
