@@ -119,6 +119,14 @@ def test_activation_checkpointing_reaches_the_network_but_not_under_compat_sat()
     assert upstream.network.params.checkpoint_activations is True
 
 
+def test_position_rows_reach_the_network_and_compat_sat_sets_them() -> None:
+    words = ([], ["--position-rows", "sat"], ["--compat", "sat"])
+
+    models = [load(*TINY, *extra).model for extra in words]
+
+    assert [m.network.params.position.first_rows for m in models if m] == [False, True, True]
+
+
 def test_compat_sat_sets_every_key_and_each_can_be_set_alone() -> None:
     sat = load(*TINY, "--compat", "sat").compat
     default = load(*TINY).compat
