@@ -71,6 +71,7 @@ def load_network_weights(
             wanted = {name: shape for name, shape in wanted.items() if not _is_pair(name)}
         if force:
             wanted = _without_absent_modules(wanted, outline, file.where)
+            _check_allocated(network, wanted)
         _check(wanted, outline, file)
         _check_lora_scale(network, file)
         _fill(network, ((n, t) for n, t in file.our_tensors() if n in wanted), device)
@@ -186,6 +187,13 @@ def _without_absent_modules(
         names = sorted(set(wanted) - set(left))
         log.warning("weights keep their start (force_train)", extra={"names": names, "path": where})
     return left
+
+
+def _check_allocated(network: DiffusionTransformer, wanted: Shapes) -> None:
+    """What keeps its start must have one: only a network with memory can be loaded in part."""
+    computed = network.computed_parameters()
+    kept = (n for n, p in network.named_parameters() if p.is_meta and n not in wanted)
+    assert all(_is_pair(name) or name in computed for name in kept), "give it memory before"
 
 
 def _to_compute(network: DiffusionTransformer, outline: Mapping[str, Tensor]) -> dict[str, Tensor]:

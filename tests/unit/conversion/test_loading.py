@@ -263,6 +263,31 @@ def test_one_missing_tensor_is_enough(tmp_path: Path) -> None:
     assert "1 missing (blocks.1.mlp.down.bias)" in refusal(on_meta(tiny("5b")), path).what
 
 
+# force_train
+
+
+def test_forced_load_leaves_modules_that_the_file_lacks_at_their_start(tmp_path: Path) -> None:
+    source = replace(tiny("5b_i2v"), position=tiny("5b").position)
+    export_sat(tmp_path, network_of(source).state_dict(), source)
+    network = network_of(tiny("5b_i2v"), seed=1)
+    assert network.position is not None
+    start = network.position.table.clone()
+
+    load_network_weights(network, tmp_path, force=True)
+
+    assert torch.equal(network.position.table, start)
+    assert_same(network, network_of(source).state_dict())
+
+
+def test_forced_load_stays_strict_on_everything_else(tmp_path: Path) -> None:
+    state = network_of(tiny("5b")).state_dict()
+    del state["norm.weight"]
+    path = export_safetensors(tmp_path / "w.safetensors", state, tiny("5b"))
+
+    with pytest.raises(WeightsError, match=r"1 missing \(norm.weight\)"):
+        load_network_weights(network_of(tiny("5b")), path, force=True)
+
+
 # adapters
 
 
