@@ -9,6 +9,7 @@ from __future__ import annotations
 from app.config import upstream
 from app.config.problems import Problems
 from app.config.schema.run import RunConfig
+from app.config.schema.vae import VAEConfig
 
 NOT_BUILT_SAMPLING = "sampling from prompts (mode: inference) is not built yet"
 
@@ -17,6 +18,7 @@ def lacking(config: RunConfig) -> Problems:
     """Everything that keeps the run from starting, as mistakes."""
     problems = Problems(config.origins)
     _placeholders(config, problems)
+    _schemes(config, problems)
     if config.training is None:
         problems.add(
             NOT_BUILT_SAMPLING, where="args.mode", mend="use mode: finetune or mode: pretrain"
@@ -50,6 +52,25 @@ def lacking(config: RunConfig) -> Problems:
 def check_runnable(config: RunConfig) -> None:
     """Raise ConfigErrors unless the run may start."""
     lacking(config).raise_errors()
+
+
+def _schemes(config: RunConfig, problems: Problems) -> None:
+    """Paths are local or s3://; anything else is refused here, not after minutes of starting."""
+    paths = {"args.load": config.arguments["load"], "args.save": config.arguments["save"]}
+    if config.model is not None:
+        text = config.model.conditioner.text.model_dir
+        paths["model.conditioner_config.params.emb_models.0.params.model_dir"] = text
+        first_stage = config.model.first_stage.params
+        if isinstance(first_stage, VAEConfig):
+            paths["model.first_stage_config.params.ckpt_path"] = first_stage.ckpt_path
+    for where, path in paths.items():
+        scheme, separator, _ = str(path).partition("://")
+        if separator and scheme not in ("s3", "file"):
+            problems.add(
+                f"'{path}' cannot be used: {scheme}:// is not built yet",
+                where=where,
+                mend="give a local path or an s3:// address",
+            )
 
 
 def _placeholders(config: RunConfig, problems: Problems) -> None:

@@ -77,11 +77,10 @@ def patch_size_kind() -> Kind:
             sizes = [int(entry) for entry in value]
             if len(sizes) != 3 or list(value) != sizes:
                 raise ValueError
-        else:
-            assert isinstance(value, int | float)
-            if value != int(value):
-                raise ValueError
+        elif isinstance(value, int | float) and value == int(value):
             sizes = [1, int(value), int(value)]
+        else:
+            raise ValueError
         if min(sizes) < 1:
             raise ValueError
         return PatchSize(frames=sizes[0], rows=sizes[1], columns=sizes[2])

@@ -57,3 +57,14 @@ def test_validation_without_data_is_a_warning() -> None:
     assert missing.warnings == [
         "eval_interval is set, but there is no valid_data: nothing is validated"
     ]
+
+
+def test_addresses_of_parts_not_built_are_refused_by_name() -> None:
+    t5 = "model.conditioner_config.params.emb_models.0.params.model_dir"
+
+    found = reasons(*TINY, "--load", "hf://a/b", f"{t5}=https://h/t5", "--save", "s3://b/runs")
+
+    assert [line.split(" | ")[0] for line in found] == [
+        "'hf://a/b' cannot be used: hf:// is not built yet",
+        "'https://h/t5' cannot be used: https:// is not built yet",
+    ]

@@ -210,3 +210,18 @@ def test_argument_without_effect_gives_one_warning() -> None:
     config = load(*TINY, "--lcm-steps", "4")
 
     assert len([line for line in config.warnings if "'lcm_steps' has no effect" in line]) == 1
+
+
+def test_registration_is_not_taken_for_an_override() -> None:
+    config = load(*TINY, "--register", "data.Mine=my_package.data:Mine", "data.target=data.Mine")
+
+    assert config.registered == {"data.Mine": "my_package.data:Mine"}
+    assert config.data is not None
+    assert config.data.target == "data.Mine"
+
+
+def test_overrides_are_found_among_the_values_of_a_flag() -> None:
+    config = load("args.lr=1", *TINY, "data.params.fps=4", "--train-data", "a", "args.seed=3", "b")
+
+    assert config.arguments["train_data"] == ["a", "b"]
+    assert (config.arguments["lr"], config.arguments["seed"]) == (1.0, 3)
