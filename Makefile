@@ -15,7 +15,7 @@ LOCKS := requirements/light.txt requirements/train.txt requirements/rehearse.txt
 TEST_ENV := OMP_NUM_THREADS=1 MKL_CBWR=COMPATIBLE
 
 .PHONY: help setup check-python venv install-torch install-dependencies install-app install-light \
-        install-train install-all demo lint format test test-all test-gpu bench lock manifests docs check-generated clean
+        install-train install-all demo lint format test test-all lock manifests docs clean
 
 help: ## Print this help
 	@echo "cogvx-train: fine-tune CogVideoX on Kubernetes"
@@ -79,13 +79,10 @@ format: setup ## Mend what the formatter can mend
 	$(BIN)/ruff format .
 
 test: setup ## Run the tests (under 15 minutes on 2 cores)
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not gpu" --durations=20
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" --durations=20
 
-test-all: setup ## Run all tests that need no GPU (up to 75 minutes)
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not gpu" --durations=20
-
-test-gpu: ## Run the tests that need a GPU
-	$(TEST_ENV) $(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m pytest -m gpu tests/gpu
+test-all: setup ## Run all tests (up to 75 minutes)
+	$(TEST_ENV) $(BIN)/python -m pytest --durations=20
 
 manifests: ## Copy configs/ into the chart and the kustomize base
 	rm -rf deploy/helm/files/configs && mkdir -p deploy/helm/files/configs
@@ -94,7 +91,7 @@ manifests: ## Copy configs/ into the chart and the kustomize base
 	cp configs/sft.yaml deploy/kustomize/base/config/01-sft.yaml
 
 docs: setup ## Write the generated pages of docs/
-	$(BIN)/python -m app.config.arguments_page docs/arguments.md
+	$(BIN)/cogvx config arguments --write docs/configuration.md
 
 lock: setup ## Write requirements/*.txt from this environment
 	$(BIN)/python requirements/lock.py

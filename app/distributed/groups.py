@@ -46,13 +46,19 @@ class ProcessGroups:
 
 @contextlib.contextmanager
 def process_groups(
-    rank: RankInfo, *, device: torch.device, timeout_s: float = 1800.0, join_s: float = 600.0
+    rank: RankInfo,
+    *,
+    device: torch.device,
+    backend: str | None = None,
+    timeout_s: float = 1800.0,
+    join_s: float = 600.0,
 ) -> Iterator[ProcessGroups]:
     """Join the gang, and leave it at the end.
 
     Args:
         rank: this process.
-        device: gloo is used on a CPU, nccl on a GPU.
+        device: of this process.
+        backend: nccl or gloo; default: nccl on a GPU. On a CPU it is gloo whatever is asked for.
         timeout_s: a collective that takes longer is an error of the gang.
         join_s: how long to wait for the other ranks.
 
@@ -66,7 +72,7 @@ def process_groups(
         torch.cuda.set_device(device)
     store = claim_rank(rank, join_s=join_s, timeout_s=timeout_s)
     dist.init_process_group(
-        backend="nccl" if device.type == "cuda" else "gloo",
+        backend=(backend or "nccl") if device.type == "cuda" else "gloo",
         store=dist.PrefixStore("group", store),
         rank=rank.rank,
         world_size=rank.world_size,

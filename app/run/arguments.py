@@ -115,7 +115,9 @@ def start_distributed(args: argparse.Namespace) -> None:
     if dist.is_initialized():
         return
     rank = RankInfo.from_environment(os.environ)
-    args.groups = _lifetime.enter_context(process_groups(rank, device=torch.device(args.device)))
+    args.groups = _lifetime.enter_context(
+        process_groups(rank, device=torch.device(args.device), backend=args.distributed_backend)
+    )
 
 
 def leave_distributed() -> None:
