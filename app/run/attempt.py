@@ -28,7 +28,7 @@ from app.data.share import Share
 from app.diffusion.timesteps import RankStratum, Strata
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
-from app.run.build import Place, build_parts, choose_trainable, load_initial_weights
+from app.run.build import InitialWeights, Place, build_network, build_parts
 from app.run.evaluate import Evaluator
 from app.run.reporting import make_trackers, save_arguments, write_progress
 from app.run.run_folder import RunFolder, finish_run
@@ -79,7 +79,7 @@ class Attempt:
             if init is not None:
                 init(self.args, model)
             saver = Saver(self.config, self.run, self.groups, engine, loader, self.scratch)
-            state, stored = restore(saver, with_rng=not self.config.arguments["no_load_rng"])
+            state, stored = restore(saver, with_rng=training.load_rng)
             evaluate = self.evaluator(model, engine, stack)
             tools, saver.wandb_run_id = self.tools(
                 times, training, state, stored.wandb_run_id if stored else None
@@ -142,16 +142,20 @@ class Attempt:
         """The parts with their weights, the network under DeepSpeed."""
         model = self.model_config
         device, dtype = self.groups.device, DTYPES[training.precision]
-        parts = build_parts(model, Place(device, dtype, cache_dir()))
-        report = choose_trainable(parts.network, model)
-        if training.load is not None and (self.run.newest is None or report.frozen):
-            force = bool(self.config.arguments["force_train"])
-            load_initial_weights(parts.network, training.load, cache_dir(), force=force)
+        weights = InitialWeights(
+            url=training.load,
+            is_resumed=self.run.newest is not None,
+            force=training.force_train,
+            seed=training.seed,
+            cache_dir=cache_dir(),
+        )
+        network, report = build_network(model, dtype, weights)
+        parts = build_parts(model, network.to(device), Place(device, dtype, cache_dir()))
         log.info(
             "parameters",
             extra={"trainable": report.trainable_count, "frozen": report.frozen_count},
         )
-        engine = Engine.start(parts.network.to(device), training, self.groups)
+        engine = Engine.start(parts.network, training, self.groups)
         diffusion = model_cls(
             parts, model, self.randomness(training), device=device, dtype=dtype, times=times
         )
@@ -199,7 +203,7 @@ class Attempt:
             storage=self.run.storage,
             rank=rank,
             fps=float(getattr(data.params, "fps", 8)),
-            grid_rows=int(str(self.config.arguments["grid_num_rows"])),
+            grid_rows=training.evaluation.grid_rows,
         )
 
     def tools(
@@ -213,7 +217,7 @@ class Attempt:
         tools = LoopTools(times=times, stop=self.stop, context=self.context)
         if self.groups.rank.rank:
             return tools, lambda: None
-        if self.config.arguments["save_args"]:
+        if training.save_args:
             save_arguments(self.args, self.config)
         tools.trackers, wandb_id = make_trackers(
             self.config,
@@ -235,7 +239,7 @@ class Attempt:
     ) -> Callable[[int], Any]:
         """`forward_step` on the batches from the state's step on."""
         # Upstream starts its data again unless asked not to; our own order always continues.
-        again = self.config.compat.order == "sat" and not self.config.arguments["resume_dataloader"]
+        again = self.config.compat.order == "sat" and not self.training.resume_dataloader
         batches = loader.batches(0 if again else state.step)
 
         def call(step: int) -> Any:
@@ -254,9 +258,9 @@ class Attempt:
     ) -> LoopHooks:
         """What the loop calls."""
         profiler = StepProfiler(
-            int(str(self.config.arguments["profiling"])),
+            self.training.profiling,
             self.groups.device,
-            Path(str(self.config.arguments["summary_dir"]) or "."),
+            Path(self.training.summary_dir or "."),
         )
         stack.callback(profiler.close)
         is_first = self.groups.rank.rank == 0

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from app.config.schema.diffusion import SamplerConfig
-from app.config.schema.model import DiTConfig, ModelConfig
+from app.config.schema.model import ModelConfig
 from app.config.schema.part import Part
 from app.config.schema.text import ConditionerConfig
 from app.conversion.loading import load_network_weights, load_vae_weights
@@ -38,6 +38,25 @@ class Place:
 
     device: torch.device
     dtype: torch.dtype
+    cache_dir: Path
+
+
+@dataclass(frozen=True, slots=True)
+class InitialWeights:
+    """Where the network's first weights come from.
+
+    Attributes:
+        url: `load`, any layout that conversion knows; None: from scratch.
+        is_resumed: a checkpoint holds the trained ones, so only frozen ones are read.
+        force: modules that the file has nothing of keep their start, with a warning.
+        seed: of the weights from scratch.
+        cache_dir: where a remote file is kept.
+    """
+
+    url: str | None
+    is_resumed: bool
+    force: bool
+    seed: int
     cache_dir: Path
 
 
@@ -69,11 +88,11 @@ def load_class(implementation: str, where: str) -> Any:
         ) from error
 
 
-def build_parts(model: ModelConfig, place: Place) -> Parts:
-    """Build every part; frozen ones with their weights, the network with starting values."""
+def build_parts(model: ModelConfig, network: DiffusionTransformer, place: Place) -> Parts:
+    """Build the frozen parts with their weights around the network."""
     denoiser = Denoiser(model.denoiser)
     return Parts(
-        network=build_network(model.network, place),
+        network=network,
         vae=build_vae(model, place),
         conditioner=build_conditioner(model.conditioner, place),
         loss=VideoDiffusionLoss(model.loss, denoiser),
@@ -81,12 +100,29 @@ def build_parts(model: ModelConfig, place: Place) -> Parts:
     )
 
 
-def build_network(part: Part[DiTConfig], place: Place) -> DiffusionTransformer:
-    """The network on the CPU in fp32, with values for training from scratch."""
+def build_network(
+    model: ModelConfig, dtype: torch.dtype, weights: InitialWeights
+) -> tuple[DiffusionTransformer, TrainableReport]:
+    """The network on the CPU with its first weights, and which of its parameters train.
+
+    With weights to load it is filled from the file straight in `dtype`, without a copy in fp32;
+    from scratch it starts in fp32, by a generator of its own.
+    """
+    part = model.network
     network_class = load_class(part.implementation, "model.network_config.target")
-    network: DiffusionTransformer = network_class(part.params)
-    init_from_scratch(network)
-    return network
+    network: DiffusionTransformer = network_class(part.params, device="meta", dtype=dtype)
+    report = choose_trainable(network, model)
+    url = weights.url if report.frozen or not weights.is_resumed else None
+    if url is None or weights.force:
+        network = network_class(part.params)
+        init_from_scratch(network, torch.Generator().manual_seed(weights.seed))
+        report = choose_trainable(network, model)
+    if url is not None:
+        local = fetch(url, weights.cache_dir)
+        found = load_network_weights(network, local, force=weights.force)
+        facts = {"path": url, "layout": found.kind, "tensors": found.num_tensors}
+        log.info("weights loaded", extra=facts)
+    return network, report
 
 
 def build_vae(model: ModelConfig, place: Place) -> Any:
@@ -119,21 +155,6 @@ def build_sampler(part: Part[SamplerConfig], denoiser: Denoiser) -> Any:
     guidance_class = load_class(guidance.implementation, f"{where}.params.guider_config.target")
     sampler_class = load_class(part.implementation, f"{where}.target")
     return sampler_class(part.params, denoiser, guidance_class(guidance.params), joined)
-
-
-def load_initial_weights(
-    network: DiffusionTransformer, url: str, cache_dir: Path, *, force: bool = False
-) -> None:
-    """Fill the network from `load`: any layout that conversion knows, local or s3://.
-
-    Args:
-        force: modules that the file has nothing of keep their start, with a warning.
-    """
-    report = load_network_weights(network, fetch(url, cache_dir), force=force)
-    log.info(
-        "weights loaded",
-        extra={"path": url, "layout": report.kind, "tensors": report.num_tensors},
-    )
 
 
 def choose_trainable(network: DiffusionTransformer, model: ModelConfig) -> TrainableReport:

@@ -43,19 +43,19 @@ def make_trackers(
         wandb_run_id: of the start that is continued.
         show: takes the progress line of a terminal; None: there is no terminal.
     """
-    arguments = config.arguments
+    training = config.training
+    assert training is not None, "checked before a run starts"
     trackers: list[Tracker] = [JsonlTracker(run.storage.write_small, run.attempt.number)]
     if show is not None:
         trackers.append(ProgressTracker(show, steps))
-    summary = Path(str(arguments["summary_dir"]))
-    if arguments["summary_dir"]:
+    summary = Path(training.summary_dir)
+    if training.summary_dir:
         folder = summary / "runs" / config.run_id
         trackers.append(TensorBoardTracker(folder, purge_step=first_step + 1))
     wandb: WandbTracker | None = None
-    if arguments["wandb"]:
-        project = str(arguments["wandb_project_name"])
-        settings = WandbRun(project, config.run_id, summary / "wandb", wandb_run_id)
-        public = masked({"args": dict(arguments), **config.sections})
+    if training.wandb:
+        settings = WandbRun(training.wandb_project, config.run_id, summary / "wandb", wandb_run_id)
+        public = masked({"args": dict(config.arguments), **config.sections})
         assert isinstance(public, Mapping)
         wandb = WandbTracker(settings, public)
         trackers.append(wandb)

@@ -18,6 +18,7 @@ from app.checkpoint.rng import capture_rng, restore_rng
 from app.checkpoint.train_state import TrainState
 from app.checkpoint.writer import Snapshot, save_checkpoint
 from app.config.schema.run import RunConfig
+from app.config.schema.training import TrainingConfig
 from app.data.cursor import Cursor
 from app.data.loader import Loader
 from app.distributed.collectives import barrier
@@ -50,13 +51,18 @@ class Saver:
             self.groups.store, rank=rank.rank, world_size=rank.world_size
         )
 
+    @property
+    def training(self) -> TrainingConfig:
+        assert self.config.training is not None, "checked before a run starts"
+        return self.config.training
+
     def save(self, state: LoopState) -> None:
         """Publish a checkpoint of `state`; returns when it is complete on every rank."""
         snapshot = Snapshot(
             fragments=self.engine.fragments(),
             parameters=self.engine.parameters_info(),
             state=self._train_state(state) if self._exchange.rank == 0 else None,
-            rng=None if self.config.arguments["no_save_rng"] else capture_rng(),
+            rng=capture_rng() if self.training.save_rng else None,
         )
         name = save_checkpoint(
             self.run.storage, self._identity(state), snapshot, self._exchange, self.scratch
@@ -80,8 +86,7 @@ class Saver:
         )
 
     def _train_state(self, state: LoopState) -> TrainState:
-        training = self.config.training
-        assert training is not None
+        training = self.training
         average = self.engine.average
         return TrainState(
             step=state.step,
@@ -109,9 +114,8 @@ class Saver:
         )
 
     def _retain(self, name: str) -> None:
-        keep = self.config.arguments["keep_checkpoints"]
+        keep = self.training.keep_checkpoints
         if keep is not None:
-            assert isinstance(keep, int)
             newest = self.run.newest
             protected = {name, newest.name} if newest else {name}
             apply_retention(self.run.storage, RetentionPolicy(keep_last=keep), protected)

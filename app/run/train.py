@@ -81,7 +81,8 @@ def training_main(  # noqa: PLR0913 (the contract)
     config: RunConfig = args.run_config
     groups: ProcessGroups = args.groups
     rank = groups.rank.rank
-    level = logging.DEBUG if config.arguments["debug"] else logging.INFO
+    assert config.training is not None, "checked before a run starts"
+    level = logging.DEBUG if config.training.debug else logging.INFO
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cogvx-")))
         context = LogContext(rank=rank)
