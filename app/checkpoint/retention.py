@@ -96,8 +96,10 @@ def sweep(storage: Storage, attempt: int) -> list[str]:
     gone: list[str] = []
     for ref in checkpoint_refs(storage):
         if ref.attempt < attempt and not _has_manifest(storage, ref):
-            storage.delete([entry.key for entry in storage.list(f"{ref.folder}/")])
-            gone.append(ref.name)
+            keys = [entry.key for entry in storage.list(f"{ref.folder}/")]
+            storage.delete(keys)
+            # Some servers show the folder of an upload that was only begun.
+            gone += [ref.name] if keys else []
     for upload in storage.list_uploads():
         owner = attempt_of_key(upload.key)
         if owner is not None and owner < attempt:

@@ -163,9 +163,9 @@ class Retrier:
         end = state.started + state.deadline_s
         if self._stop_by is not None:
             end = min(end, self._stop_by)
-        if now + wait_s >= end:
+        if now >= end:
             raise deadline_error(failure, place.what, place.where, now - state.started) from failure
-        return wait_s
+        return min(wait_s, end - now)  # the last try comes at the deadline
 
     def _final(self, failure: StorageFailure, state: _Attempts, place: _Place) -> CogvxError:
         if failure.kind is FailureKind.EXPIRED:

@@ -10,6 +10,7 @@ import http.client
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import botocore.session
@@ -54,6 +55,12 @@ def client_options(settings: StorageSettings) -> dict[str, Any]:
     }
 
 
+@cache
+def service_models() -> Any:
+    """The loader that keeps S3's parsed description: reading it costs more than a client."""
+    return botocore.session.get_session().get_component("data_loader")
+
+
 def credential_provider() -> str:
     """Name of botocore's provider that found credentials; "none" when nothing did."""
     try:
@@ -70,6 +77,7 @@ class BulkClient:
         self._settings = settings
         self._bucket = bucket
         session = botocore.session.get_session()
+        session.register_component("data_loader", service_models())
         self._client = session.create_client(
             "s3",
             region_name=settings.region,

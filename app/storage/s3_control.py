@@ -1,6 +1,7 @@
 """Listing, looking up, small objects and deletion on S3, through s3fs.
 
-The only module that imports s3fs. One request per call, no retries, no caches.
+The only module that imports s3fs and the client it stands on. One request per call: no retries,
+no caches.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import s3fs
+from aiobotocore.session import AioSession
 
 from app.storage.digests import content_md5
 from app.storage.failures import FailureKind, StorageFailure
 from app.storage.objects import Entry, Upload
-from app.storage.s3_bulk import client_options, failure_of
+from app.storage.s3_bulk import client_options, failure_of, service_models
 from app.storage.settings import StorageSettings
 
 
@@ -23,7 +25,10 @@ class ControlClient:
 
     def __init__(self, settings: StorageSettings, bucket: str) -> None:
         self._bucket = bucket
+        session = AioSession()
+        session.register_component("data_loader", service_models())
         self._files = s3fs.S3FileSystem(
+            session=session,
             endpoint_url=settings.endpoint,
             client_kwargs={"region_name": settings.region, "verify": settings.ca_file},
             config_kwargs=client_options(settings),
