@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,13 +11,9 @@ from app.config.schema.data import DataConfig
 from app.config.schema.run import CompatConfig
 from app.data.shard_cache import Prefetcher, ShardCache
 from app.data.source import EMPTY, EXACT, SAT, SourceSettings
+from app.storage.node_disk import node_folder
 
 GIB = 1 << 30
-
-
-def default_cache_dir() -> Path:
-    """Below $TMPDIR, the same for all processes of a node."""
-    return Path(tempfile.gettempdir()) / "cogvx-data"
 
 
 def settings_from_config(config: DataConfig, compat: CompatConfig, seed: int) -> SourceSettings:
@@ -32,7 +27,7 @@ def settings_from_config(config: DataConfig, compat: CompatConfig, seed: int) ->
         missing_captions=EMPTY if sat else config.missing_captions,
         temporal_crop=config.temporal_crop,
         on_changed_shard=config.on_changed_shard,
-        cache_dir=Path(config.cache_dir) if config.cache_dir else default_cache_dir(),
+        cache_dir=Path(config.cache_dir) if config.cache_dir else node_folder("shards"),
     )
 
 
@@ -60,7 +55,7 @@ def settings_from_args(args: Namespace) -> SourceSettings:
         missing_captions=EMPTY if sat else str(section.get("missing_captions", "error")),
         temporal_crop=str(section.get("temporal_crop", "start")),
         on_changed_shard=str(section.get("on_changed_shard", "error")),
-        cache_dir=Path(str(cache_dir)) if cache_dir else default_cache_dir(),
+        cache_dir=Path(str(cache_dir)) if cache_dir else node_folder("shards"),
     )
     return with_cache(
         settings, float(section.get("cache_gib", 20.0)), float(section.get("prefetch_gib", 4.0))

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -33,6 +31,7 @@ from app.run.evaluate import Evaluator
 from app.run.reporting import make_trackers, save_arguments, write_progress
 from app.run.run_folder import RunFolder, finish_run
 from app.run.saving import Saver, restore
+from app.storage.node_disk import node_folder
 from app.telemetry.logging import LogContext
 from app.telemetry.profiling import StepProfiler
 from app.telemetry.timing import PartTimes
@@ -147,10 +146,10 @@ class Attempt:
             is_resumed=self.run.newest is not None,
             force=training.force_train,
             seed=training.seed,
-            cache_dir=cache_dir(),
+            cache_dir=node_folder("weights"),
         )
         network, report = build_network(model, dtype, weights)
-        parts = build_parts(model, network.to(device), Place(device, dtype, cache_dir()))
+        parts = build_parts(model, network.to(device), Place(device, dtype, node_folder("weights")))
         log.info(
             "parameters",
             extra={"trainable": report.trainable_count, "frozen": report.frozen_count},
@@ -310,8 +309,3 @@ class Attempt:
             finish_run(self.run, state.step)
         log.info("finished", extra={"steps_done": state.step, "url": self.run.storage.url})
         return f"finished after step {state.step}"
-
-
-def cache_dir() -> Path:
-    """Where remote weights are kept on this node."""
-    return Path(os.environ.get("COGVX_CACHE_DIR") or Path(tempfile.gettempdir()) / "cogvx-cache")

@@ -26,6 +26,7 @@ from app.run.arguments import process_config_to_args as process_config_to_args
 from app.run.attempt import Attempt, Seams
 from app.run.reporting import upload_log
 from app.run.run_folder import close_attempt, open_run
+from app.storage.node_disk import node_folder
 from app.telemetry.logging import LogContext, logging_for
 from app.training.engine import prepare_process
 from app.training.forward import broad_cast_batch as broad_cast_batch
@@ -84,7 +85,9 @@ def training_main(  # noqa: PLR0913 (the contract)
     assert config.training is not None, "checked before a run starts"
     level = logging.DEBUG if config.training.debug else logging.INFO
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cogvx-")))
+        scratches = node_folder("scratch")
+        scratches.mkdir(parents=True, exist_ok=True)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratches)))
         context = LogContext(rank=rank)
         log_path = scratch / "log.txt"
         stack.enter_context(logging_for(context, level=level, path=log_path))

@@ -73,7 +73,7 @@ class DataConfig:
     num_workers: int = 1
     prefetch_factor: int = 4
     frame_rule: str = "exact"  # ours: "exact" (by time stamps) or "sat"
-    cache_dir: str | None = None  # ours: shard cache; None: below $TMPDIR
+    cache_dir: str | None = None  # ours: shard cache; None: on the node's disk
     cache_gib: float = 20.0  # ours
     prefetch_gib: float = 4.0  # ours: shards downloaded ahead, per rank
     missing_captions: str = "error"  # ours: or "empty", which trains on ""
