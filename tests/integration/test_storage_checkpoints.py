@@ -40,8 +40,12 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> R
 
 
 def storage_at(endpoint: str, prefix: str, deadline_s: float) -> S3Storage:
+    """A storage that waits shortly; without a deadline its first failure is final."""
     settings = StorageSettings(
-        endpoint=endpoint, deadline_s=deadline_s, part_bytes=5 * MIB, read_timeout_s=1.0
+        endpoint=endpoint,
+        deadline_s=deadline_s,
+        part_bytes=5 * MIB,
+        read_timeout_s=1.0 if deadline_s else 20.0,
     )
     clock = Clock(sleep=lambda seconds: time.sleep(min(seconds, 0.05)))
     return S3Storage("bucket", prefix, settings, clock)
@@ -52,8 +56,9 @@ def test_an_upload_cut_at_any_byte_leaves_the_previous_checkpoint(
     server: RunningServer, tmp_path: Path, file: str
 ) -> None:
     with FaultProxy(server.port) as proxy:
-        # The first failure is final, as if the process had died there.
-        storage = storage_at(proxy.endpoint, f"{tmp_path.name}", deadline_s=0.0)
+        storage = storage_at(proxy.endpoint, tmp_path.name, deadline_s=20)
+        # Its first failure is final, as if the process had died there.
+        dying = storage_at(proxy.endpoint, tmp_path.name, deadline_s=0)
         save(storage, tmp_path / "s", step=1, world_size=2, rng={})
         first = CheckpointRef(1, 1)
         size = storage.stat(first.file(file)).size_bytes
@@ -63,7 +68,7 @@ def test_an_upload_cut_at_any_byte_leaves_the_previous_checkpoint(
             proxy.set_rules(
                 [{"kind": "cut_upload", "match": f"^PUT .*/{file}", "after_bytes": cut}]
             )
-            results = save(storage, tmp_path / "s", step=step, world_size=2, rng={})
+            results = save(dying, tmp_path / "s", step=step, world_size=2, rng={})
 
             assert isinstance(results[0], RetryableError)
             assert proxy.stats()["cut_upload"] >= 1
@@ -81,11 +86,12 @@ def test_a_manifest_whose_answer_was_lost_is_a_checkpoint(
     server: RunningServer, tmp_path: Path
 ) -> None:
     with FaultProxy(server.port) as proxy:
-        storage = storage_at(proxy.endpoint, tmp_path.name, deadline_s=0.0)
+        storage = storage_at(proxy.endpoint, tmp_path.name, deadline_s=20)
         save(storage, tmp_path / "s", step=1)
         proxy.set_rules([{"kind": "reset_headers", "match": r"^PUT .*/manifest\.json"}])
 
-        [result] = save(storage, tmp_path / "s", step=2)
+        dying = storage_at(proxy.endpoint, tmp_path.name, deadline_s=0)
+        [result] = save(dying, tmp_path / "s", step=2)
 
         assert isinstance(result, RetryableError)
         assert find_newest(storage) == CheckpointRef(1, 2)
