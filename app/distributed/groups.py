@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 GRACE_S = 5.0  # time for rank 0 to appear and for the others to read why we leave
+FAREWELL_S = 60.0  # time for the other ranks to come to the end as well
+SETTLE_S = 0.25
 CONNECT_S = 30.0  # a store that accepts connections also answers within this time
 CLASH = "rank-clash"
 
@@ -79,10 +81,24 @@ def process_groups(
         timeout=timedelta(seconds=timeout_s),
         device_id=device if device.type == "cuda" else None,
     )
+    patience_s = FAREWELL_S
     try:
         yield ProcessGroups(rank=rank, device=device, store=store)
+    except BaseException:
+        patience_s = GRACE_S  # a peer may hang in a collective that we left
+        raise
     finally:
+        _say_farewell(rank, store, patience_s)
+        # Threads of gloo give back their last tensors, for which they need the interpreter: one
+        # that asks for it while the process shuts down aborts it, with all work done.
+        time.sleep(SETTLE_S)
         dist.destroy_process_group()
+
+
+def found_groups(rank: RankInfo, device: torch.device) -> ProcessGroups:
+    """The gang that this process is in already, whoever made it join."""
+    store = dist.distributed_c10d._get_default_store()
+    return ProcessGroups(rank=rank, device=device, store=dist.PrefixStore("cogvx", store))
 
 
 def claim_rank(rank: RankInfo, *, join_s: float, timeout_s: float = 1800.0) -> dist.Store:
@@ -245,6 +261,20 @@ def _linger(rank: RankInfo) -> None:
     # The store lives in rank 0: the others need a moment to read what is in it.
     if rank.rank == 0:
         time.sleep(10 * POLL_S)
+
+
+def _say_farewell(rank: RankInfo, store: dist.Store, patience_s: float) -> None:
+    """Rank 0 holds the store, so it leaves last: a peer without it would end with an error."""
+    if rank.world_size == 1:
+        return
+    try:
+        store.set(f"farewell/{rank.rank}", "1")
+        deadline = time.monotonic() + patience_s
+        keys = [f"farewell/{other}" for other in range(rank.world_size)]
+        while rank.rank == 0 and not store.check(keys) and time.monotonic() < deadline:
+            time.sleep(POLL_S / 5)
+    except (dist.DistError, RuntimeError) as error:
+        log.debug("rank 0 is gone already", extra={"problem": str(error)})
 
 
 def _claim_key(rank: int) -> str:

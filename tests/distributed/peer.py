@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 
 import torch
 
@@ -47,6 +48,15 @@ def exchange_everything(rank: RankInfo) -> dict[str, object]:
     return report
 
 
+def leave_at_different_times(rank: RankInfo) -> dict[str, object]:
+    """Rank 1 asks the store, which lives in rank 0, a second after rank 0 has nothing to do."""
+    with process_groups(rank, device=torch.device("cpu"), join_s=60) as groups:
+        if rank.rank == 1:
+            time.sleep(1)
+            groups.store.set("late", "1")
+    return {"left": rank.rank}
+
+
 def main() -> int:
     rank = RankInfo.from_environment(os.environ)
     try:
@@ -56,6 +66,8 @@ def main() -> int:
         if sys.argv[1].startswith("claim"):
             claim_rank(rank, join_s=float(sys.argv[2]))
             report: dict[str, object] = {"joined": rank.rank}
+        elif sys.argv[1] == "leave":
+            report = leave_at_different_times(rank)
         else:
             report = exchange_everything(rank)
     except CogvxError as error:

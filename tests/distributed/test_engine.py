@@ -156,7 +156,7 @@ def test_stage_2_continues_at_other_stages(
     assert losses == pytest.approx(whole.losses(f"{precision} 2")[3:], rel=bound)
 
 
-@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("world", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_stage_continues_at_another_world_size(world: int, folder: Path, whole: Ran) -> None:
     jobs = {
         f"{precision} {stage}": {

@@ -29,6 +29,12 @@ def test_two_processes_agree_on_means_flags_and_bytes() -> None:
     assert second["gathered"] == []
 
 
+def test_rank_zero_stays_until_the_others_are_done_with_its_store() -> None:
+    ended = run_gang([PEER, "leave"], ranks=[0, 1], world_size=2)
+
+    assert [json.loads(text) for text in outputs(ended)] == [{"left": 0}, {"left": 1}]
+
+
 def test_two_processes_with_rank_one_both_end_with_one_clear_error() -> None:
     start = time.monotonic()
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 import pytest
@@ -244,16 +245,27 @@ def test_final_weights_and_their_norms_are_the_recorded_ones(run: tuple[Case, Tr
     log, state = case.json["log"], ours.state()
     bound = case.tolerance("norm_rel")
 
+    skipped = {UNUSED, *rounding_noise(case, log["final_norms"])}
     for key, norm in log["final_norms"].items():
-        if key != UNUSED:
+        if key not in skipped:
             assert float(state[key].double().norm()) == pytest.approx(norm, rel=bound), key
     for key, norm in log["delta_norms"].items():
-        if key != UNUSED:
+        if key not in skipped:
             moved = float((state[key].double() - ours.start[key].double()).norm())
             assert moved == pytest.approx(norm, rel=1e-3, abs=1e-12), key
     for key, final in case.tensors("final/").items():
         largest = float((final - ours.start[key]).abs().max())
         torch.testing.assert_close(state[key], final, rtol=0, atol=2e-2 * largest)
+
+
+def rounding_noise(case: Case, keys: Iterable[str]) -> set[str]:
+    """Parameters whose gradient is zero but for rounding, which Adam blows up to whole steps.
+
+    Without RoPE a bias on all keys shifts every score of a query alike: softmax cancels it.
+    """
+    if model_config_of(case).network.params.position.kind == "rope3d":
+        return set()
+    return {key for key in keys if fnmatch(key, "*key_layernorm_list.*.bias")}
 
 
 def test_the_same_parameters_train_in_the_same_groups(run: tuple[Case, Trained]) -> None:
