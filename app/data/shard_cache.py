@@ -22,6 +22,7 @@ import os
 import re
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,8 @@ Check = Callable[[Path], None]  # raises DataError when the file is not what it 
 OBJECT, PART, RESERVED, WANT = ".obj", ".part", ".reserved", ".want"
 # The storage writes `.<digest>.part.part-...` first; only a killed process leaves it.
 _UNFINISHED = re.compile(r"\.?([0-9a-f]{32})\.(?:part.*|reserved)")
+WAIT_S = 0.2
+GIB = 1 << 30
 AFTER_FULL_DISK = 0.8  # of the bound, when the disk was full before the bound was reached
 
 
@@ -152,7 +155,8 @@ class ShardCache:
             except OSError as problem:
                 if problem.errno != errno.ENOSPC:
                     raise
-                self._make_room(0, urgent, int(AFTER_FULL_DISK * self._used_bytes()))
+                with self._locked("evict.lock"):
+                    self._make_room(0, urgent, int(AFTER_FULL_DISK * self._used_bytes()))
                 self._fetch(wanted, part)
             os.replace(part, path)
         log.debug("shard cached", extra={"url": wanted.url, "bytes": wanted.entry.size_bytes})
@@ -170,44 +174,48 @@ class ShardCache:
     def _reserved(self, wanted: CachedObject, urgent: bool) -> Iterator[None]:
         """Count the bytes of a download before it begins."""
         path = self.folder / f"{wanted.name}{RESERVED}"
-        with self._locked("evict.lock"):
-            self._make_room_locked(wanted.entry.size_bytes, urgent, self.limit_bytes)
-            with path.open("wb") as file:
-                file.truncate(wanted.entry.size_bytes)
+        needed = wanted.entry.size_bytes
+        if needed > self.limit_bytes:
+            raise ConfigError(
+                f"a file of {needed / GIB:.3f} GiB does not fit into the cache of "
+                f"{self.limit_bytes / GIB:.3f} GiB: {wanted.url}",
+                where="data.cache_gib",
+                mend="use a larger cache or smaller shards",
+            )
+        while True:
+            with self._locked("evict.lock"):
+                if self._make_room(needed, urgent, self.limit_bytes):
+                    with path.open("wb") as file:
+                        file.truncate(needed)
+                    break
+            if not urgent:
+                raise NoRoomError
+            time.sleep(WAIT_S)  # the space is reserved by running downloads: they end
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
 
-    def _make_room(self, needed: int, urgent: bool, limit: int) -> None:
-        with self._locked("evict.lock"):
-            self._make_room_locked(needed, urgent, limit)
+    def _make_room(self, needed: int, urgent: bool, limit: int) -> bool:
+        """Remove files until `needed` bytes fit; called with evict.lock held.
 
-    def _make_room_locked(self, needed: int, urgent: bool, limit: int) -> None:
+        Files that nobody wants go first, oldest first. Someone who waits may also take what is
+        wanted later, by this process before others: it costs them a download, and refusing
+        would stop every rank, because they wait for each other.
+        """
         used = self._used_bytes()
         if used + needed <= limit:
-            return
+            return True
         mine, others = self._wanted_names()
-        # An urgent download may take what this process wants later, never what others want.
-        for protected in (mine | others, others) if urgent else (mine | others,):
+        for protected in (mine | others, others, set[str]()) if urgent else (mine | others,):
             for path in self._oldest_first():
                 if used + needed <= limit:
-                    return
+                    return True
                 if path.stem not in protected:
                     with suppress(FileNotFoundError):
                         used -= path.stat().st_size
                         path.unlink()
-        if used + needed <= limit:
-            return
-        if not urgent:
-            raise NoRoomError
-        raise ConfigError(
-            f"the cache of {limit / 2**30:.2f} GiB is smaller than the files in use at once: "
-            f"{used / 2**30:.2f} GiB are needed by other processes, {needed / 2**30:.2f} GiB more "
-            "are asked for",
-            where="data.cache_gib",
-            mend=f"set it to {2 * (used + needed) / 2**30:.1f} or more, or use smaller shards",
-        )
+        return used + needed <= limit
 
     def _used_bytes(self) -> int:
         total = 0

@@ -13,6 +13,7 @@ from app.data.decode import DecoderOfThread
 from app.data.shard_cache import Prefetcher, ShardCache
 from app.distributed.mix import mix
 from app.errors import ConfigError, DataError
+from app.storage.node_disk import node_folder
 
 CROP_KEY = 5  # first key of the random start, beside those of order.py
 EXACT, SAT = "exact", "sat"
@@ -72,7 +73,7 @@ class SourceSettings:
     missing_captions: str = ERROR  # or EMPTY: train on "" where a caption is missing
     temporal_crop: str = START  # or RANDOM: where in a long video the clip begins
     on_changed_shard: str = ERROR  # or "rescan"
-    cache_dir: Path = Path("/tmp/cogvx-data")
+    cache_dir: Path = field(default_factory=lambda: node_folder("shards"))
     cache: ShardCache | None = None  # needed for buckets
     prefetcher: Prefetcher | None = None
     decoders: DecoderOfThread = field(default_factory=DecoderOfThread)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,20 +111,60 @@ def test_wanted_files_stay_until_someone_waits(bucket: CountingStorage, cache: S
     assert cached(cache) == 2
 
 
-def test_files_that_a_living_process_wants_are_never_removed(
+def test_files_that_another_process_wants_go_last(
     bucket: CountingStorage, cache: ShardCache
 ) -> None:
+    neighbour = ShardCache(cache.folder, cache.limit_bytes)
+    theirs, mine = cache.get(wanted(bucket, "a")), cache.get(wanted(bucket, "b"))
+    os.utime(theirs, (5, 5))
+    neighbour.want([wanted(bucket, "a").name])
+    cache.want([wanted(bucket, "b").name])
+
+    with pytest.raises(NoRoomError):
+        cache.get(wanted(bucket, "c"), urgent=False)
+    cache.get(wanted(bucket, "c"))
+    neighbour.close()
+
+    assert theirs.exists()
+    assert not mine.exists()
+
+
+def test_someone_who_waits_is_never_refused(bucket: CountingStorage, cache: ShardCache) -> None:
     neighbour = ShardCache(cache.folder, cache.limit_bytes)
     for key in ("a", "b"):
         cache.get(wanted(bucket, key))
     neighbour.want([wanted(bucket, "a").name, wanted(bucket, "b").name])
 
-    with pytest.raises(ConfigError, match="smaller than the files in use") as caught:
-        cache.get(wanted(bucket, "c"))
+    found = cache.get(wanted(bucket, "c"))
     neighbour.close()
-    cache.get(wanted(bucket, "c"))
+
+    assert found.exists()
+
+
+def test_a_file_larger_than_the_cache_is_a_configuration_error(
+    bucket: CountingStorage, tmp_path: Path
+) -> None:
+    small = ShardCache(tmp_path / "small", limit_bytes=5 * KIB)
+
+    with pytest.raises(ConfigError, match="does not fit") as caught:
+        small.get(wanted(bucket, "a"))
+    small.close()
 
     assert "cache_gib" in caught.value.where
+
+
+def test_a_download_waits_for_space_that_another_one_reserves(
+    bucket: CountingStorage, cache: ShardCache
+) -> None:
+    reserved = cache.folder / ("e" * 32 + ".reserved")
+    with reserved.open("wb") as file:
+        file.truncate(20 * KIB)
+    threading.Timer(0.5, reserved.unlink).start()
+
+    began = time.monotonic()
+    cache.get(wanted(bucket, "a"))
+
+    assert time.monotonic() - began > 0.3
 
 
 def test_wishes_of_a_dead_process_count_nothing(bucket: CountingStorage, cache: ShardCache) -> None:
