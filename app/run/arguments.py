@@ -28,7 +28,7 @@ from app.registry import TARGETS
 
 log = logging.getLogger(__name__)
 
-# Groups that get_args started are left at the end of the process, not at the end of the call.
+# The group that get_args joined is left at the end of the process, not at the end of the call.
 _lifetime = contextlib.ExitStack()
 
 
@@ -104,19 +104,21 @@ def render(args: argparse.Namespace, config: RunConfig) -> None:
 
 
 def start_distributed(args: argparse.Namespace) -> None:
-    """Join the process group named by the environment, unless this process is in one already."""
+    """Join the process group named by the environment, or find the one this process is in."""
     import torch
     import torch.distributed as dist
 
-    from app.distributed.groups import process_groups
+    from app.distributed.groups import found_groups, process_groups
 
     args.cuda = torch.cuda.is_available()
     args.device = f"cuda:{args.local_rank}" if args.cuda else "cpu"
-    if dist.is_initialized():
-        return
+    device = torch.device(args.device)
     rank = RankInfo.from_environment(os.environ)
+    if dist.is_initialized():
+        args.groups = found_groups(rank, device)
+        return
     args.groups = _lifetime.enter_context(
-        process_groups(rank, device=torch.device(args.device), backend=args.distributed_backend)
+        process_groups(rank, device=device, backend=args.distributed_backend)
     )
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from app.config.schema.data import DataConfig
 from app.config.schema.model import ModelConfig
 from app.config.schema.run import RunConfig
 from app.config.schema.training import TrainingConfig
+from app.data.batch import Batch
 from app.data.loader import Loader
 from app.data.opening import LoaderRequest, open_loader
 from app.data.share import Share
@@ -86,7 +87,9 @@ class Attempt:
             stack.callback(tools.trackers.close)
             if evaluate is not None and state.step == 0:
                 tools.trackers.log(0, evaluate.baseline())
-            micro_step = self.micro_step(seams.forward_step, model, loader, state, times)
+            # Closed before the loader is: what was read ahead is given back to it.
+            batches = stack.enter_context(closing(self.batches(loader, state)))
+            micro_step = self.micro_step(seams.forward_step, model, batches, times)
             hooks = self.hooks(micro_step, saver, evaluate, training.steps, stack)
             plan = self.plan(training)
             last = run_loop(engine, plan, hooks, tools, state)
@@ -228,18 +231,20 @@ class Attempt:
         )
         return tools, wandb_id
 
+    def batches(self, loader: Loader, state: LoopState) -> Generator[Batch]:
+        """The batches from the state's step on."""
+        # Upstream starts its data again unless asked not to; our own order always continues.
+        again = self.config.compat.order == "sat" and not self.training.resume_dataloader
+        return loader.batches(0 if again else state.step)
+
     def micro_step(
         self,
         step_function: Callable[..., Any],
         model: DiffusionModel,
-        loader: Loader,
-        state: LoopState,
+        batches: Iterator[Batch],
         times: PartTimes,
     ) -> Callable[[int], Any]:
-        """`forward_step` on the batches from the state's step on."""
-        # Upstream starts its data again unless asked not to; our own order always continues.
-        again = self.config.compat.order == "sat" and not self.training.resume_dataloader
-        batches = loader.batches(0 if again else state.step)
+        """`forward_step` on the next batch."""
 
         def call(step: int) -> Any:
             self.args.iteration = step

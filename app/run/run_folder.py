@@ -21,7 +21,7 @@ from app.checkpoint.layout import COMPLETE, RUN, CheckpointRef, config_key, run_
 from app.config.schema.run import RunConfig
 from app.config.snapshot import digest, snapshot
 from app.distributed.collectives import broadcast_json
-from app.errors import CogvxError, ConfigError
+from app.errors import CogvxError, ConfigError, ConfigErrors
 from app.storage.objects import ObjectMissingError, Storage
 from app.storage.opening import open_storage
 
@@ -69,17 +69,26 @@ def on_rank_zero(rank: int, work: Callable[[], Any]) -> Any:
         try:
             answer = {"result": work()}
         except CogvxError as error:
-            kind = type(error).__name__
-            answer = {"error": [kind, error.what, error.where, error.mend]}
+            answer = {"error": [_public_name(error), error.what, error.where, error.mend]}
     answer = broadcast_json(answer)
     assert isinstance(answer, dict)
     if "error" in answer:
         name, what, where, mend = answer["error"]
-        known = {
-            leaf.__name__: leaf for leaf in vars(app.errors).values() if isinstance(leaf, type)
-        }
-        raise known.get(name, CogvxError)(what, where=where, mend=mend)
+        raise _PUBLIC_ERRORS[name](what, where=where, mend=mend)
     return answer["result"]
+
+
+# The errors that every rank can make anew from three texts, by name.
+_PUBLIC_ERRORS: dict[str, type[CogvxError]] = {
+    name: kind
+    for name, kind in vars(app.errors).items()
+    if isinstance(kind, type) and issubclass(kind, CogvxError) and kind is not ConfigErrors
+}
+
+
+def _public_name(error: CogvxError) -> str:
+    """The nearest class of app.errors: it has the exit code, wherever the leaf was defined."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind in _PUBLIC_ERRORS.values())
 
 
 def finish_run(run: RunFolder, step: int) -> None:
@@ -90,8 +99,11 @@ def finish_run(run: RunFolder, step: int) -> None:
 
 
 def close_attempt(run: RunFolder, cause: str) -> None:
-    """Record the end of this start. Rank 0 only."""
-    end_attempt(run.storage, run.attempt, cause)
+    """Record the end of this start. Rank 0 only; a failure must not hide how the start ended."""
+    try:
+        end_attempt(run.storage, run.attempt, cause)
+    except CogvxError as problem:
+        log.warning("the end of the attempt was not recorded", extra={"problem": problem.what})
 
 
 def _begin(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from app import __version__
 from app.checkpoint.manifest import CheckpointIdentity
@@ -44,12 +45,14 @@ class Saver:
     wandb_run_id: Callable[[], str | None] = lambda: None
     best: dict[str, float] = field(default_factory=dict)  # best validation loss and its step
     _exchange: StoreExchange = field(init=False)
+    _parent: str | None = field(init=False)  # name of the checkpoint that the next one follows
 
     def __post_init__(self) -> None:
+        self._parent = self.run.newest.name if self.run.newest else None
         rank = self.groups.rank
-        self._exchange = StoreExchange(
-            self.groups.store, rank=rank.rank, world_size=rank.world_size
-        )
+        # A process may train twice in one gang: each attempt has keys of its own.
+        store = dist.PrefixStore(self.run.attempt.owner, self.groups.store)
+        self._exchange = StoreExchange(store, rank=rank.rank, world_size=rank.world_size)
 
     @property
     def training(self) -> TrainingConfig:
@@ -64,9 +67,9 @@ class Saver:
             state=self._train_state(state) if self._exchange.rank == 0 else None,
             rng=capture_rng() if self.training.save_rng else None,
         )
-        name = save_checkpoint(
-            self.run.storage, self._identity(state), snapshot, self._exchange, self.scratch
-        )
+        identity = self._identity(state)
+        name = save_checkpoint(self.run.storage, identity, snapshot, self._exchange, self.scratch)
+        self._parent = identity.ref.name
         # Without it a fast rank could begin the next save, or end, while the manifest is missing.
         barrier()
         if name is not None:
@@ -80,7 +83,7 @@ class Saver:
             owner=self.run.attempt.owner,
             step=state.step,
             kind="full" if self.config.model.network.params.lora is None else "lora",
-            parent=self.run.newest.name if self.run.newest else None,
+            parent=self._parent,
             config_sha256=self.run.config_sha256,
             dataset_sha256=self.loader.cursor(0).manifest_sha256,
         )
