@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, count
@@ -85,7 +85,7 @@ class Loader:
         """Samples of the dataset."""
         return len(self.source)
 
-    def batches(self, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch]:
+    def batches(self, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch, None, None]:
         """The micro-batches of optimizer steps start_step .. stop_step - 1 (None: for ever).
 
         Every step gives `share.accumulation` of them. Errors of a sample are raised here, as

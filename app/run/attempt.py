@@ -231,7 +231,7 @@ class Attempt:
         )
         return tools, wandb_id
 
-    def batches(self, loader: Loader, state: LoopState) -> Generator[Batch]:
+    def batches(self, loader: Loader, state: LoopState) -> Generator[Batch, None, None]:
         """The batches from the state's step on."""
         # Upstream starts its data again unless asked not to; our own order always continues.
         again = self.config.compat.order == "sat" and not self.training.resume_dataloader

@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from app.checkpoint.attempts import read_attempts
 from app.checkpoint.catalog import checkpoint_refs, complete_checkpoints
 from tests.support.fault_proxy import FaultProxy
