@@ -85,7 +85,9 @@ class Loader:
         """Samples of the dataset."""
         return len(self.source)
 
-    def batches(self, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch, None, None]:
+    def batches(
+        self, start_step: int = 0, stop_step: int | None = None
+    ) -> Generator[Batch, None, None]:
         """The micro-batches of optimizer steps start_step .. stop_step - 1 (None: for ever).
 
         Every step gives `share.accumulation` of them. Errors of a sample are raised here, as
