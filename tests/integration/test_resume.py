@@ -63,10 +63,9 @@ def run_with_kills(world: TinyWorld, plan: Plan, run_id: str, folder: Path) -> l
         through = {"AWS_ENDPOINT_URL": proxy.endpoint, "AWS_ENDPOINT_URL_S3": proxy.endpoint}
         environment = {**world.environment(scratch), **through}
         with Gang(ranks_by_hand(words, environment), folder / run_id) as gang:
-            done = 0
-            for _ in range(plan.kills):
-                # The last steps are left to the kill inside a checkpoint.
-                done = chance.randint(done + 1, plan.steps - plan.save_interval - 1)
+            # The last steps are left to the kill inside a checkpoint.
+            moments = range(1, plan.steps - plan.save_interval)
+            for done in sorted(chance.sample(moments, plan.kills)):
                 pause_s = chance.uniform(0, 0.4)
                 gang.wait_for_step(done)
                 time.sleep(pause_s)
