@@ -30,6 +30,7 @@ SECRET_SHAPES = (
     re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
     re.compile(r"(?i)(?<=bearer )[\w.~+/=-]{8,}"),
 )
+TALKATIVE = frozenset({"aiobotocore", "botocore", "fsspec", "s3fs", "urllib3"})
 # Attributes that every record has; what else is there came as `extra`.
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -134,6 +135,8 @@ def logging_for(
     shown.setFormatter(form(context, secrets))
     quiet = context.rank != 0 and level > logging.DEBUG
     shown.setLevel(max(level, logging.WARNING) if quiet else level)
+    if level > logging.DEBUG:
+        shown.addFilter(_is_worth_showing)
     handlers: list[logging.Handler] = [shown]
     if path is not None:
         kept = logging.FileHandler(path)
@@ -152,6 +155,12 @@ def logging_for(
             root.removeHandler(handler)
             handler.close()
         root.setLevel(before)
+
+
+def _is_worth_showing(record: logging.LogRecord) -> bool:
+    """False for what talkative libraries tell below WARNING; the log file has it all."""
+    library = record.name.split(".")[0]
+    return record.levelno >= logging.WARNING or library not in TALKATIVE
 
 
 def facts_of(record: logging.LogRecord) -> dict[str, object]:

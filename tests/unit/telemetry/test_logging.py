@@ -138,3 +138,14 @@ def test_a_secret_in_a_fact_does_not_leave(monkeypatch: pytest.MonkeyPatch) -> N
         log.info("login", extra={"key": "0123456789abcdef"})
 
     assert "0123456789abcdef" not in stream.getvalue()
+
+
+def test_talkative_libraries_are_heard_from_warning_on() -> None:
+    stream = io.StringIO()
+
+    with logging_for(LogContext(rank=0), json_lines=True, stream=stream):
+        logging.getLogger("aiobotocore.credentials").info("found credentials")
+        logging.getLogger("aiobotocore.credentials").warning("no credentials")
+
+    assert "found" not in stream.getvalue()
+    assert "no credentials" in stream.getvalue()
