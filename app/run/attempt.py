@@ -152,6 +152,8 @@ class Attempt:
             cache_dir=node_folder("weights"),
         )
         network, report = build_network(model, dtype, weights)
+        if model.compile_model:
+            network.compile_blocks()
         parts = build_parts(model, network.to(device), Place(device, dtype, node_folder("weights")))
         log.info(
             "parameters",

@@ -44,9 +44,10 @@ def train(words: Sequence[str], show: Callable[[str], None] | None = None) -> in
         words: the command line after `train`.
         show: takes the progress line of a terminal; None: there is none.
     """
-    prepare_process(on_cpu=not torch.cuda.is_available())
     args = parse_args(words)
     check_runnable(args.run_config)
+    compiles = args.run_config.model.compile_model
+    prepare_process(on_cpu=not torch.cuda.is_available(), compiles=compiles)
     start_distributed(args)
     seed_from(args)
     args.show = show

@@ -267,13 +267,18 @@ class Engine:
         return Slot(name, group, flat, int(offset), start, min(part, valid))
 
 
-def prepare_process(*, on_cpu: bool) -> None:
-    """Set what DeepSpeed reads when it is imported; transformers imports it too, so call early."""
+def prepare_process(*, on_cpu: bool, compiles: bool = False) -> None:
+    """Set what DeepSpeed reads when it is imported; transformers imports it too, so call early.
+
+    Args:
+        on_cpu: no GPU is used.
+        compiles: somebody asked for compiled blocks (`model.compile_model`).
+    """
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # The import itself starts torch.compile unless it is off, which takes seconds and, at the
-        # first call, a C++ compiler. Whoever wants compiled blocks sets the variable to 0.
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        # first call, a C++ compiler.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "0" if compiles else "1")
 
 
 def load_deepspeed(*, on_cpu: bool) -> ModuleType:

@@ -133,6 +133,11 @@ class DiffusionTransformer(nn.Module):
         image_tokens = self.norm(tokens)[:, steering.text_length :]
         return unpatchify(self.final(image_tokens, steering.embedding), grid, self.config.patch)
 
+    def compile_blocks(self) -> None:
+        """Let torch compile every block at its first call; parameters keep their names."""
+        for block in self.blocks:
+            block.compile()
+
     def computed_parameters(self) -> dict[str, Tensor]:
         """Parameters that follow from the config, in fp32 on the CPU: the fixed position table."""
         if self.position is None or self.config.position.learnable:
