@@ -7,6 +7,7 @@ import argparse
 from app.cli import output
 from app.storage.opening import open_storage
 
+REACH_S = 20.0  # somebody is waiting at the terminal
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -20,7 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List keys and sizes."""
-    entries = open_storage(args.url).list()
+    storage = open_storage(args.url)
+    storage.check_reachable(REACH_S)
+    entries = storage.list()
     if args.json:
         output.as_json([{"key": entry.key, "size_bytes": entry.size_bytes} for entry in entries])
         return 0
