@@ -14,20 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from app.config.schema.data import DataConfig
 from app.config.schema.model import ModelConfig
 from app.config.schema.run import RunConfig
 from app.config.schema.training import TrainingConfig
-from app.data.batch import Batch
+from app.data.batch import Batch, collate
 from app.data.loader import Loader
 from app.data.opening import LoaderRequest, open_loader
 from app.data.share import Share
 from app.diffusion.timesteps import RankStratum, Strata
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
-from app.run.build import InitialWeights, Place, build_network, build_parts
+from app.run.build import DTYPES, InitialWeights, Place, build_network, build_parts
 from app.run.evaluate import Evaluator
 from app.run.reporting import make_trackers, save_arguments, write_progress
 from app.run.run_folder import RunFolder, finish_run
@@ -37,14 +35,14 @@ from app.telemetry.logging import LogContext
 from app.telemetry.profiling import StepProfiler
 from app.telemetry.timing import PartTimes
 from app.training.engine import Engine
-from app.training.loop import LoopHooks, LoopPlan, LoopState, LoopTools, run_loop
+from app.training.loop import LoopHooks, LoopPlan, LoopState, LoopTools, is_due, run_loop
 from app.training.lr_schedule import LrSchedule
 from app.training.signals import StopFlag
 from app.training.step import DiffusionModel, Randomness
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+UNKNOWN_FPS = 8.0  # of sampled videos, where the dataset does not say: upstream's sampling_fps
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ class Attempt:
                 init(self.args, model)
             saver = Saver(self.config, self.run, self.groups, engine, loader, self.scratch)
             state, stored = restore(saver, with_rng=training.load_rng)
-            evaluate = self.evaluator(model, engine, stack)
+            evaluate = self.evaluator(seams, model, engine, stack)
             tools, saver.wandb_run_id = self.tools(
                 times, training, state, stored.wandb_run_id if stored else None
             )
@@ -93,7 +91,12 @@ class Attempt:
             hooks = self.hooks(micro_step, saver, evaluate, training.steps, stack)
             plan = self.plan(training)
             last = run_loop(engine, plan, hooks, tools, state)
-            return self.finish(last, plan, evaluate, tools)
+            if last.stopped_early:
+                return f"stopped by exit_interval after step {last.step}"
+            # A start that found all steps done cannot know whether the last one was validated.
+            is_validated = last.step > state.step and is_due(last.step, plan.eval_interval)
+            self.finish(last, plan, None if is_validated else evaluate, tools)
+            return f"finished after step {last.step}"
 
     @property
     def training(self) -> TrainingConfig:
@@ -184,7 +187,7 @@ class Attempt:
         return Randomness(draws, strata, compat.image_dropout == "micro_batch")
 
     def evaluator(
-        self, model: DiffusionModel, engine: Engine, stack: ExitStack
+        self, seams: Seams, model: DiffusionModel, engine: Engine, stack: ExitStack
     ) -> Evaluator | None:
         """Validation, if the configuration names data for it."""
         data, training = self.data, self.training
@@ -197,6 +200,7 @@ class Attempt:
             seed=training.seed,
             compat=replace(self.config.compat, order="epoch"),
             args=self.args,
+            create=seams.create_dataset,
         )
         loader = stack.enter_context(open_loader(replace(data, num_workers=0), request))
         return Evaluator(
@@ -204,10 +208,10 @@ class Attempt:
             model=model,
             engine=engine,
             source=loader.source,
+            collate=seams.collate_fn or collate,
             storage=self.run.storage,
             rank=rank,
-            fps=float(getattr(data.params, "fps", 8)),
-            grid_rows=training.evaluation.grid_rows,
+            fps=frames_per_second(data),
         )
 
     def tools(
@@ -247,10 +251,11 @@ class Attempt:
         times: PartTimes,
     ) -> Callable[[int], Any]:
         """`forward_step` on the next batch."""
+        told = (_told(batch) for batch in batches)
 
         def call(step: int) -> Any:
             self.args.iteration = step
-            return step_function(batches, model, self.args, times)
+            return step_function(told, model, self.args, times)
 
         return call
 
@@ -304,15 +309,25 @@ class Attempt:
         plan: LoopPlan,
         evaluate: Evaluator | None,
         tools: LoopTools,
-    ) -> str:
-        """Validate the last weights, and mark the run as finished unless it stopped early."""
-        if state.stopped_early:
-            return f"stopped by exit_interval after step {state.step}"
-        if evaluate is not None and state.step % (plan.eval_interval or 1):
+    ) -> None:
+        """Validate the last weights unless that is done, and mark the run as finished."""
+        if evaluate is not None:
             tools.trackers.log(state.step, evaluate(state))
         tools.trackers.flush()
         if self.groups.rank.rank == 0:
             write_progress(self.run, state, plan.steps, {}, "finished")
             finish_run(self.run, state.step)
         log.info("finished", extra={"steps_done": state.step, "url": self.run.storage.url})
-        return f"finished after step {state.step}"
+
+
+def frames_per_second(data: DataConfig) -> float:
+    """Of the clips; a registered class may have it among its parameters."""
+    if isinstance(data.params, dict):
+        return float(str(data.params.get("fps", UNKNOWN_FPS)))
+    return data.params.fps
+
+
+def _told(batch: Batch) -> Batch:
+    """The batch; which samples it holds goes to the log of whoever debugs."""
+    log.debug("batch", extra={"positions": batch["positions"], "samples": batch["keys"]})
+    return batch

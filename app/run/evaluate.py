@@ -19,7 +19,7 @@ from torch import Tensor
 from app.checkpoint.layout import samples_folder, samples_index_key
 from app.checkpoint.tensor_file import write_tensors
 from app.config.schema.training import EvaluationConfig
-from app.data.batch import collate
+from app.data.batch import Collate
 from app.data.source import Source
 from app.distributed.collectives import sum_over_ranks, transport_device
 from app.distributed.rank import RankInfo
@@ -53,17 +53,17 @@ class Sampled:
 class Evaluator:
     """Validates a model in training; every rank calls it at the same step.
 
-    `fps` is that of the videos; `grid_rows` puts the samples of a validation into one more video.
+    `fps` is that of the videos.
     """
 
     config: EvaluationConfig
     model: DiffusionModel
     engine: Engine
     source: Source
+    collate: Collate
     storage: Storage
     rank: RankInfo
     fps: float
-    grid_rows: int = 1
 
     def __call__(self, state: LoopState) -> dict[str, float]:
         """Validation loss by name; videos go to the run's folder."""
@@ -120,7 +120,7 @@ class Evaluator:
 
     def _encoded(self, positions: Sequence[int]) -> tuple[Encoded, list[str]]:
         """Encoded samples of the validation set, with noise that is always the same."""
-        batch = collate([self.source.read(position, position) for position in positions])
+        batch = self.collate([self.source.read(position, position) for position in positions])
         draws = KeyedDraws(VALIDATION_SEED, positions)
         return self.model.encode(batch, draws, dropout=False), list(batch["txt"])
 
@@ -174,7 +174,7 @@ class Evaluator:
             videos = [sample.video for sample in samples if sample.video is not None]
             if len(videos) > 1:
                 path = Path(folder) / f"grid-r{self.rank.rank:04}.mp4"
-                write_video(path, tiled(videos, self.grid_rows), self.fps)
+                write_video(path, tiled(videos, self.config.grid_rows), self.fps)
                 self.storage.upload(path, samples_folder(step) + path.name)
 
     def _write_overview(self, step: int, count: int) -> None:

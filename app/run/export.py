@@ -26,6 +26,7 @@ from app.conversion.loading import load_network_weights
 from app.errors import ConfigError, InputMissingError
 from app.models.dit.transformer import DiffusionTransformer
 from app.registry import TARGETS
+from app.run.build import DTYPES
 from app.storage.fetch import fetch
 from app.storage.objects import Storage
 from app.storage.opening import open_storage
@@ -33,7 +34,6 @@ from app.storage.opening import open_storage
 log = logging.getLogger(__name__)
 
 WHOLE_FILE = "model.safetensors"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -82,13 +82,17 @@ def write_progress(
         "step": state.step,
         "steps": steps,
         "attempt": run.attempt.number,
-        **{name: facts.get(name) for name in ("loss", "lr", "samples_per_s", "eta_s")},
+        **{name: _finite(facts.get(name)) for name in ("loss", "lr", "samples_per_s", "eta_s")},
     }
-    finite = json.loads(json.dumps(record).replace("NaN", "null").replace("Infinity", "null"))
     try:
-        run.storage.write_small(PROGRESS, canonical_json(finite))
+        run.storage.write_small(PROGRESS, canonical_json(record))
     except CogvxError as problem:
         log.warning("progress.json was not written", extra={"problem": problem.what})
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def upload_log(run: RunFolder, rank: int, path: Path) -> None:

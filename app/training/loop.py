@@ -128,9 +128,9 @@ def run_loop(
         tools.context.step = state.step
         is_last = state.step == plan.steps
         watch.note(state, record)
-        is_exit = not is_last and _due(state.step, plan.exit_interval)
+        is_exit = not is_last and is_due(state.step, plan.exit_interval)
         is_stop = not is_last and wants_stop
-        if is_last or is_exit or is_stop or _due(state.step, plan.save_interval):
+        if is_last or is_exit or is_stop or is_due(state.step, plan.save_interval):
             watch.save(state)
         if is_stop:
             raise PreemptedError(
@@ -138,7 +138,7 @@ def run_loop(
                 where=f"step {state.step} of {plan.steps}",
                 mend="start the run again: it continues from this step",
             )
-        if _due(state.step, plan.eval_interval):
+        if is_due(state.step, plan.eval_interval):
             watch.evaluate(state)
         if is_exit:
             log.info("stopping at exit_interval", extra={"steps_done": state.step})
@@ -198,7 +198,7 @@ class _Watch:
         skipped = bool(record["skipped"])
         is_first, is_last = self._is_first, state.step == self._plan.steps
         self._is_first = False  # of this start: shows at once that the run moves
-        if is_first or is_last or _due(state.step, self._plan.log_interval):
+        if is_first or is_last or is_due(state.step, self._plan.log_interval):
             record = record | self._log(state, record["lr"])
         self._tools.trackers.log(state.step, record)
         self._tools.health.observe(state.step, record["loss"], skipped=skipped)
@@ -253,7 +253,8 @@ class _Watch:
         self._pace.aside(seconds)
 
 
-def _due(step: int, interval: int | None) -> bool:
+def is_due(step: int, interval: int | None) -> bool:
+    """Whether something that happens every `interval` steps happens after `step` steps."""
     return bool(interval) and step % int(interval or 1) == 0
 
 
