@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,11 @@ def run(args: argparse.Namespace) -> int:
     from app.rehearsal.demo import Demo, DemoPlan
 
     plan = DemoPlan(
-        out=args.out, steps=args.steps, lora_steps=args.lora_steps, precision=args.precision
+        out=args.out,
+        steps=args.steps,
+        lora_steps=args.lora_steps,
+        precision=args.precision,
+        program=sys.argv[0] if sys.argv[0].endswith("cogvx") else "cogvx",
     )
     failures = Demo(plan, Terminal()).run()
     for failure in failures:

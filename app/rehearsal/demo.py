@@ -68,6 +68,7 @@ class DemoPlan:
     steps: int = 60
     lora_steps: int = 40
     precision: str = "bf16"
+    program: str = "cogvx"  # as it was called, for the commands that are shown
 
 
 @dataclass(slots=True)
@@ -298,7 +299,7 @@ class Demo:
         self.audience.table("fixed-noise validation loss", headers, runs)
         bucket = self.plan.out / "s3"
         places = [
-            ("list the bucket", f"cogvx storage ls {bucket}"),
+            ("list the bucket", f"{self.plan.program} storage ls {bucket}"),
             ("a sample video", str(bucket / "runs/full" / full.videos[-1]) if full.videos else "-"),
             ("the fine-tuned model", str(self._local(full_file))),
             ("the LoRA for diffusers and PEFT", str(self._local(lora_file))),
