@@ -16,6 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("demo-output"), help="folder for everything it makes"
     )
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of the full run")
+    parser.add_argument("--lr", type=float, help="learning rate of the full run")
     parser.add_argument("--lora-steps", type=int, default=40, help="of the LoRA run")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
 
@@ -27,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     plan = DemoPlan(
         out=args.out,
         steps=args.steps,
+        lr=args.lr,
         lora_steps=args.lora_steps,
         precision=args.precision,
         program=sys.argv[0] if sys.argv[0].endswith("cogvx") else "cogvx",

@@ -21,7 +21,7 @@ import yaml
 
 import app
 from app.checkpoint.catalog import complete_checkpoints
-from app.errors import CogvxError, InputMissingError, RetryableError
+from app.errors import CogvxError, InputMissingError, RetryableError, UsageError
 from app.rehearsal.chart import Release, render
 from app.rehearsal.clips import make_clips
 from app.rehearsal.embedded_s3 import EmbeddedS3
@@ -34,7 +34,7 @@ REPOSITORY = Path(app.__file__).parents[1]
 CLIP_SIZE = (32, 64)  # rows, columns
 TRAIN_CLIPS, VALID_CLIPS = 24, 8
 JOB_TIMEOUT_S = 600.0
-KILL_AFTER_STEP = 20  # a checkpoint of this step or later must lie in the bucket
+SAVE_INTERVAL = 10  # of configs/tiny/tiny_train.yaml; a kill needs two checkpoints to be worth it
 SECRET = "cogvx-s3"
 LORA_LR = 2e-2  # low-rank matrices that start at zero take, and need, a higher rate
 LEAST_FALL = 0.10  # of the validation loss in the full fine-tune
@@ -66,9 +66,23 @@ class DemoPlan:
 
     out: Path
     steps: int = 60
+    lr: float | None = None  # of the full run; None: the configuration's
     lora_steps: int = 40
     precision: str = "bf16"
     program: str = "cogvx"  # as it was called, for the commands that are shown
+
+    def __post_init__(self) -> None:
+        if self.steps < 2 * SAVE_INTERVAL:
+            raise UsageError(
+                f"{self.steps} steps are too few to kill the run in the middle",
+                where="cogvx demo --steps",
+                mend=f"give {2 * SAVE_INTERVAL} or more",
+            )
+
+    @property
+    def kill_after_step(self) -> int:
+        """A checkpoint of this step or later must lie in the bucket."""
+        return self.steps // 2 // SAVE_INTERVAL * SAVE_INTERVAL
 
 
 @dataclass(slots=True)
@@ -118,7 +132,8 @@ class Demo:
     def _full(self, server: EmbeddedS3) -> tuple[RunRecord, str]:
         tell, steps = self.audience, self.plan.steps
         tell.step("full fine-tune: the rendered PyTorchJob, Master and Worker, ZeRO-2 on 2 ranks")
-        job = self._job(server, "full", ["tiny.yaml", "tiny_train.yaml"], steps, _TINY_LOAD)
+        layers = ["tiny.yaml", "tiny_train.yaml"]
+        job = self._job(server, "full", layers, steps, _TINY_LOAD, lr=self.plan.lr)
         rows = [(row.what, row.in_the_pod, row.here) for row in job.table]
         tell.table("what the manifest says, and what stands for it here", _SUBSTITUTED, rows)
         with LocalPods(job.processes, self.plan.out / "logs", self._watch("full")) as pods:
@@ -224,7 +239,7 @@ class Demo:
         deadline = time.monotonic() + JOB_TIMEOUT_S
         while time.monotonic() < deadline:
             newest = next((ref for ref, _ in complete_checkpoints(storage)), None)
-            if newest is not None and newest.step >= KILL_AFTER_STEP:
+            if newest is not None and newest.step >= self.plan.kill_after_step:
                 time.sleep(1.0)  # in the middle of the following steps
                 return newest.step
             if any(code is not None for code in pods.exit_codes().values()):
