@@ -6,8 +6,12 @@ configuration lies below it.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from app.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +33,20 @@ class Target:
 
 
 Targets = Mapping[str, Target]
+
+
+def load_class(implementation: str, where: str) -> Any:
+    """Import "package.module:Class": a row of the table, or a class that a user registered.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    module_name, _, class_name = implementation.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{implementation} cannot be imported: {error}",
+            where=where,
+            mend="check --register NAME=package.module:Class and PYTHONPATH",
+        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from app.config.schema.data import DataConfig, OrderConfig, SFTDataConfig, ShardDataConfig
 from app.config.schema.run import CompatConfig
+from app.config.target import load_class
 from app.data.batch import Collate
 from app.data.cursor import Cursor
 from app.data.loader import JoinedSource, Loader, LoaderSettings
@@ -85,7 +85,7 @@ def open_source(
         return SFTSource(config.params, path, settings)
     if isinstance(config.params, ShardDataConfig):
         return ShardSource(config.params, path, settings)
-    dataset_class = _imported(config.implementation)
+    dataset_class = load_class(config.implementation, "data.target")
     create = getattr(dataset_class, "create_dataset_function", None)
     if create is None:
         raise ConfigError(
@@ -157,15 +157,3 @@ def _urls(path: str, config: DataConfig) -> list[str]:
     """Every place that a path may name, to know whether a bucket is among them."""
     extra = config.params.include_dirs or "" if isinstance(config.params, ShardDataConfig) else ""
     return [part.strip() for part in f"{path.lstrip(';')}::{extra}".replace(",", "::").split("::")]
-
-
-def _imported(implementation: str) -> Any:
-    module, _, name = implementation.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as problem:
-        raise ConfigError(
-            f"the class cannot be imported: {problem}",
-            where=implementation,
-            mend="check --register NAME=package.module:Class and PYTHONPATH",
-        ) from problem

@@ -5,7 +5,6 @@ Nothing is imported by a name that did not come through the registry or a `--reg
 
 from __future__ import annotations
 
-import importlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ from app.config.schema.diffusion import SamplerConfig
 from app.config.schema.model import ModelConfig
 from app.config.schema.part import Part
 from app.config.schema.text import ConditionerConfig
+from app.config.target import load_class
 from app.conversion.loading import load_network_weights, load_vae_weights
 from app.conversion.sat import sat_names
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.loss import VideoDiffusionLoss
-from app.errors import ConfigError
 from app.models.conditioning import joined
 from app.models.dit.initialization import init_from_scratch
 from app.models.dit.transformer import DiffusionTransformer
@@ -71,23 +70,6 @@ class Parts:
     conditioner: Conditioner
     loss: VideoDiffusionLoss
     sampler: Any
-
-
-def load_class(implementation: str, where: str) -> Any:
-    """Import "package.module:Class".
-
-    Raises:
-        ConfigError: a registered class that cannot be imported.
-    """
-    module_name, _, class_name = implementation.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"cannot import {implementation}: {error}",
-            where=where,
-            mend="check --register NAME=package.module:Class and that the package is installed",
-        ) from error
 
 
 def build_parts(model: ModelConfig, network: DiffusionTransformer, place: Place) -> Parts:

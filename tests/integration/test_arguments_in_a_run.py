@@ -199,7 +199,7 @@ def test_sample_order_is_upstreams(jobs: Jobs) -> None:
     assert jobs.samples("plain") != jobs.samples("sat-whole")
 
 
-def test_eval_interval_iters_and_batch_size_and_valid_data_decide_what_is_validated(
+def test_eval_arguments_and_valid_data_decide_what_is_validated(
     jobs: Jobs,
 ) -> None:
     assert jobs.validations("plain--run") == []
