@@ -24,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
     storage = open_storage(args.url)
     storage.check_reachable(REACH_S)
     entries = storage.list()
+    if not entries:
+        output.note(f"nothing lies under {args.url}")
     if args.json:
         output.as_json([{"key": entry.key, "size_bytes": entry.size_bytes} for entry in entries])
         return 0
