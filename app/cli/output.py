@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ def line(text: str = "") -> None:
 def note(text: str) -> None:
     """Print one line for people to standard error, so that standard output stays parseable."""
     print(text, file=sys.stderr, flush=True)
+
+
+def silence() -> None:
+    """Send the rest of standard output nowhere: its reader is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def redraw(text: str) -> None:
