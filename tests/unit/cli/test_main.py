@@ -1,80 +1,158 @@
-"""The entry point: help, unknown commands, and errors as messages."""
+"""The entry point: help, unknown commands, errors as messages and exit codes."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from app import __version__
 from app.cli import main as entry
+from app.cli.main import COMMANDS, main
+from app.errors import DataError
 from tests.support.configs import ROOT
 
-
-def cogvx(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "app", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+FAILURE = DataError("a shard is cut", where="s3://clips/a.tar", mend="upload it again")
 
 
-def test_help_names_every_command() -> None:
-    done = cogvx("--help")
+def command(monkeypatch: pytest.MonkeyPatch, run: Callable[[argparse.Namespace], int]) -> None:
+    """Let `cogvx doctor` be something else."""
 
-    assert done.returncode == 0
-    for name in entry.COMMANDS:
-        assert f"\n  {name}" in done.stdout
+    def configure(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--count", type=int, default=3)
 
-
-@pytest.mark.parametrize("name", sorted(entry.COMMANDS))
-def test_every_command_has_help_with_an_example(name: str) -> None:
-    done = cogvx(name, "--help")
-
-    assert done.returncode == 0, done.stderr
-    assert "usage: cogvx" in done.stdout
-    assert "Traceback" not in done.stderr
+    module = SimpleNamespace(configure=configure, run=run)
+    monkeypatch.setattr(entry.importlib, "import_module", lambda name: module)
 
 
-def test_no_command_is_a_usage_error() -> None:
-    done = cogvx()
+@pytest.mark.parametrize("word", ["--help", "-h", "help"])
+def test_help_names_every_command(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main([word])
 
-    assert done.returncode == 2
-    assert "usage: cogvx COMMAND" in done.stdout
-
-
-def test_an_unknown_command_is_a_usage_error() -> None:
-    done = cogvx("trian")
-
-    assert done.returncode == 2
-    assert "no command 'trian'" in done.stderr
-    assert "mend:" in done.stderr
+    shown = capsys.readouterr().out
+    assert code == 0
+    assert all(f"  {name} " in shown and text in shown for name, (_, text) in COMMANDS.items())
 
 
-def test_the_version_is_that_of_the_package() -> None:
-    assert cogvx("--version").stdout.strip() == __version__
-
-
-def test_a_missing_library_names_the_extra_that_brings_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_no_command_shows_the_help_and_is_a_wrong_use(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "helm_python", None)
-    monkeypatch.delitem(sys.modules, "app.rehearsal.chart", raising=False)
-    monkeypatch.delitem(sys.modules, "app.rehearsal.demo", raising=False)
-
-    code = entry.main(["demo", "--out", str(tmp_path / "out")])
-
-    assert code == 66
-    assert "cogvx-train[rehearse]" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "usage: cogvx COMMAND" in capsys.readouterr().out
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
-    for number in range(4000):
-        (tmp_path / f"object-{number}").touch()
-    command = f"{sys.executable} -m app storage ls {tmp_path} | head -1"
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
 
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60
+
+def test_unknown_command_is_2_with_three_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["trian"])
+
+    shown = capsys.readouterr()
+    assert code == 2
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        "error: no command 'trian'",
+        "  where: the command line",
+        "  mend:  cogvx --help",
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("train", "launch")])
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+
+    assert ended.value.code == 0
+    assert f"usage: cogvx {name}" in capsys.readouterr().out
+
+
+def test_the_code_of_a_command_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    command(monkeypatch, lambda args: args.count)
+
+    assert main(["doctor"]) == 3
+    assert main(["doctor", "--count", "5"]) == 5
+
+
+def test_flags_are_not_abbreviated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(monkeypatch, lambda args: 0)
+
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--cou", "5"])
+
+    assert ended.value.code == 2
+    assert "--cou" in capsys.readouterr().err
+
+
+def test_an_error_of_the_user_is_a_message_a_cause_and_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        raise FAILURE
+
+    command(monkeypatch, run)
+    monkeypatch.setenv("COGVX_STATUS_FILE", str(tmp_path / "status"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+
+    code = main(["doctor"])
+
+    shown = capsys.readouterr()
+    assert code == 65
+    assert shown.out == ""
+    assert shown.err == (
+        "error: a shard is cut\n  where: s3://clips/a.tar\n  mend:  upload it again\n"
+    )
+    cause = json.loads((tmp_path / "status.1").read_text())
+    assert (cause["exit_code"], cause["what"]) == (65, "a shard is cut")
+
+
+def test_a_bug_of_ours_keeps_its_traceback_and_leaves_a_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        raise ZeroDivisionError("division by zero")
+
+    command(monkeypatch, run)
+    monkeypatch.setenv("COGVX_STATUS_FILE", str(tmp_path / "status"))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor"])
+
+    cause = json.loads((tmp_path / "status.0").read_text())
+    assert cause["exit_code"] == 1
+    assert "ZeroDivisionError: division by zero" in cause["what"]
+
+
+def test_an_interrupt_is_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    command(monkeypatch, run)
+
+    assert main(["doctor"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_help_and_unknown_commands_need_no_torch() -> None:
+    code = (
+        "import sys; from app.cli.main import main\n"
+        "main(['--help']); main(['no-such-command']); print('torch' in sys.modules)"
     )
 
-    assert done.stdout.startswith("       0 B  object-0")
-    assert done.stderr == ""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.splitlines()[-1] == "False"
