@@ -19,7 +19,7 @@ from app.checkpoint.catalog import find_newest
 from app.checkpoint.json_file import canonical_json
 from app.checkpoint.layout import COMPLETE, RUN, CheckpointRef, config_key, run_url
 from app.config.schema.run import RunConfig
-from app.config.snapshot import digest, snapshot
+from app.config.snapshot import digest, masked, snapshot
 from app.distributed.collectives import broadcast_json
 from app.errors import CogvxError, ConfigError, ConfigErrors
 from app.storage.objects import ObjectMissingError, Storage
@@ -101,7 +101,7 @@ def finish_run(run: RunFolder, step: int) -> None:
 def close_attempt(run: RunFolder, cause: str) -> None:
     """Record the end of this start. Rank 0 only; a failure must not hide how the start ended."""
     try:
-        end_attempt(run.storage, run.attempt, cause)
+        end_attempt(run.storage, run.attempt, str(masked(cause)))
     except CogvxError as problem:
         log.warning("the end of the attempt was not recorded", extra={"problem": problem.what})
 
@@ -142,7 +142,7 @@ def _check_identity(storage: Storage, config: RunConfig) -> None:
         "run_id": config.run_id,
         "version": __version__,
         "network": network,
-        "load": config.training.load if config.training else None,
+        "load": masked(config.training.load if config.training else None),
     }
     found = _read(storage, RUN)
     if found is None:
