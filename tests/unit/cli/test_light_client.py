@@ -12,20 +12,6 @@ from app.cli import main as entry
 from tests.support.configs import ROOT
 
 
-def cogvx(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "app", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-
-@pytest.mark.parametrize("name", sorted(entry.COMMANDS))
-def test_every_command_has_help_with_an_example(name: str) -> None:
-    done = cogvx(name, "--help")
-
-    assert done.returncode == 0, done.stderr
-    assert "usage: cogvx" in done.stdout
-    assert "Traceback" not in done.stderr
-
-
 def test_a_missing_library_names_the_extra_that_brings_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
