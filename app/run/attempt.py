@@ -276,6 +276,13 @@ class Attempt:
         stack.callback(profiler.close)
         is_first = self.groups.rank.rank == 0
 
+        def validate(state: LoopState) -> dict[str, float] | None:
+            if evaluate is None:
+                return None
+            numbers = evaluate(state)
+            saver.note_validation(state.step, numbers)
+            return numbers
+
         def on_log(state: LoopState, facts: Any) -> None:
             if is_first:
                 write_progress(self.run, state, steps, facts, "running")
@@ -283,7 +290,7 @@ class Attempt:
         return LoopHooks(
             micro_step=micro_step,
             save=saver.save,
-            evaluate=evaluate if evaluate is not None else lambda state: None,
+            evaluate=validate,
             before_step=profiler.before,
             on_log=on_log,
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from app import __version__
+from app.checkpoint.layout import CheckpointRef
 from app.checkpoint.manifest import CheckpointIdentity
 from app.checkpoint.reader import open_checkpoint
 from app.checkpoint.retention import RetentionPolicy, apply_retention
@@ -43,7 +45,7 @@ class Saver:
     loader: Loader
     scratch: Path
     wandb_run_id: Callable[[], str | None] = lambda: None
-    best: dict[str, float] = field(default_factory=dict)  # best validation loss and its step
+    best: dict[str, float] = field(default_factory=dict)  # lowest valid_loss so far, and its step
     _exchange: StoreExchange = field(init=False)
     _parent: str | None = field(init=False)  # name of the checkpoint that the next one follows
 
@@ -74,6 +76,12 @@ class Saver:
         barrier()
         if name is not None:
             self._retain(name)
+
+    def note_validation(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Remember the best validation: the checkpoint of its step, if there is one, stays."""
+        loss = numbers.get("valid_loss", math.nan)
+        if loss < self.best.get("valid_loss", math.inf):
+            self.best = {"valid_loss": loss, "step": step}
 
     def _identity(self, state: LoopState) -> CheckpointIdentity:
         assert self.config.model is not None
@@ -118,10 +126,16 @@ class Saver:
 
     def _retain(self, name: str) -> None:
         keep = self.training.keep_checkpoints
-        if keep is not None:
-            newest = self.run.newest
-            protected = {name, newest.name} if newest else {name}
-            apply_retention(self.run.storage, RetentionPolicy(keep_last=keep), protected)
+        if keep is None:
+            return
+        protected = {name}
+        if self.run.newest:
+            protected.add(self.run.newest.name)
+        if self.best:
+            attempts = range(1, self.run.attempt.number + 1)
+            step = int(self.best["step"])
+            protected |= {CheckpointRef(attempt, step).name for attempt in attempts}
+        apply_retention(self.run.storage, RetentionPolicy(keep_last=keep), protected)
 
 
 def restore(saver: Saver, *, with_rng: bool = True) -> tuple[LoopState, TrainState | None]:
