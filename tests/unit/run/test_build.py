@@ -1,0 +1,199 @@
+"""Parts of a run from their configuration and weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.config.schema.model import ModelConfig
+from app.config.schema.part import Part
+from app.conversion.export import export_safetensors
+from app.diffusion.denoiser import Denoiser
+from app.diffusion.guidance import ConstantGuidance, DynamicGuidance
+from app.diffusion.samplers.ddim import DdimSampler
+from app.diffusion.samplers.dpmpp_2m import SdeSampler
+from app.errors import ConfigError, InputMissingError, WeightsError
+from app.models.dit.transformer import DiffusionTransformer
+from app.models.text.t5 import TinyT5, write_tiny_t5
+from app.models.vae.autoencoder import VideoAutoencoder
+from app.run.build import InitialWeights, Place, build_network, build_parts, build_sampler
+from tests.support.configs import base, load
+
+SAMPLING = "sgm.modules.diffusionmodules.sampling"
+CPU = torch.device("cpu")
+
+
+def model_of(name: str = "tiny", *words: str) -> ModelConfig:
+    model = load(*base(f"tiny/{name}"), *words).model
+    assert model is not None
+    return model
+
+
+def initial(tmp_path: Path, url: str | None = None, **fields: Any) -> InitialWeights:
+    plain: dict[str, Any] = {"is_resumed": False, "force": False, "seed": 3}
+    return InitialWeights(url=url, cache_dir=tmp_path / "cache", **{**plain, **fields})
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Random weights of the tiny network, without LoRA."""
+    config = model_of().network.params
+    torch.manual_seed(1)
+    network = DiffusionTransformer(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = tmp_path / "model.safetensors"
+    export_safetensors(path, network.state_dict(), config)
+    return path
+
+
+def same(left: DiffusionTransformer, right: DiffusionTransformer) -> bool:
+    pairs = zip(left.parameters(), right.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_weights_from_scratch_follow_from_the_seed_alone(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first, report = build_network(model_of(), torch.bfloat16, initial(tmp_path))
+    torch.manual_seed(2)
+    second, _ = build_network(model_of(), torch.bfloat16, initial(tmp_path))
+    other, _ = build_network(model_of(), torch.bfloat16, initial(tmp_path, seed=4))
+
+    assert same(first, second)
+    assert not same(first, other)
+    assert {p.dtype for p in first.parameters()} == {torch.float32}  # the engine casts
+    assert report.frozen_count == 0
+
+
+def test_weights_of_a_file_come_in_the_dtype_of_training(tmp_path: Path, weights: Path) -> None:
+    exact, _ = build_network(model_of(), torch.float32, initial(tmp_path, str(weights)))
+
+    rounded, _ = build_network(model_of(), torch.bfloat16, initial(tmp_path, str(weights)))
+
+    assert same(exact.bfloat16(), rounded)
+    assert not any(p.is_meta for p in rounded.parameters())
+
+
+def test_a_file_of_another_network_is_refused(tmp_path: Path, weights: Path) -> None:
+    wider = model_of("tiny", "model.network_config.params.time_embed_dim=64")
+
+    with pytest.raises(WeightsError) as caught:
+        build_network(wider, torch.float32, initial(tmp_path, str(weights)))
+
+    assert caught.value.exit_code == 65
+    assert str(weights) in caught.value.where
+
+
+def test_a_resumed_run_reads_the_file_only_for_what_is_frozen(
+    tmp_path: Path, weights: Path
+) -> None:
+    gone = initial(tmp_path, str(tmp_path / "gone.safetensors"), is_resumed=True)
+
+    everything_trains, _ = build_network(model_of(), torch.float32, gone)
+    with pytest.raises(InputMissingError):
+        build_network(model_of("tiny_lora"), torch.float32, gone)
+    there = replace(gone, url=str(weights))
+    with_pairs, _ = build_network(model_of("tiny_lora"), torch.float32, there)
+
+    assert not any(p.is_meta for p in everything_trains.parameters())
+    plain, _ = build_network(model_of(), torch.float32, initial(tmp_path, str(weights)))
+    frozen = {name: p for name, p in with_pairs.named_parameters() if not p.requires_grad}
+    wanted = dict(plain.named_parameters())
+    assert frozen.keys() == wanted.keys()
+    assert all(torch.equal(frozen[name], wanted[name]) for name in wanted)
+
+
+def test_lora_trains_its_pairs_alone(tmp_path: Path) -> None:
+    network, report = build_network(model_of("tiny_lora"), torch.float32, initial(tmp_path))
+
+    training = {name for name, p in network.named_parameters() if p.requires_grad}
+
+    assert all(name.endswith((".lora_a", ".lora_b")) for name in training)
+    assert len(training) == 2 * 4 * 2  # layers, of q k v out, of a and b
+    # rank 8: a 64 x 8 and an 8 x 64 matrix for each
+    assert report.trainable_count == 2 * 4 * 2 * 64 * 8
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_force_keeps_the_start_of_a_module_that_the_file_lacks(
+    force: bool, tmp_path: Path, weights: Path
+) -> None:
+    path = "model.network_config.params.modules.pos_embed_config.params.learnable_pos_embed"
+    learned = model_of("tiny", f"{path}=true")
+    wanted = initial(tmp_path, str(weights), force=force)
+
+    if not force:
+        with pytest.raises(WeightsError, match=r"position\.table"):
+            build_network(learned, torch.float32, wanted)
+        return
+    network, _ = build_network(learned, torch.float32, wanted)
+    scratch, _ = build_network(learned, torch.float32, initial(tmp_path))
+    loaded, _ = build_network(model_of(), torch.float32, initial(tmp_path, str(weights)))
+
+    table = network.state_dict()["position.table"]
+    assert torch.equal(table, scratch.state_dict()["position.table"])
+    rest = {n: t for n, t in network.state_dict().items() if n != "position.table"}
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in rest.items())
+
+
+def test_a_class_that_cannot_be_imported_is_named_with_its_place(tmp_path: Path) -> None:
+    model = model_of()
+    part = Part("mine", "no_such_package.nets:Net", model.network.params)
+
+    with pytest.raises(ConfigError, match=r"no_such_package\.nets:Net|no_such_package") as caught:
+        build_network(replace(model, network=part), torch.float32, initial(tmp_path))
+
+    assert caught.value.exit_code == 78
+    assert "--register" in caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [
+        (f"{SAMPLING}.VPSDEDPMPP2MSampler", SdeSampler),
+        (f"{SAMPLING}.VideoDDIMSampler", DdimSampler),
+    ],
+)
+def test_the_sampler_is_the_configured_one_with_its_guidance(
+    target: str, kind: type[object]
+) -> None:
+    model = model_of("tiny", f"model.sampler_config.target={target}")
+
+    sampler = build_sampler(model.sampler, Denoiser(model.denoiser))
+
+    assert type(sampler) is kind
+    assert sampler.config.num_steps == 8
+    assert isinstance(sampler.guidance, DynamicGuidance)
+    vanilla = "sgm.modules.diffusionmodules.guiders.VanillaCFG"
+    constant = model_of("tiny", f"model.sampler_config.params.guider_config.target={vanilla}")
+    built = build_sampler(constant.sampler, Denoiser(constant.denoiser))
+    assert isinstance(built.guidance, ConstantGuidance)
+
+
+def test_frozen_parts_come_with_their_weights_in_evaluation_mode(tmp_path: Path) -> None:
+    model = model_of()
+    width = model.network.params.text_hidden_size
+    write_tiny_t5(tmp_path / "t5", TinyT5(width=width), [f"clip {n}" for n in range(40)], 0)
+    torch.manual_seed(5)
+    vae = VideoAutoencoder(model.first_stage.params)
+    torch.save({"state_dict": vae.state_dict()}, tmp_path / "3d-vae.pt")
+    text = "model.conditioner_config.params.emb_models.0.params.model_dir"
+    first_stage = "model.first_stage_config.params.ckpt_path"
+    config = model_of("tiny", f"{text}={tmp_path}/t5", f"{first_stage}={tmp_path}/3d-vae.pt")
+    network, _ = build_network(config, torch.float32, initial(tmp_path))
+
+    parts = build_parts(config, network, Place(CPU, torch.float32, tmp_path))
+
+    assert parts.network is network
+    assert not parts.vae.training
+    assert not any(p.requires_grad for p in parts.vae.parameters())
+    stored = vae.state_dict()
+    assert all(torch.equal(t, stored[name]) for name, t in parts.vae.state_dict().items())
+    assert parts.conditioner.ucg_rate == 0.1
+    assert parts.conditioner.embed(["clip 1", "clip 2"], None).shape == (2, 16, width)
+    bf16 = build_parts(config, network, Place(CPU, torch.bfloat16, tmp_path))
+    assert {p.dtype for p in bf16.vae.parameters()} == {torch.bfloat16}
