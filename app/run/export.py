@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -68,10 +68,13 @@ def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Pat
     ref = _checkpoint_ref(storage, request.step)
     record = _run_record(storage)
     config = _network_config(record, storage.url)
+    if request.kind == "auto":
+        request = replace(request, kind="safetensors" if config.lora is None else "lora")
     with tempfile.TemporaryDirectory() as folder:
         with open_checkpoint(storage, ref) as checkpoint:
-            trained = read_weights(checkpoint, request.weights)
-        tensors = _complete(trained, config, _text(record["args"].get("load")), cache_dir)
+            tensors = read_weights(checkpoint, request.weights)
+        if request.kind != "lora":  # the pairs are trained: no need to fetch what was frozen
+            tensors = _complete(tensors, config, _text(record["args"].get("load")), cache_dir)
         files = write_export(Path(folder), tensors, config, request)
         target = storage if out is None else open_storage(out)
         prefix = export_folder(ref.step) if out is None else ""
@@ -98,7 +101,7 @@ def read_weights(checkpoint: Checkpoint, kind: str) -> dict[str, Tensor]:
                 where=f"checkpoint {checkpoint.ref.name}",
                 mend="export --weights master",
             )
-        tensors[name] = checkpoint.read(name, kind, 0, record.numel).view(record.shape)
+        tensors[name] = checkpoint.read_whole(name, kind)
     return tensors
 
 
@@ -107,12 +110,9 @@ def write_export(
 ) -> list[Path]:
     """Write the files of one export into a local folder."""
     dtype = DTYPES[request.dtype]
-    kind = request.kind
-    if kind == "auto":
-        kind = "safetensors" if config.lora is None else "lora"
-    if kind == "lora":
+    if request.kind == "lora":
         return [export_lora(folder, tensors, config, dtype)]
-    if kind == "diffusers":
+    if request.kind == "diffusers":
         return export_diffusers(folder, tensors, config, dtype)
     return [export_safetensors(folder / WHOLE_FILE, tensors, config, dtype)]
 
