@@ -62,9 +62,10 @@ def parse_args(
     """`get_args` without its side effects, and without torch; the device is left as asked for."""
     line = read_command_line(sys.argv[1:] if args_list is None else args_list, parser)
     config = config_of(line, TARGETS)
-    for warning in config.warnings:
-        log.warning(warning)
     rank = RankInfo.from_environment(os.environ)
+    if rank.rank == 0:
+        for warning in config.warnings:
+            log.warning(warning)
     args = argparse.Namespace(**copy.deepcopy(line.own))
     render(args, config)
     _set_rank(args, config, rank)

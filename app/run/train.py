@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from app.config.runnable import check_runnable
+from app.config.runnable import check_runnable, lacking
 from app.config.schema.run import RunConfig
 from app.distributed.groups import ProcessGroups
 from app.errors import CogvxError
@@ -33,6 +33,8 @@ from app.training.forward import broad_cast_batch as broad_cast_batch
 from app.training.forward import forward_step, forward_step_eval
 from app.training.signals import stop_on_sigterm
 from app.training.step import DiffusionModel
+
+log = logging.getLogger(__name__)
 
 SATVideoDiffusionEngine = DiffusionModel  # its name in the YAML world
 
@@ -83,7 +85,9 @@ def training_main(  # noqa: PLR0913 (the contract)
     config: RunConfig = args.run_config
     groups: ProcessGroups = args.groups
     rank = groups.rank.rank
-    assert config.training is not None, "checked before a run starts"
+    missing = lacking(config)  # `train` has looked already, another caller has not
+    missing.raise_errors()
+    assert config.training is not None
     level = logging.DEBUG if config.training.debug else logging.INFO
     with ExitStack() as stack:
         scratches = node_folder("scratch")
@@ -92,6 +96,8 @@ def training_main(  # noqa: PLR0913 (the contract)
         context = LogContext(rank=rank)
         log_path = scratch / "log.txt"
         stack.enter_context(logging_for(context, level=level, path=log_path))
+        for warning in missing.warnings if rank == 0 else ():
+            log.warning(warning)
         stop = stack.enter_context(stop_on_sigterm())
         run = open_run(config, rank, world_sizes(config, groups))
         if run is None:
