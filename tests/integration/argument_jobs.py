@@ -51,7 +51,8 @@ class Job:
     Attributes:
         name: of the job, and of the run unless its words say otherwise.
         words: what it adds to the common command line.
-        after: a job whose folder is copied first, so that this one continues it.
+        after: a job whose folder is copied first, so that this one continues it, as if it had
+            been killed before it could say that it is finished.
     """
 
     name: str
@@ -84,6 +85,7 @@ JOBS = (
     Job("keep", ("--save-interval", "1", "--keep-checkpoints", "2", "--log-interval", "3")),
     Job("no-save-rng", ("--no-save-rng", *only(1))),
     Job("validated", ("--eval-interval", "2", "--eval-iters", "1", "--eval-batch-size", "2")),
+    Job("validated-again", ("--eval-interval", "2", "--eval-iters", "1"), after="validated"),
     Job("two-rows", (*VALIDATED, "--eval-batch-size", "2", "--grid-num-rows", "2")),
     Job("three-samples", (*VALIDATED, "--eval-iters", "3", "--log-image", "false")),
     Job("strict", (*VALIDATED, "--eval-iters", "1", "--strict-eval", "--log-image", "false")),
@@ -111,6 +113,7 @@ def main(folder: Path) -> None:
     for job in JOBS:
         if job.after is not None:
             shutil.copytree(folder / "runs" / job.after, folder / "runs" / job.name)
+            (folder / "runs" / job.name / "complete.json").unlink(missing_ok=True)
         words = [word.format(folder=folder) for word in job.words]
         shown = folder / "logs" / f"{job.name}.txt"
         with shown.open("w") as log, contextlib.redirect_stderr(log):

@@ -208,6 +208,12 @@ def test_eval_arguments_and_valid_data_decide_what_is_validated(
     assert jobs.validated("three-samples") == {0, 1, 2}  # eval_iters 3, eval_batch_size 1
 
 
+def test_a_start_that_finds_all_steps_done_validates_and_finishes(jobs: Jobs) -> None:
+    assert jobs.results["validated-again"]["steps"] == []
+    assert jobs.validations("validated-again") == [0, 2, 4, 4]
+    assert (jobs.run("validated-again") / "complete.json").exists()
+
+
 def test_strict_eval_counts_the_whole_set(jobs: Jobs) -> None:
     assert jobs.validated("strict") == set(range(CLIPS))
 

@@ -1,0 +1,183 @@
+"""One start from the outside: what is recorded whatever happens inside."""
+
+from __future__ import annotations
+
+import json
+import logging
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.distributed.groups import ProcessGroups
+from app.errors import ConfigError, DataError, PreemptedError
+from app.run import train as module
+from app.run.attempt import Attempt, Seams
+from app.run.run_folder import finish_run
+from app.run.train import SATVideoDiffusionEngine, training_main, world_sizes
+from app.training.forward import forward_step
+from app.training.step import DiffusionModel
+from tests.support.configs import TINY, load
+from tests.unit.run.folders import read_json
+
+Start = Callable[..., int]
+CUT = DataError("a shard is cut", where="a.tar", mend="upload it again")
+
+
+@pytest.fixture
+def start(groups: ProcessGroups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """`training_main` whose inside is `inside(attempt, seams)`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(inside: Callable[[Attempt, Seams], str], *words: str, **seams: Any) -> int:
+        def train(self: Attempt, given: Seams, init: object) -> str:
+            return inside(self, given)
+
+        monkeypatch.setattr(Attempt, "train", train)
+        config = load(*TINY, "--save", str(tmp_path / "runs"), "--run-id", "a", *words)
+        args = Namespace(run_config=config, groups=groups)
+        return training_main(args, DiffusionModel, forward_step, **seams)
+
+    return run
+
+
+def raising(problem: BaseException) -> Callable[[Attempt, Seams], str]:
+    def inside(attempt: Attempt, seams: Seams) -> str:
+        raise problem
+
+    return inside
+
+
+def test_the_end_of_a_start_is_recorded_and_its_log_kept(start: Start, tmp_path: Path) -> None:
+    def inside(attempt: Attempt, seams: Seams) -> str:
+        logging.getLogger("app.test").info("inside", extra={"clips": 7})
+        return "finished after step 60"
+
+    assert start(inside) == 0
+
+    attempt = read_json(tmp_path, "runs/a/attempts/*.json")
+    assert attempt["cause"] == "finished after step 60"
+    lines = (tmp_path / "runs/a/logs/000001-r0000.txt").read_text().splitlines()
+    events = {line["event"]: line for line in map(json.loads, lines)}
+    assert events["inside"]["clips"] == 7
+    assert "attempt begun" in events
+
+
+@pytest.mark.parametrize(
+    ("problem", "cause"),
+    [
+        (CUT, "a shard is cut"),
+        (PreemptedError("stopped by SIGTERM", where="step 3", mend="start again"), "stopped by"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError('division by zero')"),
+        (KeyboardInterrupt(), "KeyboardInterrupt()"),
+    ],
+)
+def test_whatever_ends_a_start_is_its_cause_and_passes_on(
+    problem: BaseException, cause: str, start: Start, tmp_path: Path
+) -> None:
+    with pytest.raises(type(problem)):
+        start(raising(problem))
+
+    assert cause in read_json(tmp_path, "runs/a/attempts/*.json")["cause"]
+    assert (tmp_path / "runs/a/logs/000001-r0000.txt").exists()
+
+
+def test_a_finished_run_is_0_at_once(start: Start, tmp_path: Path) -> None:
+    def inside(attempt: Attempt, seams: Seams) -> str:
+        finish_run(attempt.run, 60)
+        return "finished"
+
+    start(inside)
+
+    assert start(raising(AssertionError("it ran"))) == 0
+    assert len(list((tmp_path / "runs/a/attempts").iterdir())) == 1
+
+
+def test_each_start_is_an_attempt_of_its_own(start: Start, tmp_path: Path) -> None:
+    numbers: list[int] = []
+
+    def inside(attempt: Attempt, seams: Seams) -> str:
+        numbers.append(attempt.run.attempt.number)
+        return "stopped"
+
+    for _ in range(3):
+        start(inside)
+
+    assert numbers == [1, 2, 3]
+
+
+def test_what_a_caller_replaces_is_handed_on(start: Start) -> None:
+    given: list[Seams] = []
+
+    def inside(attempt: Attempt, seams: Seams) -> str:
+        given.append(seams)
+        return "done"
+
+    start(inside, create_dataset_function=len, collate_fn=max)
+
+    assert given == [Seams(DiffusionModel, forward_step, len, max)]
+
+
+def test_scratch_is_there_during_the_start_and_gone_after_it(start: Start) -> None:
+    seen: list[Path] = []
+
+    def inside(attempt: Attempt, seams: Seams) -> str:
+        assert attempt.scratch.is_dir()
+        seen.append(attempt.scratch)
+        return "done"
+
+    start(inside)
+
+    assert not seen[0].exists()
+
+
+@pytest.mark.parametrize(("words", "shown"), [((), False), (("--debug",), True)])
+def test_debug_is_the_level_of_the_log(
+    words: tuple[str, ...], shown: bool, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def inside(attempt: Attempt, seams: Seams) -> str:
+        logging.getLogger("app.test").debug("a detail")
+        return "done"
+
+    start(inside, *words)
+
+    assert ("a detail" in capsys.readouterr().err) is shown
+
+
+def test_a_configuration_that_cannot_run_is_refused_before_anything_is_written(
+    start: Start, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="'train_data' is missing"):
+        start(raising(AssertionError("it ran")), "args.train_data=null")
+
+    assert not (tmp_path / "runs").exists()
+
+
+def test_validation_without_data_is_a_warning(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(lambda attempt, seams: "done", "args.valid_data=null")
+
+    assert "there is no valid_data: nothing is validated" in capsys.readouterr().err
+
+
+def test_the_attempt_records_the_sizes_of_the_world(groups: ProcessGroups) -> None:
+    words = ("--batch-size", "3", "--gradient-accumulation-steps", "5")
+
+    assert world_sizes(load(*TINY, *words), groups) == {
+        "world_size": 1,
+        "nproc_per_node": 1,
+        "micro_batch": 3,
+        "accumulation": 5,
+    }
+
+
+def test_the_names_that_users_of_the_original_know_are_there() -> None:
+    seams = ("training_main", "forward_step", "forward_step_eval", "broad_cast_batch")
+
+    assert all(callable(getattr(module, name)) for name in (*seams, "get_args"))
+    assert callable(module.process_config_to_args)
+    for method in ("shared_step", "log_video"):
+        assert callable(getattr(SATVideoDiffusionEngine, method))
