@@ -1,4 +1,4 @@
-"""Write a video file: H.264 in mp4, for validation samples and `cogvx sample`.
+"""Write a video file: H.264 in mp4, for validation samples and `cogvx sample`; read an image.
 
 Frames go as raw RGB through a pipe to the ffmpeg binary that imageio-ffmpeg ships, so no system
 package is needed. The file appears under its name only when it is complete.
@@ -15,7 +15,7 @@ import imageio_ffmpeg
 import torch
 from torch import Tensor
 
-from app.errors import CogvxError, ShapeError
+from app.errors import CogvxError, DataError, InputMissingError, ShapeError
 
 # Constant quality of x264, 0 to 51: 17 to 18 is called visually lossless.
 QUALITY_CRF = 18
@@ -96,6 +96,49 @@ def _arguments(rows: int, columns: int, fps: float, output: Path) -> list[str]:
     container = ["-fflags", "+bitexact", "-movflags", "+faststart", "-f", "mp4", str(output)]
     quiet = ["-hide_banner", "-loglevel", "error", "-nostdin", "-y"]
     return [*quiet, *raw, "-i", "-", "-an", *picture, *tags, *codec, *container]
+
+
+def read_image(path: Path, *, timeout_s: float = 60.0) -> Tensor:
+    """The pixels of a picture file (png, jpg, webp, ...), the first one of several.
+
+    Transparency is dropped.
+
+    Returns:
+        (3, H, W) uint8 RGB.
+
+    Raises:
+        InputMissingError: there is no such file.
+        DataError: it is no picture that ffmpeg can read.
+    """
+    if not path.is_file():
+        raise InputMissingError("there is no such image", where=str(path), mend="check the path")
+    # A local file and nothing else: a playlist or script in disguise must not fetch anything.
+    source = ["-protocol_whitelist", "file,pipe", "-i", f"file:{path}"]
+    ppm = ["-frames:v", "1", "-f", "image2pipe", "-pix_fmt", "rgb24", "-c:v", "ppm", "-"]
+    try:
+        done = subprocess.run(
+            [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-nostdin", *source, *ppm],
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        return _pixels_of_ppm(done.stdout)
+    except (OSError, RuntimeError, ValueError, subprocess.TimeoutExpired) as error:
+        raise DataError(
+            f"this is not a picture that can be read ({type(error).__name__})",
+            where=str(path),
+            mend="give a png or jpg file",
+        ) from error
+
+
+def _pixels_of_ppm(data: bytes) -> Tensor:
+    """(3, H, W) uint8 of a binary PPM; ValueError for anything else."""
+    magic, size, depth, pixels = data.split(b"\n", 3)
+    columns, rows = (int(word) for word in size.split())
+    if magic != b"P6" or depth != b"255" or len(pixels) != 3 * rows * columns:
+        raise ValueError("not a whole PPM of 8 bits")
+    flat = torch.frombuffer(bytearray(pixels), dtype=torch.uint8)
+    return flat.view(rows, columns, 3).permute(2, 0, 1).contiguous()
 
 
 def _run_encoder(arguments: list[str], raw: bytes, path: Path, timeout_s: float) -> None:
