@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from app.run.arguments import parse_args, seed_from, start_distributed
 from app.run.arguments import process_config_to_args as process_config_to_args
 from app.run.attempt import Attempt, Seams
 from app.run.reporting import upload_log
-from app.run.run_folder import close_attempt, open_run
+from app.run.run_folder import RunFolder, close_attempt, open_run
 from app.storage.node_disk import node_folder
 from app.telemetry.logging import LogContext, logging_for
 from app.training.engine import prepare_process
@@ -103,20 +104,34 @@ def training_main(  # noqa: PLR0913 (the contract)
         if run is None:
             return 0
         attempt = Attempt(args, config, groups, run, scratch, context, stop)
-        cause = "killed"
-        try:
-            cause = attempt.train(seams, init_function)
-        except CogvxError as problem:
-            cause = problem.what
-            raise
-        except BaseException as problem:
-            cause = repr(problem)
-            raise
-        finally:
-            upload_log(run, rank, log_path)
-            if rank == 0:
-                close_attempt(run, cause)
+        with _recorded(run, rank, log_path) as record:
+            record.cause = attempt.train(seams, init_function)
         return 0
+
+
+@dataclass(slots=True)
+class _Record:
+    """How a start ended, in words."""
+
+    cause: str = ""
+
+
+@contextmanager
+def _recorded(run: RunFolder, rank: int, log_path: Path) -> Iterator[_Record]:
+    """Keep the log and the cause of the end, whatever happens inside."""
+    record = _Record()
+    try:
+        yield record
+    except CogvxError as problem:
+        record.cause = problem.what
+        raise
+    except BaseException as problem:
+        record.cause = repr(problem)
+        raise
+    finally:
+        upload_log(run, rank, log_path)
+        if rank == 0:
+            close_attempt(run, record.cause)
 
 
 def world_sizes(config: RunConfig, groups: ProcessGroups) -> dict[str, int]:
