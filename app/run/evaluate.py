@@ -145,6 +145,8 @@ class Evaluator:
         encoded, captions = self._encoded([position])
         model, draws = self.model, KeyedDraws(VALIDATION_SEED, [position])
         noise = draws.normal_like("initial_noise", encoded.latents.float())
+        fixed = model.sampler.config.fixed_frames  # the sampler keeps the clip's own ones
+        noise = torch.cat([encoded.latents[:, :fixed].float(), noise[:, fixed:]], dim=1)
         conditional = encoded.conditioning
         unconditional = Conditioning(
             text=model.conditioner.unconditional_like(conditional.text),

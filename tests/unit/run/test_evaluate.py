@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +236,23 @@ def test_latents_alone_are_those_of_the_vae_and_the_same_at_any_world_size(
     assert not torch.equal(latents("one", 0), latents("one", 1))
     overviews = [path.read_text() for path in tmp_path.rglob("samples.json")]
     assert {json.loads(text)["samples"] for text in overviews} == {2}
+
+
+@pytest.mark.usefixtures("groups")
+def test_fixed_frames_are_those_of_the_clip_and_sdedit_changes_the_others(tmp_path: Path) -> None:
+    model = tiny_model()
+    made = evaluator(tmp_path, model=model, only_latents=True)
+    encoded, _ = made._encoded([0])
+    kept = encoded.latents[0, :1] / model.config.scale_factor
+
+    sampled = []
+    for sdedit in (False, True):
+        model.sampler.config = replace(model.sampler.config, fixed_frames=1, sdedit=sdedit)
+        sampled.append(made._sampled(0).latents)
+
+    for latents in sampled:
+        torch.testing.assert_close(latents[:1], kept)
+    assert not torch.allclose(sampled[0][1:], sampled[1][1:])
 
 
 @pytest.mark.usefixtures("groups")
