@@ -1,0 +1,136 @@
+"""The parity suite itself: red where a recorded number is wrong, missing, or read by no one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDED = ROOT / "tests" / "golden"
+# What the original computed, by the names in the files; the rest is what it was given.
+RESULTS = re.compile(
+    r"(^|/)((sat_)?output(_\w+)?|loss(_per_sample|_weight_all)?|denoised|x_out|normalized)$"
+    r"|(^|/)grad/|^(final|merged|exported|decode|diffusers)|moments\d*$|^sat_decode"
+)
+ONE_OF_EACH = (
+    "01b_dit_2b_like_v10",
+    "06_schedule",
+    "07e_loss_5b_ucg",
+    "08b_sampler_ddim_5b",
+    "09b_vae_v10",
+    "10_frames",
+    "14_lora_export",
+)
+
+
+def parity(folder: Path, *modules: str) -> dict[str, bool]:
+    """Run tests/parity, or some modules of it, on a directory: id of each test -> passed."""
+    report = folder.parent / f"{folder.name}.xml"
+    environment = os.environ | {"COGVX_GOLDEN": str(folder)}
+    paths = [f"tests/parity/{module}.py" for module in modules] or ["tests/parity"]
+    command = ["-m", "pytest", *paths, "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, *command, f"--junitxml={report}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=580,
+        check=False,
+    )
+    assert report.exists(), done.stdout + done.stderr
+    return {
+        f"{test.get('classname')}::{test.get('name')}": test.find("failure") is None
+        and test.find("error") is None
+        for test in ElementTree.parse(report).iter("testcase")
+    }
+
+
+def copied(names: tuple[str, ...], folder: Path) -> Path:
+    """A directory with these cases and those whose weights they use."""
+    folder.mkdir()
+    wanted = set(names)
+    for name in names:
+        wanted.add(json.loads((RECORDED / f"{name}.json").read_text()).get("weights_from", name))
+    for name in wanted:
+        for path in RECORDED.glob(f"{name}.*"):
+            shutil.copy(path, folder)
+    return folder
+
+
+def change_results(folder: Path, name: str, change: Callable[[Tensor], Tensor]) -> int:
+    """Change what the original computed in one case; returns how many values were changed."""
+    path = folder / f"{name}.safetensors"
+    tensors = load_file(path)
+    moved = [key for key, value in tensors.items() if RESULTS.search(key) and value.any()]
+    save_file(tensors | {key: change(tensors[key]) for key in moved}, path)
+    return len(moved)
+
+
+def moved_by_one_percent(value: Tensor) -> Tensor:
+    moved = value.double() * 1.01
+    return moved.to(value.dtype) if value.is_floating_point() else moved.ceil().to(value.dtype)
+
+
+def move_learning_rates(folder: Path) -> None:
+    """The case of learning rates has no tensors: its numbers are in the JSON."""
+    path = folder / "11_lr_schedule.json"
+    case = json.loads(path.read_text())
+    for row in case["rows"]:
+        for name, value in row.items():
+            if name.startswith("lr_used"):
+                row[name] = (np.asarray(value) * 1.01).tolist()
+    path.write_text(json.dumps(case))
+
+
+def assert_red(folder: Path, names: tuple[str, ...]) -> None:
+    """Each case, moved by 1%, has a failing test; so has the case of learning rates."""
+    move_learning_rates(folder)
+    for name in names:
+        assert change_results(folder, name, moved_by_one_percent), f"nothing to move in {name}"
+    passed = parity(folder)
+    for name in names:
+        own = [ok for test, ok in passed.items() if name in test and "a_runner_claims" not in test]
+        assert own, f"no test of {name}"
+        assert not all(own), f"{name} is green although its results are off by 1%"
+    assert not all(ok for test, ok in passed.items() if "test_lr_schedule" in test)
+
+
+def test_results_off_by_one_percent_are_red_for_a_case_of_each_kind(tmp_path: Path) -> None:
+    assert_red(copied((*ONE_OF_EACH, "11_lr_schedule"), tmp_path / "moved"), ONE_OF_EACH)
+
+
+@pytest.mark.slow
+def test_results_off_by_one_percent_are_red_for_every_case(tmp_path: Path) -> None:
+    names = tuple(path.stem for path in RECORDED.glob("*.safetensors"))
+    assert_red(copied((*names, "11_lr_schedule"), tmp_path / "moved"), names)
+
+
+def test_an_empty_directory_is_red(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert not all(parity(tmp_path / "empty", "test_discovery").values())
+
+
+def test_an_item_without_a_runner_and_a_tensor_that_no_one_reads_are_red(tmp_path: Path) -> None:
+    folder = copied(("06_schedule", "10_frames"), tmp_path / "odd")
+    path = folder / "06_schedule.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"item": "99 something new"}))
+    frames = folder / "10_frames.safetensors"
+    save_file(load_file(frames) | {"left_over": torch.ones(1)}, frames)
+    passed = parity(folder, "test_discovery", "test_frames")
+    red = [test for test, ok in passed.items() if not ok]
+    assert any("a_runner_claims" in test and "06_schedule" in test for test in red), red
+    assert any("10_frames" in test and "a_runner_claims" not in test for test in red), red
