@@ -16,6 +16,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,25 @@ from safetensors import safe_open
 from torch import Tensor
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "golden"
+
+
+@dataclass
+class Running:
+    """Where the runners compute, and how much larger than recorded an error may be there.
+
+    tests/gpu runs the same runners on a GPU.
+    """
+
+    device: torch.device
+    slack: float = 1.0
+
+
+RUNNING = Running(torch.device("cpu"))
+
+
+def placed(value: Any) -> Any:
+    """A tensor or module where the runners compute; None stays None."""
+    return None if value is None else value.to(RUNNING.device)
 
 
 def folder() -> Path:
@@ -149,10 +169,11 @@ class Case:
         """
         label = f"{self.path.stem} {name or quantity}"
         assert actual.shape == expected.shape, f"{label}: {actual.shape} != {expected.shape}"
-        actual, expected = actual.detach().double(), expected.detach().double()
+        actual, expected = actual.detach().cpu().double(), expected.detach().cpu().double()
         assert torch.isfinite(actual).all(), f"{label}: not finite"
         allowed = self.tolerance(f"{quantity}_abs")
         allowed += self.tolerance(f"{quantity}_rel") * expected.abs().max().item()
+        allowed *= RUNNING.slack
         error = (actual - expected).abs().max().item()
         assert error <= allowed, f"{label}: max abs error {error:.3e}, allowed {allowed:.3e}"
 

@@ -21,7 +21,7 @@ from app.models.vae.autoencoder import VideoAutoencoder
 from app.registry import TARGETS
 from app.telemetry.timing import PartTimes
 from app.training.step import DiffusionModel, Randomness
-from tests.parity.golden import Case, text_embedding, weight
+from tests.parity.golden import RUNNING, Case, placed, text_embedding, weight
 from tests.parity.recorded_draws import RecordedDraws
 from tests.parity.recorded_network import network_of
 
@@ -39,7 +39,7 @@ class StubEncoder:
         self.length, self.dim = length, dim
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        return torch.stack([text_embedding(text, self.length, self.dim) for text in captions])
+        return placed(torch.stack([text_embedding(t, self.length, self.dim) for t in captions]))
 
 
 class StubFirstStage:
@@ -102,7 +102,7 @@ def vae_of(case: Case, config: ModelConfig) -> Any:
         key: weight(salt, key, tuple(value.shape), gain) for key, value in vae.state_dict().items()
     }
     vae.load_state_dict(state)
-    return vae.eval().requires_grad_(False)
+    return placed(vae.eval().requires_grad_(False))
 
 
 def model_of(
@@ -116,7 +116,7 @@ def model_of(
         parts,
         config,
         Randomness(draws=draws, image_dropout_at_once=True),
-        device=torch.device("cpu"),
+        device=RUNNING.device,
         dtype=dtype,
         times=PartTimes(),
     )

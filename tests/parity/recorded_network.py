@@ -11,7 +11,7 @@ from app.config.schema.model import DiTConfig
 from app.conversion.sat import from_sat, to_sat
 from app.models.dit.transformer import DiffusionTransformer
 from app.registry import TARGETS
-from tests.parity.golden import Case
+from tests.parity.golden import Case, placed
 
 
 def config_of(node: object, case: Case) -> DiTConfig:
@@ -35,7 +35,7 @@ def network_of(case: Case) -> DiffusionTransformer:
     missing, unexpected = network.load_state_dict(ours, strict=False)
     assert not unexpected
     assert set(missing) <= set(computed)
-    return network
+    return placed(network)
 
 
 def gradients_of(network: DiffusionTransformer) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from app.models.dit.rotary import rotation_for
 from app.models.dit.tokens import PatchGrid
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.lora.merge import merge_lora
-from tests.parity.golden import Case, cases, name_of, weight
+from tests.parity.golden import RUNNING, Case, cases, name_of, placed, weight
 from tests.parity.recorded_network import config_of
 
 ITEMS = ("01", "02", "03", "04", "05")
@@ -29,7 +29,7 @@ def network_of(case: Case) -> DiffusionTransformer:
     missing, unexpected = network.load_state_dict(ours, strict=False)
     assert not unexpected
     assert set(missing) <= computed_by(network)
-    return network
+    return placed(network)
 
 
 def recorded_weights(case: Case, network: DiffusionTransformer) -> dict[str, Tensor]:
@@ -46,12 +46,14 @@ def computed_by(network: DiffusionTransformer) -> set[str]:
 
 def run_inputs(case: Case, run: str) -> tuple[Tensor, Tensor, Conditioning]:
     def optional(name: str) -> Tensor | None:
-        return case.tensor(f"{run}/{name}") if case.has(f"{run}/{name}") else None
+        return placed(case.tensor(f"{run}/{name}")) if case.has(f"{run}/{name}") else None
 
     conditioning = Conditioning(
-        text=case.tensor(f"{run}/context"), image=optional("concat_images"), ofs=optional("ofs")
+        text=placed(case.tensor(f"{run}/context")),
+        image=optional("concat_images"),
+        ofs=optional("ofs"),
     )
-    return case.tensor(f"{run}/x"), case.tensor(f"{run}/timesteps"), conditioning
+    return placed(case.tensor(f"{run}/x")), placed(case.tensor(f"{run}/timesteps")), conditioning
 
 
 class Intermediates:
@@ -93,7 +95,7 @@ def compare_gradients(case: Case, run: str, network: DiffusionTransformer, x: Te
             continue
         actual = ours[key].reshape(expected.shape)  # the patch weight may be 4-D in the file
         if case.noise_only(key):
-            assert actual.abs().max() < 1e-7, f"{key} is zero in exact arithmetic"
+            assert actual.abs().max() < 1e-7 * RUNNING.slack, f"{key} is zero in exact arithmetic"
         else:
             case.assert_close(actual, expected, "grad", f"{run} grad {key}")
     if "grad_norm_all" in case.json:
@@ -144,7 +146,7 @@ def check_stored_weights(case: Case, network: DiffusionTransformer) -> None:
     """Stored weights follow the formula, stored tables are the ones that we compute."""
     ours = dict(network.named_parameters())
     for name, computed in network.computed_parameters().items():
-        torch.testing.assert_close(ours[name].detach(), computed, rtol=0, atol=1e-7)
+        torch.testing.assert_close(ours[name].detach().cpu(), computed.cpu(), rtol=0, atol=1e-7)
     rotation = rotation_for(PatchGrid(*network.config.grid), network.config.head_dim, torch.ones(1))
     for key, stored in case.tensors("state_dict/").items():
         if key.endswith(("freqs_cos", "freqs_sin")):

@@ -48,14 +48,14 @@ def test_a_step_from_pixels_to_the_loss_is_the_recorded_one(case: Case) -> None:
             case.assert_close(image, case.tensor("concat_images"), "latents", "concat_images")
         case.assert_close(result.denoised, case.tensor("denoised"), "latents", "denoised")
         expected = case.tensor("loss_weight")
-        torch.testing.assert_close(result.weight, expected.flatten(), rtol=1e-4, atol=0)
+        torch.testing.assert_close(result.weight.cpu(), expected.flatten(), rtol=1e-4, atol=0)
         case.assert_close(result.per_sample, case.tensor("loss_per_sample"), "loss")
         case.assert_close(loss.reshape(1), case.tensor("loss"), "loss")
         assert metrics["loss"] is loss
         gradients = gradients_of(parts.network)
         for key, value in case.tensors("grad/").items():
             torch.testing.assert_close(
-                gradients[key], value, rtol=0, atol=1e-4 * float(value.abs().max()) + 1e-8
+                gradients[key].cpu(), value, rtol=0, atol=1e-4 * float(value.abs().max()) + 1e-8
             )
         assert sorted(draws.asked) == sorted(draws.recorded)
 

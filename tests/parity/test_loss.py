@@ -17,7 +17,7 @@ from app.distributed.seeding import GlobalDraws
 from app.models.conditioning import Conditioning
 from app.models.text.conditioner import Conditioner
 from app.registry import TARGETS
-from tests.parity.golden import Case, cases, name_of, text_embedding
+from tests.parity.golden import RUNNING, Case, cases, name_of, placed, text_embedding
 from tests.parity.recorded_draws import RecordedDraws
 from tests.parity.recorded_network import gradients_of, network_of
 
@@ -40,7 +40,7 @@ class StubEncoder:
         self.length, self.dim = length, dim
 
     def encode(self, captions: list[str]) -> Tensor:
-        return torch.stack([text_embedding(text, self.length, self.dim) for text in captions])
+        return placed(torch.stack([text_embedding(t, self.length, self.dim) for t in captions]))
 
 
 def embedded_text(case: Case, draws: RecordedDraws) -> Tensor:
@@ -76,16 +76,16 @@ def test_loss_and_gradients_are_the_recorded_ones(case: Case) -> None:
 
         conditioning = Conditioning(
             text=embedded_text(case, draws),
-            image=case.tensor("concat_images") if case.has("concat_images") else None,
-            ofs=torch.tensor([2.0]) if network.config.ofs_embed_dim else None,
+            image=placed(case.tensor("concat_images")) if case.has("concat_images") else None,
+            ofs=placed(torch.tensor([2.0])) if network.config.ofs_embed_dim else None,
         )
-        result = loss(recording, case.tensor("latents"), conditioning, draws)
+        result = loss(recording, placed(case.tensor("latents")), conditioning, draws)
         result.per_sample.mean().backward()
 
         assert len(outputs) == 1
         check_draws(case, draws)
         case.assert_close(conditioning.text, case.tensor("crossattn"), "text")
-        alphas = loss.alpha_bar_sqrt[result.timesteps]
+        alphas = loss.alpha_bar_sqrt.cpu()[result.timesteps.cpu()]
         torch.testing.assert_close(alphas, case.tensor("alphas_cumprod_sqrt"), rtol=0, atol=2e-7)
         case.assert_close(result.noisy, case.tensor("noised_input"), "denoised", "noised_input")
         case.assert_close(outputs[0], case.tensor("network_output"), "denoised", "network_output")
@@ -106,7 +106,7 @@ def check_draws(case: Case, draws: RecordedDraws) -> None:
 def check_gradients(case: Case, gradients: dict[str, Tensor]) -> None:
     for key, expected in case.tensors("grad/").items():
         if case.noise_only(key):
-            assert gradients[key].abs().max() < 1e-7
+            assert gradients[key].abs().max() < 1e-7 * RUNNING.slack
         else:
             case.assert_close(gradients[key], expected, "grad", key)
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))

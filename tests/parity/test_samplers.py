@@ -31,7 +31,7 @@ from app.diffusion.schedule import NoiseSchedule
 from app.distributed.seeding import GlobalDraws
 from app.models.conditioning import Conditioning, joined
 from app.registry import TARGETS
-from tests.parity.golden import Case, cases, name_of, text_embedding
+from tests.parity.golden import Case, cases, name_of, placed, text_embedding
 from tests.parity.recorded_draws import RecordedDraws
 from tests.parity.recorded_network import network_of
 
@@ -104,7 +104,8 @@ def conditionings(case: Case, ofs: Tensor | None) -> tuple[Conditioning, Conditi
     expected = text_embedding(case.json["prompt"], *text.shape[1:])[None]
     case.assert_close(text, expected, "cond")
     assert not nothing.any(), "no prompt is an embedding of zeros"
-    image = case.tensor("concat") if case.has("concat") else None
+    image = placed(case.tensor("concat")) if case.has("concat") else None
+    text, nothing, ofs = placed(text), placed(nothing), placed(ofs)
     return Conditioning(text, image, ofs), Conditioning(nothing, image, ofs)
 
 
@@ -118,7 +119,7 @@ def test_trajectory_is_the_recorded_one(case: Case) -> None:
         ofs = torch.tensor([2.0]) if network.config.ofs_embed_dim else None
 
         final = sampler.sample(
-            network, case.tensor("initial_noise"), *conditionings(case, ofs), draws
+            network, placed(case.tensor("initial_noise")), *conditionings(case, ofs), draws
         )
 
         assert set(draws.asked) == set(draws.recorded)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor, nn
 
 from app.config.schema.vae import VAEConfig, VAEPartConfig
@@ -19,7 +19,7 @@ from app.errors import ShapeError
 from app.models.vae.autoencoder import VideoAutoencoder
 from app.models.vae.blocks import Downsample
 from app.models.vae.decoder import DecoderPast
-from tests.parity.golden import DEFAULT_FOLDER, Case, cases, folder, name_of
+from tests.parity.golden import DEFAULT_FOLDER, Case, cases, folder, name_of, placed
 
 ITEMS = ("09",)  # and the VAE cases of item 14, whose other cases have a runner elsewhere
 
@@ -70,7 +70,7 @@ def test_decode_equals_the_recorded_frames(case: Case) -> None:
 def test_posterior_equals_the_recorded_one(case: Case) -> None:
     posterior = vae_of(case).encode(video_of(case).transpose(1, 2))
 
-    noise = case.tensor("latent_sample_noise").transpose(1, 2)
+    noise = placed(case.tensor("latent_sample_noise")).transpose(1, 2)
     kl = 0.5 * (posterior.mean**2 + posterior.logvar.exp() - 1 - posterior.logvar).sum()
 
     check_tail(case, posterior.mode(), case.tensor("latent_mode"), "moments")
@@ -95,7 +95,7 @@ def test_the_decode_of_upstreams_head_is_reproduced_by_plain_chunks(case: Case) 
     sizes = [count // num_pieces + (i < count % num_pieces) for i in range(num_pieces)]
     past: DecoderPast | None = None
     frames = []
-    for piece in (z / scale_factor).transpose(1, 2).split(sizes, dim=2):
+    for piece in placed(z / scale_factor).transpose(1, 2).split(sizes, dim=2):
         done, past = vae.decoder(piece, past, is_first_chunk=False)
         frames.append(done)
 
@@ -160,7 +160,7 @@ def vae_of(case: Case) -> VideoAutoencoder:
     vae = VideoAutoencoder(VAEConfig(encoder=encoder, decoder=decoder)).eval().requires_grad_(False)
     shapes = {key: tuple(tensor.shape) for key, tensor in vae.state_dict().items()}
     vae.load_weights(case.weights(shapes), where=str(case.path))
-    return vae
+    return placed(vae)
 
 
 def part_of(params: dict[str, object]) -> VAEPartConfig:
@@ -172,7 +172,7 @@ def part_of(params: dict[str, object]) -> VAEPartConfig:
 def video_of(case: Case) -> Tensor:
     """The input (B, 3, T, H, W): stored here, or in the VAE case with this salt or of this name."""
     if case.has("x"):
-        return case.tensor("x")
+        return placed(case.tensor("x"))
     note = f"{case.json.get('note', '')} {case.json['what']}"
     for place in (folder(), DEFAULT_FOLDER):
         inputs = [
@@ -182,7 +182,7 @@ def video_of(case: Case) -> Tensor:
         same_salt = [c for c in inputs if c.json["weights_salt"] == case.json["weights_salt"]]
         named = [c for c in inputs if c.path.stem in note]
         for found in (*same_salt, *named, *inputs):
-            return found.tensor("x")
+            return placed(found.tensor("x"))
     raise AssertionError(f"no case holds the input x of {case.path.name}")
 
 
@@ -227,8 +227,10 @@ def count(shapes: dict[str, list[int]]) -> int:
     return sum(torch.Size(shape).numel() for shape in shapes.values())
 
 
-def diffusers_twin(case: Case, vae: VideoAutoencoder) -> AutoencoderKLCogVideoX:
+def diffusers_twin(case: Case, vae: VideoAutoencoder) -> Any:
     """The real diffusers module with our weights under the recorded names."""
+    from diffusers import AutoencoderKLCogVideoX  # not needed by what tests/gpu runs
+
     part = vae.config.encoder
     levels = len(part.ch_mult)
     other = AutoencoderKLCogVideoX(
