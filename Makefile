@@ -15,7 +15,7 @@ LOCKS := requirements/light.txt requirements/train.txt requirements/rehearse.txt
 TEST_ENV := OMP_NUM_THREADS=1 MKL_CBWR=COMPATIBLE
 
 .PHONY: help setup check-python venv install-torch install-dependencies install-app install-light \
-        install-train install-all demo lint format test test-all lock manifests docs clean
+        install-train install-all demo lint format test test-gpu test-all lock manifests docs clean
 
 help: ## Print this help
 	@echo "cogvx-train: fine-tune CogVideoX on Kubernetes"
@@ -80,6 +80,11 @@ format: setup ## Mend what the formatter can mend
 
 test: setup ## Run the tests (under 15 minutes on 2 cores)
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" --durations=20
+
+# Another Python than ours will do: the tests need torch, numpy, safetensors and pytest.
+GPU_PYTHON ?= $(BIN)/python
+test-gpu: ## Run tests/gpu with GPU_PYTHON and write the figures to benchmarks/results
+	$(GPU_PYTHON) -m pytest tests/gpu -o addopts=--import-mode=importlib
 
 test-all: setup ## Run all tests (up to 75 minutes)
 	$(TEST_ENV) $(BIN)/python -m pytest --durations=20
