@@ -71,3 +71,24 @@ def barrier() -> None:
     """Wait until every rank is here."""
     # dist.barrier() of nccl guesses a device; a sum of nothing does not.
     dist.all_reduce(torch.zeros(1, device=transport_device()))
+
+
+def broadcast_tensor(
+    tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype, source: int = 0
+) -> Tensor:
+    """The tensor of rank `source` on every rank, on the device that the process group uses.
+
+    Args:
+        tensor: on `source`, of this shape and dtype, on any device; not looked at elsewhere.
+    """
+    device = transport_device()
+    if dist.get_rank() == source:
+        assert tensor is not None
+        assert tuple(tensor.shape) == tuple(shape), f"{tensor.shape} is not {shape}"
+        assert tensor.dtype == dtype, f"{tensor.dtype} is not {dtype}"
+        whole = tensor.detach().to(device).contiguous()
+    else:
+        whole = torch.empty(tuple(shape), dtype=dtype, device=device)
+    # As bytes: not every backend moves every dtype.
+    dist.broadcast(whole.reshape(-1).view(torch.uint8), src=source)
+    return whole
