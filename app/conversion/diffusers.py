@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from app.config.schema.model import DiTConfig
+from app.config.schema.model import DiTConfig, PatchSize, PositionConfig
 from app.conversion.rules import Concat, Drop, Rename, Reshape, Rule, convert, inverse
-from app.errors import ConfigError
+from app.errors import ConfigError, WeightsError
 
 CLASS_NAME = "CogVideoXTransformer3DModel"
 # The version whose names and keys these are; written into config.json.
@@ -132,6 +132,99 @@ def transformer_config(config: DiTConfig) -> dict[str, Any]:
         "use_learned_positional_embeddings": position.learnable,
         "use_rotary_positional_embeddings": position.kind == "rope3d",
     }
+
+
+# What the released networks have, and we build nothing else: refused with another value.
+_FIXED: dict[str, Any] = {
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "norm_elementwise_affine": True,
+    "norm_eps": 1e-5,
+    "timestep_activation_fn": "silu",
+}
+# Defaults of the class, for a config.json that leaves them out.
+_DEFAULTS: dict[str, Any] = {
+    "attention_head_dim": 64,
+    "in_channels": 16,
+    "max_text_seq_length": 226,
+    "num_attention_heads": 30,
+    "num_layers": 30,
+    "ofs_embed_dim": None,
+    "out_channels": 16,
+    "patch_size": 2,
+    "patch_size_t": None,
+    "sample_frames": 49,
+    "sample_height": 60,
+    "sample_width": 90,
+    "spatial_interpolation_scale": 1.875,
+    "temporal_compression_ratio": 4,
+    "temporal_interpolation_scale": 1.0,
+    "text_embed_dim": 4096,
+    "time_embed_dim": 512,
+    "use_learned_positional_embeddings": False,
+    "use_rotary_positional_embeddings": False,
+}
+
+
+def network_of_config(content: Mapping[str, Any], where: str) -> DiTConfig:
+    """The network that a config.json of the transformer describes; undoes `transformer_config`.
+
+    Raises:
+        WeightsError: it is of another class, or of a variant that was never released.
+    """
+    if content.get("_class_name", CLASS_NAME) != CLASS_NAME:
+        raise WeightsError(
+            f"the config is of {content['_class_name']}, not of {CLASS_NAME}",
+            where=where,
+            mend="name a CogVideoX transformer folder, or the pipeline folder around it",
+        )
+    for key, value in _FIXED.items():
+        if content.get(key, value) != value:
+            raise WeightsError(
+                f"{key} is {content[key]!r}; CogVideoX networks have {value!r}",
+                where=where,
+                mend="this network cannot be converted",
+            )
+    try:
+        return _network(_DEFAULTS | {key: content[key] for key in _DEFAULTS if key in content})
+    except (TypeError, ValueError) as cause:
+        raise WeightsError(
+            f"the config does not parse ({cause!r})", where=where, mend="fetch it again"
+        ) from cause
+
+
+def _network(given: Mapping[str, Any]) -> DiTConfig:
+    heads, hidden = int(given["num_attention_heads"]), int(given["attention_head_dim"])
+    hidden *= heads
+    rotary = bool(given["use_rotary_positional_embeddings"])
+    spatial = 1.0 if rotary else float(given["spatial_interpolation_scale"])
+    side, ofs = int(given["patch_size"]), given["ofs_embed_dim"]
+    return DiTConfig(
+        num_layers=int(given["num_layers"]),
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        in_channels=int(given["in_channels"]),
+        out_channels=int(given["out_channels"]),
+        patch=PatchSize(frames=int(given["patch_size_t"] or 1), rows=side, columns=side),
+        position=PositionConfig(
+            kind="rope3d" if rotary else "sincos3d",
+            text_length=int(given["max_text_seq_length"]),
+            learnable=bool(given["use_learned_positional_embeddings"]),
+            height_interpolation=spatial,
+            width_interpolation=spatial,
+            time_interpolation=1.0 if rotary else float(given["temporal_interpolation_scale"]),
+        ),
+        num_frames=int(given["sample_frames"]),
+        time_compressed_rate=int(given["temporal_compression_ratio"]),
+        latent_height=int(given["sample_height"]),
+        latent_width=int(given["sample_width"]),
+        time_embed_dim=int(given["time_embed_dim"]),
+        text_hidden_size=int(given["text_embed_dim"]),
+        inner_hidden_size=4 * hidden,
+        ofs_embed_dim=None if ofs is None else int(ofs),
+    )
 
 
 def check_expressible(config: DiTConfig) -> None:

@@ -8,24 +8,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor
 
 from app.checkpoint.tensor_file import write_tensors
-from app.config.schema.model import DiTConfig
-from app.conversion import lora
+from app.config.schema.model import DiTConfig, LoraConfig, PatchSize
+from app.conversion import lora, sat_config
+from app.conversion.architecture import NETWORK_KEY
 from app.conversion.diffusers import to_diffusers, transformer_config
-from app.conversion.sat import Layout, to_sat
+from app.conversion.sat import Layout, to_sat, unread_rows
+from app.conversion.sat_shards import cut
+from app.conversion.shard_files import MAX_SHARD_BYTES, cast, write_shards
 from app.conversion.weights_file import SAT_RANK_FILE, SAT_TAG_FILE
 from app.errors import ConfigError
 from app.models.lora.merge import merged_tensors
 
-DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
-NETWORK_KEY = "cogvx.network"  # header entry of our own files: the network's config as JSON
+DIFFUSERS_STEM = "diffusion_pytorch_model"
 SAT_TAG = "1"  # the folder that `latest` names; upstream's released weights use it too
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SatForm:
+    """How a SAT checkpoint is laid out."""
+
+    layout: Layout = "head"  # shape of the patch weight
+    shards: int = 1  # tensor-parallel ranks
 
 
 def export_diffusers(
@@ -33,10 +44,12 @@ def export_diffusers(
     tensors: Mapping[str, Tensor],
     config: DiTConfig,
     dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> list[Path]:
     """A folder that diffusers' CogVideoXTransformer3DModel.from_pretrained opens.
 
-    LoRA pairs among the tensors are merged into the weights.
+    LoRA pairs among the tensors are merged into the weights. More than `max_shard_bytes` becomes
+    several files with an index.
 
     Returns:
         The files written.
@@ -45,12 +58,11 @@ def export_diffusers(
         ConfigError: diffusers has no such network.
         WeightsError: tensors are missing.
     """
-    written = cast(to_diffusers(without_pairs(tensors, config), config), dtype)
+    converted = to_diffusers(without_pairs(tensors, config), config)
     folder.mkdir(parents=True, exist_ok=True)
     config_file = folder / "config.json"
     config_file.write_text(json.dumps(transformer_config(config), indent=2, sort_keys=True) + "\n")
-    write_tensors(folder / DIFFUSERS_FILE, written, {"format": "pt"})
-    return [config_file, folder / DIFFUSERS_FILE]
+    return [config_file, *write_shards(folder, DIFFUSERS_STEM, converted, dtype, max_shard_bytes)]
 
 
 def export_safetensors(
@@ -106,26 +118,77 @@ def export_sat(
     folder: Path,
     tensors: Mapping[str, Tensor],
     config: DiTConfig,
-    layout: Layout = "head",
+    form: SatForm | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[Path]:
-    """A SAT checkpoint folder: `latest` and one torch file, with the network's tensors alone.
+    """A SAT checkpoint folder with the network's tensors: `latest`, and a torch file per rank.
+
+    With what upstream's loader would miss besides weights, and with the network's section of a
+    model file, which we read back from there. Pairs alone become a file of pairs.
 
     Returns:
         The files written, `latest` last.
 
     Raises:
-        ConfigError: the layout does not exist for this network.
+        ConfigError: the layout does not exist for this network, or so many ranks cannot share it.
         WeightsError: tensors are missing.
     """
-    state = cast(to_sat(tensors, config.patch, layout), dtype)
-    path = folder / SAT_TAG / SAT_RANK_FILE.format(0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Rows cut out of a larger tensor would be saved with all of it.
-    torch.save({"module": {name: t.clone() for name, t in state.items()}}, path)
+    form = form or SatForm()
+    if config.lora is not None and lora.are_pairs(tensors):
+        return export_sat_lora(folder, tensors, config.lora, dtype)
+    if config.num_attention_heads % form.shards:
+        raise ConfigError(
+            f"{config.num_attention_heads} attention heads cannot be shared by {form.shards} ranks",
+            where="--shards",
+            mend="use a divisor of the number of attention heads",
+        )
+    state = cast(to_sat(tensors, config.patch, form.layout), dtype)
+    stored = next(iter(state.values())).dtype
+    state |= unread_rows(config, form.layout, stored)
+    return _write_sat(folder, state, sat_config.model_section(config), form.shards)
+
+
+def export_sat_lora(
+    folder: Path,
+    pairs: Mapping[str, Tensor],
+    lora_config: LoraConfig,
+    dtype: torch.dtype | None = None,
+) -> list[Path]:
+    """A SAT checkpoint folder with LoRA pairs alone, and the section that says their alpha.
+
+    Returns:
+        The files written, `latest` last.
+
+    Raises:
+        WeightsError: these are no pairs.
+    """
+    any_patch = PatchSize(frames=1, rows=1, columns=1)  # no pair depends on it
+    state = cast(to_sat(pairs, any_patch), dtype)
+    return _write_sat(folder, state, sat_config.lora_section(lora_config), shards=1)
+
+
+def _write_sat(
+    folder: Path, state: Mapping[str, Tensor], section: Mapping[str, object], shards: int
+) -> list[Path]:
+    inside = folder / SAT_TAG
+    inside.mkdir(parents=True, exist_ok=True)
+    pieces = {name: cut(tensor, name, shards) for name, tensor in state.items()}
+    files = []
+    for rank in range(shards):
+        module = {name: _alone(slices[rank]) for name, slices in pieces.items()}
+        files.append(inside / SAT_RANK_FILE.format(rank))
+        torch.save({"module": module}, files[-1])
+    described = folder / sat_config.FILE_NAME
+    described.write_text(yaml.safe_dump(section, sort_keys=False))
     tag = folder / SAT_TAG_FILE
     tag.write_text(SAT_TAG)
-    return [path, tag]
+    return [*files, described, tag]
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Not part of something larger: torch saves all of the memory that a tensor is cut out of."""
+    is_whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+    return tensor if is_whole and tensor.is_contiguous() else tensor.clone()
 
 
 def without_pairs(tensors: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
@@ -133,8 +196,3 @@ def without_pairs(tensors: Mapping[str, Tensor], config: DiTConfig) -> dict[str,
     if config.lora is None:
         return dict(tensors)
     return merged_tensors(tensors, config.lora.alpha / config.lora.rank)
-
-
-def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors in another float dtype; None leaves them as they are."""
-    return {name: t.detach().to(dtype or t.dtype) for name, t in tensors.items()}

@@ -93,6 +93,11 @@ def from_peft(
     yield from convert(names, read, PAIRS, where)
 
 
+def are_pairs(names: Iterable[str]) -> bool:
+    """Whether tensors by our names are LoRA pairs and nothing else."""
+    return all(name.endswith((".lora_a", ".lora_b")) for name in names)
+
+
 def lora_metadata(lora: LoraConfig) -> dict[str, str]:
     """Rank and alpha for the header of our own files."""
     return {RANK_KEY: str(lora.rank), ALPHA_KEY: str(lora.alpha)}

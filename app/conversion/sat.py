@@ -13,16 +13,21 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from app.config.schema.model import PatchSize
+from app.config.schema.model import DiTConfig, PatchSize
+from app.conversion.lora import are_pairs
 from app.conversion.rules import Drop, Rename, Reshape, Rule, Split, convert, counterparts, inverse
 from app.errors import ConfigError, WeightsError
+from app.models.dit.rotary import rotation_for
+from app.models.dit.tokens import PatchGrid
 
 Layout = Literal["head", "v1"]
 
 PREFIX = "model.diffusion_model."
 COMPILED = "_orig_mod."  # torch.compile's wrapper, when upstream's compile_model was on
+UNUSED_ROWS = 64  # of position_embeddings: max_sequence_length of every released model file
 OUTSIDE = ("conditioner.", "first_stage_model.", "loss_fn.", "denoiser.")  # T5, VAE and the rest
 
 _LAYER = "transformer.layers.{i}."
@@ -139,11 +144,28 @@ def to_sat(
         )
     trailing = (patch.rows, patch.columns) if layout == "v1" else None
     rules = inverse(_with_patch_layout(trailing))
-    partial = all(name.endswith((".lora_a", ".lora_b")) for name in tensors)
+    partial = are_pairs(tensors)
     converted = dict(
         convert(tensors, tensors.__getitem__, rules, "the network's tensors", partial=partial)
     )
     return {PREFIX + _original(name, converted): tensor for name, tensor in converted.items()}
+
+
+def unread_rows(config: DiTConfig, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What upstream's modules hold besides weights, prefix included; its loader misses them.
+
+    Rotary models have an embedding that nothing reads; those of 1.0 also their tables of angles,
+    which the code of that time takes from the file. The tables stay in fp32.
+    """
+    if config.position.kind != "rope3d":
+        return {}
+    embedding = torch.zeros(UNUSED_ROWS, config.hidden_size, dtype=dtype)
+    rows = {PREFIX + "transformer.position_embeddings.weight": embedding}
+    if layout == "v1":
+        angles = rotation_for(PatchGrid(*config.grid), config.head_dim, torch.zeros(()))
+        rows[PREFIX + "mixins.pos_embed.freqs_sin"] = angles.sin
+        rows[PREFIX + "mixins.pos_embed.freqs_cos"] = angles.cos
+    return rows
 
 
 def sat_names(our_name: str) -> tuple[str, ...]:

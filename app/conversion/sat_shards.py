@@ -1,4 +1,4 @@
-"""Put tensor-parallel shards of a SAT checkpoint together.
+"""Put tensor-parallel shards of a SAT checkpoint together, and cut a checkpoint into them.
 
 Rank t of m holds a slice of the attention and MLP weights: projections into the heads and into the
 wide MLP are cut by rows (query, key and value each for itself), projections out of them by columns.
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from app.errors import WeightsError
+from app.errors import ConfigError, WeightsError
 
 _QKV = re.compile(r".*\.query_key_value\.(?:original\.)?(?:weight|bias)")
 _ROWS = re.compile(
@@ -64,3 +64,32 @@ def whole(parts: Sequence[Tensor], name: str) -> Tensor:
     if _COLUMNS.fullmatch(name):
         return torch.cat(list(parts), dim=1)
     return parts[0]
+
+
+def cut(tensor: Tensor, name: str, count: int) -> list[Tensor]:
+    """The slices of `count` ranks, of which `whole` makes the tensor again.
+
+    Raises:
+        ConfigError: rows or columns do not divide into that many.
+    """
+    if count == 1:
+        return [tensor]
+    if _QKV.fullmatch(name):
+        thirds = [_equal(third, count, 0, name) for third in tensor.chunk(3)]
+        return [torch.cat([third[rank] for third in thirds]) for rank in range(count)]
+    if _ROWS.fullmatch(name):
+        return _equal(tensor, count, 0, name)
+    if _COLUMNS.fullmatch(name):
+        return _equal(tensor, count, 1, name)
+    return [tensor] * count
+
+
+def _equal(tensor: Tensor, count: int, axis: int, name: str) -> list[Tensor]:
+    if tensor.shape[axis] % count:
+        raise ConfigError(
+            f"{name} has {tensor.shape[axis]} {('rows', 'columns')[axis]}, which {count} ranks "
+            "cannot share",
+            where="--shards",
+            mend="use a divisor of the number of attention heads",
+        )
+    return list(tensor.chunk(count, dim=axis))

@@ -17,6 +17,7 @@ from app.checkpoint.tensor_file import open_tensors
 from app.config.schema.model import DiTConfig, LoraConfig
 from app.conversion.diffusers import transformer_config
 from app.conversion.export import (
+    SatForm,
     export_diffusers,
     export_lora,
     export_safetensors,
@@ -133,13 +134,18 @@ def test_our_own_file_says_what_it_is(tmp_path: Path) -> None:
 def test_sat_folder_is_laid_out_as_upstream_reads_it(tmp_path: Path) -> None:
     config = tiny("5b")
 
-    export_sat(tmp_path, network_of(config).state_dict(), config, "v1", torch.float16)
+    export_sat(
+        tmp_path, network_of(config).state_dict(), config, SatForm(layout="v1"), torch.float16
+    )
 
     assert (tmp_path / "latest").read_text() == "1"
     content = torch.load(tmp_path / "1" / "mp_rank_00_model_states.pt", weights_only=True)
     assert set(content) == {"module"}
     assert all(name.startswith("model.diffusion_model.") for name in content["module"])
-    assert {tensor.dtype for tensor in content["module"].values()} == {torch.float16}
+    angles = {name for name in content["module"] if ".freqs_" in name}
+    assert len(angles) == 2  # always fp32: upstream casts them itself
+    others = [tensor for name, tensor in content["module"].items() if name not in angles]
+    assert {tensor.dtype for tensor in others} == {torch.float16}
 
 
 def test_sat_file_is_no_larger_than_its_tensors(tmp_path: Path) -> None:
@@ -149,7 +155,7 @@ def test_sat_file_is_no_larger_than_its_tensors(tmp_path: Path) -> None:
     stacked[:32] = state["blocks.0.attention.out.weight"]
     state["blocks.0.attention.out.weight"] = stacked[:32]  # a view of something larger
 
-    path, _ = export_sat(tmp_path, state, config)
+    path, *_ = export_sat(tmp_path, state, config)
 
     size_bytes = sum(tensor.numel() * 4 for tensor in state.values())
     assert path.stat().st_size < size_bytes + 50_000

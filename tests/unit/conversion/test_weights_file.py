@@ -10,7 +10,7 @@ from torch import Tensor
 from app.checkpoint.tensor_file import write_tensors
 from app.config.schema.model import LoraConfig
 from app.conversion.export import (
-    DIFFUSERS_FILE,
+    DIFFUSERS_STEM,
     export_diffusers,
     export_lora,
     export_safetensors,
@@ -111,7 +111,7 @@ def test_tensor_parallel_ranks_are_put_together(tmp_path: Path) -> None:
 def test_shards_listed_by_an_index_are_read_together(tmp_path: Path) -> None:
     config, state = tiny("1.5"), state_of("1.5")
     export_diffusers(tmp_path, state, config)
-    whole = tmp_path / DIFFUSERS_FILE
+    whole = tmp_path / f"{DIFFUSERS_STEM}.safetensors"
     with open_weights(tmp_path) as file:
         tensors = {name: file.read(name).clone() for name in file.names}
     whole.unlink()
@@ -120,7 +120,7 @@ def test_shards_listed_by_an_index_are_read_together(tmp_path: Path) -> None:
     for part in set(weight_map.values()):
         mine = {name: tensors[name] for name in names if weight_map[name] == part}
         write_tensors(tmp_path / part, mine, {"format": "pt"})
-    index = tmp_path / f"{DIFFUSERS_FILE}.index.json"
+    index = tmp_path / f"{DIFFUSERS_STEM}.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
 
     assert_holds(tmp_path, "diffusers", state)

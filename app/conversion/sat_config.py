@@ -1,0 +1,94 @@
+"""A network in the words of upstream's YAML files, to lie beside SAT weights.
+
+A SAT file has no place for sizes that shapes do not tell, nor for the alpha of LoRA. Upstream's
+own training leaves the merged YAML of the run beside its checkpoints, under this name; we write
+the network's section there, so that what we wrote can be read without naming a model file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.config.schema.model import DiTConfig, LoraConfig
+
+FILE_NAME = "training_config.yaml"
+_HERE = "dit_video_concat."
+_POSITION_TARGETS = {
+    "sincos3d": "Basic3DPositionEmbeddingMixin",
+    "sincos2d": "Basic2DPositionEmbeddingMixin",
+    "rope3d": "Rotary3DPositionEmbeddingMixin",
+}
+
+
+def model_section(config: DiTConfig) -> dict[str, Any]:
+    """A layer of YAML with `model.network_config`, as the parser takes it."""
+    modules = {
+        "pos_embed_config": _position(config),
+        "patch_embed_config": {
+            "target": _HERE + "ImagePatchEmbeddingMixin",
+            "params": {"text_hidden_size": config.text_hidden_size},
+        },
+        "adaln_layer_config": {
+            "target": _HERE + "AdaLNMixin",
+            "params": {"qk_ln": config.qk_norm},
+        },
+        "final_layer_config": {"target": _HERE + "FinalLayerMixin"},
+    }
+    if config.lora is not None:
+        modules["lora_config"] = _lora(config.lora)
+    patch = config.patch
+    params: dict[str, Any] = {
+        "num_layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_attention_heads,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "patch_size": [patch.frames, patch.rows, patch.columns],
+        "num_frames": config.num_frames,
+        "time_compressed_rate": config.time_compressed_rate,
+        "latent_height": config.latent_height,
+        "latent_width": config.latent_width,
+        "time_embed_dim": config.time_embed_dim,
+        "ofs_embed_dim": config.ofs_embed_dim,
+        "elementwise_affine": config.elementwise_affine,
+        "use_SwiGLU": config.swiglu,
+        "use_RMSNorm": config.rms_norm,
+        "height_interpolation": config.position.height_interpolation,
+        "width_interpolation": config.position.width_interpolation,
+        "time_interpolation": config.position.time_interpolation,
+        "transformer_args": {
+            "checkpoint_activations": config.checkpoint_activations,
+            "inner_hidden_size": config.inner_hidden_size,
+        },
+        "modules": modules,
+    }
+    return _layer({"target": _HERE + "DiffusionTransformer", "params": params})
+
+
+def lora_section(lora: LoraConfig) -> dict[str, Any]:
+    """A layer of YAML that turns LoRA on over a model file: rank, alpha and layers of the pairs."""
+    return _layer({"params": {"modules": {"lora_config": _lora(lora)}}})
+
+
+def _layer(network: dict[str, Any]) -> dict[str, Any]:
+    return {"model": {"network_config": network}}
+
+
+def _position(config: DiTConfig) -> dict[str, Any]:
+    position = config.position
+    params: dict[str, Any] = {"text_length": position.text_length}
+    if position.kind == "rope3d":
+        params |= {
+            "hidden_size_head": config.head_dim,
+            "learnable_pos_embed": position.learnable,
+        }
+    return {"target": _HERE + _POSITION_TARGETS[position.kind], "params": params}
+
+
+def _lora(lora: LoraConfig) -> dict[str, Any]:
+    params: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha}
+    if lora.dropout:
+        params["lora_dropout"] = lora.dropout
+    if lora.layer_range is not None:
+        params["layer_range"] = list(lora.layer_range)
+    return {"target": "sat.model.finetune.lora2.LoraMixin", "params": params}
