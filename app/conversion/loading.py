@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from app.conversion.lora import peft_scale, stored_scale
 from app.conversion.misfit import Shapes, compare, error_of
 from app.conversion.sat import OUTSIDE
-from app.conversion.vae import SAT_PREFIX, vae_from_diffusers
+from app.conversion.vae import vae_from_diffusers, vae_names
 from app.conversion.weights_file import Kind, WeightsFile, open_weights
 from app.errors import WeightsError
 from app.models.dit.transformer import DiffusionTransformer
@@ -138,7 +138,7 @@ def load_vae_weights(
     """
     inside = path / "vae"
     with open_weights(inside if inside.is_dir() else path) as file:
-        stored = _vae_names(file, ignore_keys)
+        stored = vae_names(file.names, ignore_keys)
         wanted = {name: tuple(p.shape) for name, p in vae.named_parameters()}
         if any("down_blocks." in name for name in stored):
             outline = dict(vae_from_diffusers(stored, file.outline, file.where))
@@ -153,17 +153,6 @@ def load_vae_weights(
             raise WeightsError(cause.what, where=cause.where, mend=_vae_cause(misfit.unexpected))
         _fill(vae, tensors, device)
     return len(wanted)
-
-
-def _vae_names(file: WeightsFile, ignore_keys: tuple[str, ...]) -> dict[str, str]:
-    """Names without the prefix of a training checkpoint, each with the name in the file."""
-    inside = [name for name in file.names if name.startswith(SAT_PREFIX)]
-    stored = {name.removeprefix(SAT_PREFIX): name for name in inside or file.names}
-    return {
-        name: full
-        for name, full in stored.items()
-        if not (ignore_keys and name.startswith(ignore_keys))
-    }
 
 
 def _vae_cause(unexpected: tuple[str, ...]) -> str:

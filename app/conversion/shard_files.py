@@ -41,7 +41,8 @@ def write_shards(
         path = folder / f"{stem}.safetensors"
         write_tensors(path, cast(tensors, dtype), {"format": "pt"})
         return [path]
-    files, owner = [], {}
+    files: list[Path] = []
+    owner: dict[str, str] = {}
     for number, names in enumerate(groups, 1):
         path = folder / f"{stem}-{number:05}-of-{len(groups):05}.safetensors"
         write_tensors(path, cast({n: tensors[n] for n in names}, dtype), {"format": "pt"})

@@ -72,6 +72,23 @@ def vae_from_diffusers(
     yield from convert(names, read, inverse(vae_rules(_levels(names, _UP_BLOCK))), where)
 
 
+def vae_names(names: Iterable[str], ignore_keys: tuple[str, ...] = ()) -> dict[str, str]:
+    """Names without the prefix of a training checkpoint, each with the name in the file.
+
+    Args:
+        names: in the file; where some have the prefix, the others are not the VAE's.
+        ignore_keys: prefixes of names that are left out (the discriminator: `loss`).
+    """
+    names = list(names)
+    inside = [name for name in names if name.startswith(SAT_PREFIX)]
+    stored = {name.removeprefix(SAT_PREFIX): name for name in inside or names}
+    return {
+        name: full
+        for name, full in stored.items()
+        if not (ignore_keys and name.startswith(ignore_keys))
+    }
+
+
 def _levels(names: Iterable[str], pattern: re.Pattern[str]) -> int:
     found = (pattern.fullmatch(name) for name in names)
     return 1 + max((int(match[1]) for match in found if match), default=0)

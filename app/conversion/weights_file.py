@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -136,7 +136,7 @@ def _files_of(path: Path) -> list[Path]:
     index = sorted(path.glob(f"*{INDEX_SUFFIX}"))
     if index:
         return _indexed(index[0])
-    single = sorted(path.glob("*.safetensors"))
+    single = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
     if len(single) == 1:
         return single
     raise InputMissingError(
@@ -145,6 +145,25 @@ def _files_of(path: Path) -> list[Path]:
         where=str(path),
         mend="name the weight file itself, or a SAT or diffusers folder",
     )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None where there is no file.
+
+    Raises:
+        WeightsError: it is no such file.
+    """
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as cause:
+        raise WeightsError(
+            f"the file does not parse ({cause})", where=str(path), mend="fetch it again"
+        ) from cause
+    if not isinstance(content, dict):
+        raise WeightsError("the file holds no mapping", where=str(path), mend="fetch it again")
+    return content
 
 
 def _tag(path: Path) -> str:
@@ -182,4 +201,11 @@ def _indexed(index: Path) -> list[Path]:
         raise WeightsError(
             f"the index does not parse ({cause!r})", where=str(index), mend="fetch it again"
         ) from cause
+    elsewhere = [name for name in names if Path(name).name != name]
+    if elsewhere:
+        raise WeightsError(
+            f"the index names a file outside of its folder: {elsewhere[0]!r}",
+            where=str(index),
+            mend="fetch it again, from a source that you trust",
+        )
     return [index.parent / name for name in names]

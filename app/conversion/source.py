@@ -1,0 +1,178 @@
+"""Read all weights of a network from any file or folder, and find out which network it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from app.config.schema.model import DiTConfig, LoraConfig
+from app.conversion import lora, sat_config
+from app.conversion.architecture import (
+    SAT_LORA_ALPHA,
+    lora_of,
+    network_of_metadata,
+    num_layers,
+    released_network,
+)
+from app.conversion.diffusers import network_of_config
+from app.conversion.misfit import Shapes, compare, error_of
+from app.conversion.weights_file import Kind, WeightsFile, open_weights, read_json
+from app.errors import ConfigError
+from app.models.dit.transformer import DiffusionTransformer
+
+# Reads model.network_config of a YAML file; None where it describes no whole network.
+Parse = Callable[[Path], DiTConfig | None]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkWeights:
+    """A network, or LoRA pairs alone, as read from a file.
+
+    Attributes:
+        where: the file or folder.
+        kind: its layout.
+        tensors: by our names; memory-mapped where nothing had to be put together.
+        config: of the network, with `lora` exactly if there are pairs; None for pairs alone whose
+            network nobody named.
+        lora: rank, alpha and layers of the pairs.
+        origin: what told the sizes.
+        alpha_origin: what told alpha; "" without pairs.
+    """
+
+    where: str
+    kind: Kind | str
+    tensors: Mapping[str, Tensor]
+    config: DiTConfig | None
+    lora: LoraConfig | None
+    origin: str
+    alpha_origin: str = ""
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether there are LoRA pairs and nothing else."""
+        return lora.are_pairs(self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the caller says about a file; it wins over what the file says."""
+
+    config: DiTConfig | None = None  # from model files
+    alpha: float | None = None  # of LoRA pairs
+
+
+def read_network(path: Path, told: Told, parse: Parse) -> NetworkWeights:
+    """Read a file or folder of any layout (see `open_weights`), strictly.
+
+    Args:
+        path: local.
+        told: by the caller.
+        parse: of a YAML file that lies beside SAT weights.
+
+    Raises:
+        InputMissingError: there is nothing to open.
+        WeightsError: tensors are missing, unexpected or misshaped; the message names the cause.
+        ConfigError: the sizes of the network are not known.
+    """
+    with open_weights(path) as file:
+        tensors = dict(file.our_tensors())
+        shapes = shapes_of(tensors)
+        config, origin = told.config, "--base"
+        if config is None:
+            config, origin = _found(file, path, shapes, parse)
+        if config is None and not lora.are_pairs(tensors):
+            raise ConfigError(
+                "the sizes of this network are not known: the file does not say them, and its "
+                "tensors have not the shapes of a released model",
+                where=file.where,
+                mend="name its model file: --base configs/<model>.yaml",
+            )
+        pairs, alpha_origin = _pairs(file, shapes, config, told.alpha)
+        if config is not None:
+            config = replace(config, lora=pairs)
+            if not lora.are_pairs(tensors):
+                tensors = checked(tensors, config, file.where)
+    return NetworkWeights(file.where, file.kind, tensors, config, pairs, origin, alpha_origin)
+
+
+def checked(tensors: Mapping[str, Tensor], config: DiTConfig, where: str) -> dict[str, Tensor]:
+    """Every tensor of the network; a fixed table that is missing, or of another size, is computed.
+
+    Raises:
+        WeightsError: a tensor is missing, unexpected or misshaped.
+    """
+    network = DiffusionTransformer(config, device="meta")
+    wanted = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    complete = dict(tensors)
+    dtype = next(iter(complete.values())).dtype
+    for name, table in network.computed_parameters().items():
+        if name not in complete or complete[name].shape != table.shape:
+            complete[name] = table.to(dtype)
+    shapes = shapes_of(complete)
+    misfit = compare(wanted, shapes)
+    if misfit:
+        raise error_of(misfit, wanted, shapes, where)
+    return {name: complete[name] for name in wanted}
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _found(
+    file: WeightsFile, path: Path, shapes: Shapes, parse: Parse
+) -> tuple[DiTConfig | None, str]:
+    """The config and what told it."""
+    config = network_of_metadata(file.metadata, file.where)
+    if config is not None:
+        return config, "the header of the file"
+    if file.kind == "diffusers":
+        for folder in _folders(path):
+            content = read_json(folder / "config.json")
+            if content is not None:
+                where = str(folder / "config.json")
+                return network_of_config(content, where), where
+    if file.kind == "sat":
+        for folder in _folders(path):
+            described = folder / sat_config.FILE_NAME
+            config = parse(described) if described.is_file() else None
+            if config is not None:
+                return config, str(described)
+    released = released_network(shapes)
+    if released is not None:
+        return released[1], f"the shapes of {released[0]}"
+    return None, "nothing"
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """Where a description of the weights may lie: in their folder, or above a tag folder."""
+    folder = path if path.is_dir() else path.parent
+    if (folder / "transformer").is_dir():
+        yield folder / "transformer"
+    yield folder
+    yield folder.parent
+
+
+def _pairs(
+    file: WeightsFile, shapes: Shapes, config: DiTConfig | None, alpha: float | None
+) -> tuple[LoraConfig | None, str]:
+    """Rank, alpha and layers of the pairs in the file, and what told alpha."""
+    layers = config.num_layers if config is not None else num_layers(shapes)
+    found = lora_of(shapes, SAT_LORA_ALPHA, layers)
+    if found is None:
+        return None, ""
+    if alpha is not None:
+        return replace(found, alpha=alpha), "--lora-alpha"
+    if file.kind == "peft":
+        scale = lora.peft_scale(file.metadata, found.rank, file.where)
+        return replace(found, alpha=scale * found.rank), "the header of the file"
+    stored = lora.stored_scale(file.metadata, file.where)
+    if stored is not None:
+        return replace(found, alpha=stored * found.rank), "the header of the file"
+    if config is not None and config.lora is not None:
+        return replace(found, alpha=config.lora.alpha), "lora_config"
+    return found, "nothing: taken as 1, upstream's default (--lora-alpha names another)"
