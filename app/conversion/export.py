@@ -108,8 +108,12 @@ def export_lora(
             mend="export the whole network instead, or name the run that trained a LoRA",
         )
     peft = lora.to_peft(tensors, config.lora, config.num_layers, fold_scale=fold_scale)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / lora.FILE_NAME
+    return write_peft(folder / lora.FILE_NAME, peft, dtype)
+
+
+def write_peft(path: Path, peft: lora.PeftFile, dtype: torch.dtype | None = None) -> Path:
+    """The file of an adapter, its folder made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, cast(peft.tensors, dtype), peft.metadata)
     return path
 

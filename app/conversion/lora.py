@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -62,16 +62,12 @@ def to_peft(
         WeightsError: there are no pairs, or halves of them are missing.
     """
     pairs = {name: t for name, t in tensors.items() if name.endswith((".lora_a", ".lora_b"))}
-    scale = lora.alpha / lora.rank
     if fold_scale:
-        pairs = {
-            name: _scaled(tensor, scale) if name.endswith(".lora_b") else tensor
-            for name, tensor in pairs.items()
-        }
+        pairs, lora = folded(pairs, lora, float(lora.rank))
     made = dict(convert(pairs, pairs.__getitem__, inverse(PAIRS), "the network's LoRA pairs"))
     adapter = {
         "r": lora.rank,
-        "lora_alpha": lora.rank if fold_scale else lora.alpha,
+        "lora_alpha": lora.alpha,
         "target_modules": _target_modules(lora, num_layers),
         "lora_dropout": 0.0,
         "bias": "none",
@@ -80,6 +76,24 @@ def to_peft(
     packed = {f"{COMPONENT}.{key}": value for key, value in adapter.items()}
     metadata = {"format": "pt", METADATA_KEY: json.dumps(packed, indent=2, sort_keys=True)}
     return PeftFile(made, metadata)
+
+
+def folded(
+    pairs: Mapping[str, Tensor], lora: LoraConfig, alpha: float
+) -> tuple[dict[str, Tensor], LoraConfig]:
+    """The same adapter with another alpha: B is multiplied by what alpha no longer does.
+
+    Args:
+        pairs: by our names.
+        lora: of them.
+        alpha: rank for tools that take the scale as 1; 1 for upstream's model files.
+    """
+    factor = lora.alpha / alpha
+    changed = {
+        name: (t.float() * factor).to(t.dtype) if name.endswith(".lora_b") else t
+        for name, t in pairs.items()
+    }
+    return changed, replace(lora, alpha=alpha)
 
 
 def from_peft(
@@ -156,7 +170,3 @@ def _target_modules(lora: LoraConfig, num_layers: int) -> list[str]:
         return short
     layers = sorted(set(lora.layer_range))
     return [f"transformer_blocks.{layer}.attn1.{name}" for layer in layers for name in short]
-
-
-def _scaled(tensor: Tensor, scale: float) -> Tensor:
-    return (tensor.float() * scale).to(tensor.dtype)
