@@ -38,7 +38,7 @@ def run_words(words: Sequence[str]) -> int:
         check_runnable(config)
         processes = started_by_us(config, os.environ)
         if processes is not None:
-            return _all_ranks(words, processes)
+            return all_ranks("train", words, processes)
         # Imported only now: whatever was wrong so far needed no torch.
         from app.run.train import train
 
@@ -62,8 +62,9 @@ def started_by_us(config: RunConfig, environ: Mapping[str, str]) -> dict[str, st
     return {"PET_STANDALONE": "", "PET_NPROC_PER_NODE": str(count)}
 
 
-def _all_ranks(words: Sequence[str], variables: Mapping[str, str]) -> int:
-    outcome = launch(["train", *words], {**os.environ, **variables}, LaunchOptions())
+def all_ranks(command: str, words: Sequence[str], variables: Mapping[str, str]) -> int:
+    """Start one process per rank of this machine, wait, and return the exit code of the whole."""
+    outcome = launch([command, *words], {**os.environ, **variables}, LaunchOptions())
     if outcome.cause is not None:
         output.note(f"exit code {outcome.exit_code}: {outcome.cause.text()}")
     return outcome.exit_code

@@ -37,6 +37,13 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, where=COMMAND_LINE, mend="see cogvx train --help")
 
 
+def own_parser(prog: str) -> argparse.ArgumentParser:
+    """A parser for a command's own options, to hand to `read_command_line`; raises UsageError."""
+    return _Parser(
+        prog=prog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def make_parser(prog: str = "cogvx") -> argparse.ArgumentParser:
     """A parser with every argument of the table; raises UsageError."""
     parser = _Parser(

@@ -11,7 +11,7 @@ from app.config.problems import Problems
 from app.config.schema.run import RunConfig
 from app.config.schema.vae import VAEConfig
 
-NOT_BUILT_SAMPLING = "sampling from prompts (mode: inference) is not built yet"
+SAMPLES = "mode: inference samples from prompts, it does not train"
 
 
 def lacking(config: RunConfig) -> Problems:
@@ -21,7 +21,7 @@ def lacking(config: RunConfig) -> Problems:
     _schemes(config, problems)
     if config.training is None:
         problems.add(
-            NOT_BUILT_SAMPLING, where="args.mode", mend="use mode: finetune or mode: pretrain"
+            SAMPLES, where="args.mode", mend="run cogvx sample with the same files and flags"
         )
         return problems
     if config.model is None:
@@ -52,6 +52,28 @@ def lacking(config: RunConfig) -> Problems:
 def check_runnable(config: RunConfig) -> None:
     """Raise ConfigErrors unless the run may start."""
     lacking(config).raise_errors()
+
+
+def check_samplable(config: RunConfig, *, has_run: bool) -> None:
+    """Raise ConfigErrors unless `cogvx sample` may start.
+
+    Args:
+        has_run: the network's weights come from a run of ours instead of `load`.
+    """
+    problems = Problems(config.origins)
+    _placeholders(config, problems)
+    _schemes(config, problems)
+    if config.model is None:
+        problems.add(
+            "there is no section 'model'",
+            where="model",
+            mend="add a model file: --base configs/cogvideox_2b.yaml",
+        )
+    if config.arguments["load"] is None and not has_run:
+        problems.add(
+            "'load' is missing", where="args.load", mend="give --load WEIGHTS, or --run URL"
+        )
+    problems.raise_errors()
 
 
 def _schemes(config: RunConfig, problems: Problems) -> None:

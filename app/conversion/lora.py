@@ -136,14 +136,19 @@ def stored_scale(metadata: Mapping[str, str], where: str) -> float | None:
 
 
 def peft_scale(metadata: Mapping[str, str], rank: int, where: str) -> float:
-    """alpha / r of a PEFT file, 1 where the file says nothing (as diffusers takes it).
+    """alpha / r of a PEFT file (see `peft_alpha`)."""
+    return peft_alpha(metadata, rank, where) / rank
+
+
+def peft_alpha(metadata: Mapping[str, str], rank: int, where: str) -> float:
+    """Alpha of a PEFT file; r where the file says nothing (as diffusers takes it).
 
     Raises:
         WeightsError: the metadata do not parse, or name another rank than the tensors have.
     """
     text = metadata.get(METADATA_KEY)
     if text is None:
-        return 1.0
+        return float(rank)
     try:
         entries: dict[str, Any] = json.loads(text)
         stored_rank = int(entries[f"{COMPONENT}.r"])
@@ -160,7 +165,7 @@ def peft_scale(metadata: Mapping[str, str], rank: int, where: str) -> float:
             where=where,
             mend="export the adapter again",
         )
-    return alpha / stored_rank
+    return alpha
 
 
 def _target_modules(lora: LoraConfig, num_layers: int) -> list[str]:

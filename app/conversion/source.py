@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -23,8 +24,15 @@ from app.conversion.weights_file import Kind, WeightsFile, open_weights, read_js
 from app.errors import ConfigError
 from app.models.dit.transformer import DiffusionTransformer
 
-# Reads model.network_config of a YAML file; None where it describes no whole network.
-Parse = Callable[[Path], DiTConfig | None]
+
+class Beside(NamedTuple):
+    """What a YAML file that lies beside weights says."""
+
+    network: DiTConfig | None
+    lora: LoraConfig | None
+
+
+Parse = Callable[[Path], Beside]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +88,12 @@ def read_network(path: Path, told: Told, parse: Parse) -> NetworkWeights:
     with open_weights(path) as file:
         tensors = dict(file.our_tensors())
         shapes = shapes_of(tensors)
+        beside, place = _beside(file, path, parse)
         config, origin = told.config, "--base"
         if config is None:
-            config, origin = _found(file, path, shapes, parse)
+            config, origin = beside.network, place
+        if config is None:
+            config, origin = _found(file, path, shapes)
         if config is None and not lora.are_pairs(tensors):
             raise ConfigError(
                 "the sizes of this network are not known: the file does not say them, and its "
@@ -90,7 +101,7 @@ def read_network(path: Path, told: Told, parse: Parse) -> NetworkWeights:
                 where=file.where,
                 mend="name its model file: --base configs/<model>.yaml",
             )
-        pairs, alpha_origin = _pairs(file, shapes, config, told.alpha)
+        pairs, alpha_origin = _pairs(file, shapes, (config, beside.lora), told.alpha)
         if config is not None:
             config = replace(config, lora=pairs)
             if not lora.are_pairs(tensors):
@@ -123,9 +134,17 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _found(
-    file: WeightsFile, path: Path, shapes: Shapes, parse: Parse
-) -> tuple[DiTConfig | None, str]:
+def _beside(file: WeightsFile, path: Path, parse: Parse) -> tuple[Beside, str]:
+    """What the YAML file beside SAT weights says, and where it lies."""
+    if file.kind == "sat":
+        for folder in _folders(path):
+            described = folder / sat_config.FILE_NAME
+            if described.is_file():
+                return parse(described), str(described)
+    return Beside(None, None), ""
+
+
+def _found(file: WeightsFile, path: Path, shapes: Shapes) -> tuple[DiTConfig | None, str]:
     """The config and what told it."""
     config = network_of_metadata(file.metadata, file.where)
     if config is not None:
@@ -136,12 +155,6 @@ def _found(
             if content is not None:
                 where = str(folder / "config.json")
                 return network_of_config(content, where), where
-    if file.kind == "sat":
-        for folder in _folders(path):
-            described = folder / sat_config.FILE_NAME
-            config = parse(described) if described.is_file() else None
-            if config is not None:
-                return config, str(described)
     released = released_network(shapes)
     if released is not None:
         return released[1], f"the shapes of {released[0]}"
@@ -158,9 +171,13 @@ def _folders(path: Path) -> Iterator[Path]:
 
 
 def _pairs(
-    file: WeightsFile, shapes: Shapes, config: DiTConfig | None, alpha: float | None
+    file: WeightsFile,
+    shapes: Shapes,
+    described: tuple[DiTConfig | None, LoraConfig | None],
+    alpha: float | None,
 ) -> tuple[LoraConfig | None, str]:
     """Rank, alpha and layers of the pairs in the file, and what told alpha."""
+    config, beside = described
     layers = config.num_layers if config is not None else num_layers(shapes)
     found = lora_of(shapes, SAT_LORA_ALPHA, layers)
     if found is None:
@@ -168,11 +185,12 @@ def _pairs(
     if alpha is not None:
         return replace(found, alpha=alpha), "--lora-alpha"
     if file.kind == "peft":
-        scale = lora.peft_scale(file.metadata, found.rank, file.where)
-        return replace(found, alpha=scale * found.rank), "the header of the file"
-    stored = lora.stored_scale(file.metadata, file.where)
-    if stored is not None:
-        return replace(found, alpha=stored * found.rank), "the header of the file"
-    if config is not None and config.lora is not None:
-        return replace(found, alpha=config.lora.alpha), "lora_config"
+        stored = lora.peft_alpha(file.metadata, found.rank, file.where)
+        return replace(found, alpha=stored), "the header of the file"
+    if lora.stored_scale(file.metadata, file.where) is not None:
+        stored = float(file.metadata[lora.ALPHA_KEY])
+        return replace(found, alpha=stored), "the header of the file"
+    told = config.lora if config is not None and config.lora is not None else beside
+    if told is not None:
+        return replace(found, alpha=told.alpha), "lora_config"
     return found, "nothing: taken as 1, upstream's default (--lora-alpha names another)"

@@ -167,12 +167,20 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _tag(path: Path) -> str:
-    """The folder that `latest` names: a step, or the word release."""
-    tag = (path / SAT_TAG_FILE).read_text().strip()
+    return sat_tag((path / SAT_TAG_FILE).read_text(), str(path / SAT_TAG_FILE))
+
+
+def sat_tag(content: str, where: str) -> str:
+    """The folder that the content of `latest` names: a step, or the word release.
+
+    Raises:
+        WeightsError: it is neither.
+    """
+    tag = content.strip()
     if tag != "release" and not (tag.isdigit() and int(tag) > 0):
         raise WeightsError(
             f"{SAT_TAG_FILE} says {tag!r}, which is neither a positive number nor 'release'",
-            where=str(path / SAT_TAG_FILE),
+            where=where,
             mend="an interrupted save leaves this behind: write the number of a complete folder "
             "into it, or name that folder itself",
         )

@@ -70,11 +70,8 @@ def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Pat
     config = _network_config(record, storage.url)
     if request.kind == "auto":
         request = replace(request, kind="safetensors" if config.lora is None else "lora")
+    tensors = _weights(storage, ref, request, cache_dir)
     with tempfile.TemporaryDirectory() as folder:
-        with open_checkpoint(storage, ref) as checkpoint:
-            tensors = read_weights(checkpoint, request.weights)
-        if request.kind != "lora":  # the pairs are trained: no need to fetch what was frozen
-            tensors = _complete(tensors, config, _text(record["args"].get("load")), cache_dir)
         files = write_export(Path(folder), tensors, config, request)
         target = storage if out is None else open_storage(out)
         prefix = export_folder(ref.step) if out is None else ""
@@ -85,6 +82,37 @@ def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Pat
             written.append(f"{target.url}/{key}")
     log.info("exported", extra={"checkpoint": ref.name, "files": written})
     return written
+
+
+def run_weights(url: str, request: ExportRequest, cache_dir: Path) -> dict[str, Tensor]:
+    """Every tensor of a run's network by our names, as `request` chooses them.
+
+    Raises:
+        InputMissingError: no such run, or it has no complete checkpoint of that step.
+    """
+    storage = open_storage(url)
+    return _weights(storage, _checkpoint_ref(storage, request.step), request, cache_dir)
+
+
+def run_model_section(url: str) -> dict[str, object]:
+    """The `model` section that a run's last attempt had, merged, as plain values.
+
+    Raises:
+        InputMissingError: there is no run.
+    """
+    return dict(_run_record(open_storage(url))["model"])
+
+
+def _weights(
+    storage: Storage, ref: CheckpointRef, request: ExportRequest, cache_dir: Path
+) -> dict[str, Tensor]:
+    with open_checkpoint(storage, ref) as checkpoint:
+        tensors = read_weights(checkpoint, request.weights)
+    if request.kind == "lora":  # the pairs are trained: no need to fetch what was frozen
+        return tensors
+    record = _run_record(storage)
+    config = _network_config(record, storage.url)
+    return _complete(tensors, config, _text(record["args"].get("load")), cache_dir)
 
 
 def read_weights(checkpoint: Checkpoint, kind: str) -> dict[str, Tensor]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import app.errors
 from app import __version__
 from app.checkpoint.attempts import Attempt, begin_attempt, end_attempt, note_resumed
 from app.checkpoint.catalog import find_newest
@@ -20,8 +19,8 @@ from app.checkpoint.json_file import canonical_json
 from app.checkpoint.layout import COMPLETE, RUN, CheckpointRef, config_key, run_url
 from app.config.schema.run import RunConfig
 from app.config.snapshot import digest, masked, snapshot
-from app.distributed.collectives import broadcast_json
-from app.errors import CogvxError, ConfigError, ConfigErrors
+from app.distributed.agreement import on_rank_zero
+from app.errors import CogvxError, ConfigError
 from app.storage.objects import ObjectMissingError, Storage
 from app.storage.opening import open_storage
 
@@ -60,35 +59,6 @@ def open_run(config: RunConfig, rank: int, world: Mapping[str, int]) -> RunFolde
     assert isinstance(found, dict)
     newest = CheckpointRef.parse(found["newest"]) if found["newest"] else None
     return RunFolder(storage, Attempt(**found["attempt"]), newest, digest(text))
-
-
-def on_rank_zero(rank: int, work: Callable[[], Any]) -> Any:
-    """What `work` gives on rank 0, on every rank; so is a CogvxError that it raises there."""
-    answer: object = None
-    if rank == 0:
-        try:
-            answer = {"result": work()}
-        except CogvxError as error:
-            answer = {"error": [_public_name(error), error.what, error.where, error.mend]}
-    answer = broadcast_json(answer)
-    assert isinstance(answer, dict)
-    if "error" in answer:
-        name, what, where, mend = answer["error"]
-        raise _PUBLIC_ERRORS[name](what, where=where, mend=mend)
-    return answer["result"]
-
-
-# The errors that every rank can make anew from three texts, by name.
-_PUBLIC_ERRORS: dict[str, type[CogvxError]] = {
-    name: kind
-    for name, kind in vars(app.errors).items()
-    if isinstance(kind, type) and issubclass(kind, CogvxError) and kind is not ConfigErrors
-}
-
-
-def _public_name(error: CogvxError) -> str:
-    """The nearest class of app.errors: it has the exit code, wherever the leaf was defined."""
-    return next(kind.__name__ for kind in type(error).__mro__ if kind in _PUBLIC_ERRORS.values())
 
 
 def finish_run(run: RunFolder, step: int) -> None:

@@ -162,7 +162,7 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
         ([*TINY, "--no-such-flag"], 2, "--no-such-flag"),
         ([*TINY, "data.params.num_frame=9"], 78, "did you mean 'num_frames'"),
         ([*TINY, "args.save=null"], 78, "'save' is missing"),
-        ([*TINY, "--mode", "inference"], 78, "not built yet"),
+        ([*TINY, "--mode", "inference"], 78, "it does not train"),
     ],
 )
 def test_mistakes_are_found_before_torch_is_imported(

@@ -41,11 +41,11 @@ def test_placeholder_in_the_text_encoder_is_found() -> None:
     assert any(key in line for line in reasons(*TINY, f"{key}='{{your t5}}'"))
 
 
-def test_sampling_is_refused_by_name() -> None:
+def test_a_configuration_of_sampling_is_not_trained() -> None:
     found = reasons(*base("cogvideox_2b", "inference"), "--load", "weights")
 
     assert found == [
-        "sampling from prompts (mode: inference) is not built yet | args.mode in "
+        "mode: inference samples from prompts, it does not train | args.mode in "
         + (base("inference")[1])
     ]
 

@@ -7,10 +7,10 @@ import os
 
 import torch
 
+from app.distributed.agreement import on_rank_zero
 from app.distributed.groups import process_groups
 from app.distributed.rank import RankInfo
 from app.errors import CogvxError
-from app.run.run_folder import on_rank_zero
 from app.storage.objects import ObjectMissingError
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from app.distributed.agreement import on_rank_zero
 from app.errors import ConfigError, ConfigErrors, RetryableError
-from app.run.run_folder import RunFolder, close_attempt, finish_run, on_rank_zero, open_run
+from app.run.run_folder import RunFolder, close_attempt, finish_run, open_run
 from app.storage.local import LocalStorage
 from app.storage.objects import ObjectMissingError
 from tests.distributed.gang import outputs, run_gang

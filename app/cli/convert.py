@@ -1,0 +1,178 @@
+"""`cogvx convert SRC DST`: weights from one layout into another."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.cli import output
+from app.errors import UsageError
+
+if TYPE_CHECKING:
+    from app.run.convert import ConvertReport, ConvertRequest
+
+GIB = 2**30
+
+EXAMPLES = """examples:
+  cogvx convert CogVideoX-5b ./5b-sat --to sat --layout v1 --verify
+  cogvx convert ckpts/my-run ./my-run-diffusers --to diffusers --base configs/cogvideox_2b.yaml
+  cogvx convert s3://runs/disney ./disney-lora --to lora --fold-scale
+  cogvx convert 5b-sat/transformer s3://models/5b --to diffusers --part pipeline \\
+      --vae 5b-sat/vae/3d-vae.pt --t5 t5-v1_1-xxl --dtype bf16
+  cogvx convert 5b-sat/vae/3d-vae.pt ./vae --to diffusers --part vae \\
+      --base configs/cogvideox_5b.yaml
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="what to read, local or s3://: a SAT checkpoint (folder or file, tensor-parallel "
+        "shards, training checkpoint, LoRA), a diffusers transformer or pipeline, a file of ours, "
+        "a PEFT LoRA, or a run (<save>/<run id>, or one of its checkpoints)",
+    )
+    parser.add_argument(
+        "target",
+        metavar="DST",
+        help="folder to write, local or s3://; for --to lora and --part vae also a file name "
+        "(.safetensors, .pt)",
+    )
+    parser.add_argument("--to", required=True, choices=("sat", "diffusers", "lora"))
+    parser.add_argument(
+        "--part",
+        choices=("transformer", "pipeline", "vae"),
+        default="transformer",
+        help="pipeline: transformer, VAE, scheduler, text encoder and tokenizer (default: "
+        "%(default)s)",
+    )
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: as it is")
+    _configure_source(parser)
+    _configure_target(parser)
+    parser.epilog = EXAMPLES
+
+
+def _configure_source(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what the source does not say itself")
+    group.add_argument(
+        "--base",
+        nargs="+",
+        default=[],
+        metavar="YAML",
+        help="files of its model; needed for sizes that no released model has",
+    )
+    group.add_argument("--lora-alpha", type=float, help="alpha of the LoRA pairs in it")
+    group.add_argument("--vae", help="3d-vae.pt or a diffusers VAE, for --part pipeline")
+    group.add_argument("--t5", help="folder of the text encoder and its tokenizer, likewise")
+    group.add_argument("--step", type=int, help="of a run's checkpoint (default: the newest)")
+    group.add_argument("--weights", choices=("master", "ema"), default="master", help="of a run")
+
+
+def _configure_target(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how to write it")
+    group.add_argument(
+        "--layout",
+        choices=("head", "v1"),
+        default="head",
+        help="shape of the patch weight in SAT: v1 for upstream's code of 1.0, head for its "
+        "newest (default: %(default)s)",
+    )
+    group.add_argument(
+        "--shards", type=int, default=1, metavar="N", help="tensor-parallel ranks of a SAT folder"
+    )
+    group.add_argument(
+        "--max-shard-gib",
+        type=float,
+        default=5.0,
+        metavar="GIB",
+        help="larger safetensors are cut into files with an index (default: %(default)g)",
+    )
+    group.add_argument(
+        "--fold-scale",
+        action="store_true",
+        help="multiply B of LoRA pairs so that alpha = r (--to lora: for tools that ignore "
+        "alpha) or alpha = 1 (--to sat: as stock model files have it)",
+    )
+    group.add_argument("--scheduler", choices=("dpm", "ddim"), help="of a pipeline")
+    group.add_argument("--overwrite", action="store_true", help="replace weights in DST")
+    group.add_argument(
+        "--verify",
+        action="store_true",
+        help="read back what was written, compare every tensor, and run one forward of both",
+    )
+    group.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; print what was written and what the comparison found."""
+    from app.run.convert import convert
+
+    if args.shards < 1 or args.max_shard_gib <= 0:
+        raise UsageError(
+            "--shards and --max-shard-gib must be above zero",
+            where="cogvx convert",
+            mend="leave them out for one SAT file and files of 5 GiB",
+        )
+    with tempfile.TemporaryDirectory() as cache:
+        report = convert(args.source, args.target, request_of(args), Path(cache), output.note)
+    if args.json:
+        output.as_json(as_dict(report))
+    else:
+        _show(report)
+    return 0
+
+
+def request_of(args: argparse.Namespace) -> ConvertRequest:
+    """The request that the flags make."""
+    from app.conversion.export import SatForm
+    from app.run.convert import ConvertRequest
+    from app.run.convert_source import SourceRequest
+
+    return ConvertRequest(
+        to=args.to,
+        part=args.part,
+        form=SatForm(layout=args.layout, shards=args.shards),
+        dtype=args.dtype,
+        max_shard_bytes=int(args.max_shard_gib * GIB),
+        fold_scale=args.fold_scale,
+        scheduler=args.scheduler,
+        verify=args.verify,
+        overwrite=args.overwrite,
+        source=SourceRequest(
+            base=tuple(args.base),
+            alpha=args.lora_alpha,
+            step=args.step,
+            weights=args.weights,
+            vae=args.vae,
+            t5=args.t5,
+        ),
+    )
+
+
+def as_dict(report: ConvertReport) -> dict[str, object]:
+    """The report for JSON."""
+    return {
+        "network": report.network,
+        "files": report.files,
+        "verified": {part: verdict.as_dict() for part, verdict in report.verified.items()},
+        "notes": report.notes,
+    }
+
+
+def _show(report: ConvertReport) -> None:
+    if report.network:
+        known = {name: value for name, value in report.network.items() if value is not None}
+        output.facts("source", known)
+    for note in report.notes:
+        output.note(note)
+    for file in report.files:
+        output.line(file)
+    for part, verdict in report.verified.items():
+        output.line(
+            f"verified {part}: {verdict.tensors} tensors equal {verdict.compared}, max difference "
+            f"{verdict.max_difference:g}; {verdict.forward}: max difference "
+            f"{verdict.forward_max_difference:g}"
+        )

@@ -1,0 +1,123 @@
+"""`cogvx sample`: videos from prompts.
+
+Started by torchrun, by `cogvx launch` or alone it samples in this process; on a machine with
+several GPUs (or with `--nproc-per-node`) it starts one process for each and waits for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from app.cli import output
+from app.cli.train import all_ranks, started_by_us
+from app.config.command_line import add_arguments, own_parser, read_command_line
+from app.config.load import config_of
+from app.config.runnable import check_samplable
+from app.config.schema.run import RunConfig
+from app.registry import TARGETS
+
+EXAMPLES = """examples:
+  cogvx sample --base configs/cogvideox_5b.yaml configs/inference.yaml --load WEIGHTS \\
+    --prompt "A red tram climbs a steep street" --size 480x720 --num-frames 49 --out samples
+  cogvx sample --run s3://runs/disney --weights ema --input-type txt --input-file prompts.txt
+  cogvx sample --base i2v.yaml --load W --prompt "The boat leaves" --image boat.png --out s3://b/x
+  echo "a cat" | cogvx sample --base 5b.yaml --load W --input-type cli
+"""
+INFERENCE = "args.mode=inference"
+
+
+def make_sample_parser() -> argparse.ArgumentParser:
+    """The options that only this command has."""
+    parser = own_parser("cogvx sample")
+    own = parser.add_argument_group("this command")
+    own.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
+    own.add_argument("--image", metavar="URL", help="first frame, for image-to-video with --prompt")
+    own.add_argument("--size", metavar="HxW", help="pixels; replaces sampling_image_size")
+    own.add_argument(
+        "--num-frames", type=int, metavar="N", help="frames, 4k + 1; replaces sampling_num_frames"
+    )
+    own.add_argument("--out", metavar="URL", help="folder or s3:// prefix; replaces output_dir")
+    own.add_argument("--run", metavar="URL", help="sample from a run of ours: <save>/<run id>")
+    own.add_argument("--step", type=int, help="of the run's checkpoint (default: the newest)")
+    own.add_argument("--weights", choices=("master", "ema"), help="of the run (default: master)")
+    own.add_argument("--lora", metavar="URL", help="a LoRA file (PEFT or ours) on top")
+    own.add_argument("--save-latents", action="store_true", help="keep the latents as well")
+    own.add_argument("--overwrite", action="store_true", help="make samples that exist again")
+    own.add_argument("--json", action="store_true", help="print the samples as JSON")
+    return parser
+
+
+def run_words(words: Sequence[str]) -> int:
+    """Run the command; return the exit code."""
+    if any(word in ("-h", "--help") for word in words):
+        parser = make_sample_parser()
+        add_arguments(parser)
+        output.line(parser.format_help())
+        output.line(EXAMPLES)
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        words = _completed(words, Path(scratch))
+        line = read_command_line(words, make_sample_parser())
+        config = config_of(line, TARGETS)
+        check_samplable(config, has_run=line.own["run"] is not None)
+        processes = started_by_us(config, os.environ)
+        if processes is not None:
+            return _in_processes(words, processes, config, line.own, Path(scratch))
+        return _in_this_process(words, bool(line.own["json"]))
+
+
+def _completed(words: Sequence[str], scratch: Path) -> list[str]:
+    """The words with what the command implies: mode, output and the model of a run."""
+    line = read_command_line(words, make_sample_parser())
+    words = list(words)
+    if line.own["out"] is not None:
+        words.append(f"args.output_dir={line.own['out']}")
+    if line.own["run"] is not None and not line.flags.get("base"):
+        from app.run.sample import model_file_of_run
+
+        words += ["--base", str(model_file_of_run(line.own["run"], scratch))]
+    return [*words, INFERENCE]
+
+
+def _in_processes(
+    words: Sequence[str],
+    variables: Mapping[str, str],
+    config: RunConfig,
+    own: Mapping[str, object],
+    scratch: Path,
+) -> int:
+    """One process for each GPU; what is typed here is read here, for all of them."""
+    words = list(words)
+    if config.arguments["input_type"] == "cli" and not own["prompt"]:
+        path = scratch / "prompts.txt"
+        path.write_text(sys.stdin.read(), encoding="utf-8")
+        words += ["args.input_type=txt", f"args.input_file={path}"]
+    return all_ranks("sample", words, variables)
+
+
+def _in_this_process(words: Sequence[str], as_json: bool) -> int:
+    from app.run.sample import sample_words
+
+    with output.progress("sampling", total=0) as bar:
+
+        def watch(done: int, total: int, what: str) -> None:
+            bar.update(bar.task_ids[0], completed=done, total=total, description=what)
+
+        found = sample_words(words, make_sample_parser(), sys.stdin, watch)
+    if not found:
+        return 0  # another rank tells
+    if as_json:
+        output.as_json(found)
+        return 0
+    for record in found["samples"]:
+        for file in record["files"]:
+            output.line(f"{found['url']}/{file}")
+    for name in found["files"]:
+        output.line(f"{found['url']}/{name}")
+    output.note(f"{found['made']} samples made, {found['skipped']} were there already")
+    return 0

@@ -1,0 +1,50 @@
+"""One rank works, all ranks know: its result, or the error that it met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import app.errors
+from app.distributed.collectives import broadcast_json
+from app.errors import CogvxError, ConfigErrors
+
+
+def on_rank_zero(rank: int, work: Callable[[], Any]) -> Any:
+    """What `work` gives on rank 0, as JSON gives it back, on every rank.
+
+    Raises:
+        CogvxError: on every rank, the one that `work` raised on rank 0.
+    """
+    answer: object = None
+    if rank == 0:
+        try:
+            answer = {"result": work()}
+        except CogvxError as error:
+            answer = {"error": told(error)}
+    answer = broadcast_json(answer)
+    assert isinstance(answer, dict)
+    if "error" in answer:
+        raise heard(answer["error"])
+    return answer["result"]
+
+
+def told(error: CogvxError) -> list[str]:
+    """An error as texts that JSON can carry."""
+    # The nearest class of app.errors: it has the exit code, wherever the leaf was defined.
+    kinds = (kind for kind in type(error).__mro__ if kind in _PUBLIC_ERRORS.values())
+    return [next(kinds).__name__, error.what, error.where, error.mend]
+
+
+def heard(texts: Sequence[str]) -> CogvxError:
+    """The error of `told`, made anew."""
+    name, what, where, mend = texts
+    return _PUBLIC_ERRORS[name](what, where=where, mend=mend)
+
+
+# The errors that every rank can make anew from three texts, by name.
+_PUBLIC_ERRORS: dict[str, type[CogvxError]] = {
+    name: kind
+    for name, kind in vars(app.errors).items()
+    if isinstance(kind, type) and issubclass(kind, CogvxError) and kind is not ConfigErrors
+}

@@ -1,0 +1,216 @@
+"""What `cogvx sample` is asked for: sizes, prompts and places, checked before weights are read.
+
+Torch-free: a wrong size or a missing prompt is found at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.config.schema.model import DiTConfig
+from app.config.schema.run import RunConfig
+from app.config.schema.vae import VAEConfig
+from app.errors import ConfigError, InputMissingError, UsageError
+from app.evaluation.prompts import Prompt, read_prompts
+
+LARGEST = (768, 1360)  # rows, columns of CogVideoX1.5, whose position table allows more
+COMMAND_LINE = "the command line"
+_SIZE = re.compile(r"(\d+)\s*[xX,]\s*(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnOptions:
+    """Options that only `cogvx sample` has; None and empty where they were not given."""
+
+    prompts: tuple[str, ...] = ()
+    image: str | None = None
+    size: str | None = None
+    num_frames: int | None = None
+    lora: str | None = None
+    run: str | None = None
+    step: int | None = None
+    weights: str = "master"
+    save_latents: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSize:
+    """Of every video of the run.
+
+    Attributes:
+        latent_frames: without padding; the video has rate * (latent_frames - 1) + 1 frames.
+        rows, columns: pixels. For image-to-video with 1.5, `rows` and `columns` follow the
+            image, and `short_side` is what is kept.
+    """
+
+    latent_frames: int
+    rows: int
+    columns: int
+
+    @property
+    def short_side(self) -> int:
+        return min(self.rows, self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """Everything about the videos but the weights."""
+
+    size: VideoSize
+    per_prompt: int
+    fps: int
+    seed: int
+    out: str
+    with_images: bool
+    keeps_latents: bool
+    decodes: bool
+    overwrite: bool
+
+
+def request_of(config: RunConfig, own: OwnOptions) -> SampleRequest:
+    """The request of a configuration and the command's own options.
+
+    Raises:
+        ConfigError: a size that this model cannot have.
+    """
+    assert config.model is not None, "checked before"
+    arguments = config.arguments
+    with_images = config.model.network.params.in_channels > config.model.network.params.out_channels
+    asked = bool(arguments["image2video"])
+    if asked and not with_images:
+        raise ConfigError(
+            "image2video is set, but the network takes no image",
+            where="args.image2video and model.network_config.params.in_channels",
+            mend="use the configuration of an image-to-video model, or leave image2video out",
+        )
+    only_latents = bool(arguments["only_save_latents"])
+    return SampleRequest(
+        size=_size(config, own),
+        per_prompt=int(str(arguments["batch_size"])),
+        fps=int(str(arguments["sampling_fps"])),
+        seed=int(str(arguments["seed"])),
+        out=str(arguments["output_dir"]),
+        with_images=with_images,
+        keeps_latents=only_latents or own.save_latents,
+        decodes=not only_latents,
+        overwrite=own.overwrite,
+    )
+
+
+def prompts_of(
+    config: RunConfig, own: OwnOptions, typed: Iterable[str], *, with_images: bool
+) -> Iterable[Prompt]:
+    """The prompts, from the options, a file, or typed lines; lazy for the last.
+
+    Raises:
+        InputMissingError: the file is not there.
+        UsageError: an image is given without a prompt, or is needed and not given.
+    """
+    if own.prompts:
+        return _from_options(own, with_images=with_images)
+    if own.image is not None:
+        raise UsageError(
+            "--image needs --prompt", where=COMMAND_LINE, mend="add --prompt 'what happens'"
+        )
+    if config.arguments["input_type"] == "cli":
+        return read_prompts(typed, "standard input", with_images=with_images)
+    name = str(config.arguments["input_file"])
+    path = Path(name)
+    if not path.is_file():
+        raise InputMissingError(
+            "there is no such file of prompts",
+            where=f"args.input_file: {name}",
+            mend="write one prompt per line into it, or give --prompt TEXT",
+        )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = list(read_prompts(lines, name, with_images=with_images))
+    if not found:
+        raise InputMissingError(
+            "the file of prompts has no prompt", where=name, mend="write one prompt per line"
+        )
+    return found
+
+
+def _from_options(own: OwnOptions, *, with_images: bool) -> Sequence[Prompt]:
+    if own.image is None:
+        return list(read_prompts(own.prompts, "--prompt", with_images=with_images))
+    if not with_images:
+        raise UsageError(
+            "--image is given, but the model makes videos from text alone",
+            where=COMMAND_LINE,
+            mend="leave --image out, or use the configuration of an image-to-video model",
+        )
+    return [Prompt(i, text.strip(), own.image) for i, text in enumerate(own.prompts)]
+
+
+def _size(config: RunConfig, own: OwnOptions) -> VideoSize:
+    assert config.model is not None
+    network = config.model.network.params
+    stride = _space_stride(config)
+    rows, columns = (min(a, b * stride) for a, b in zip(LARGEST, _native(network), strict=True))
+    if own.size is not None:
+        match = _SIZE.fullmatch(own.size.strip())
+        if match is None:
+            raise UsageError(
+                f"--size '{own.size}' is not two numbers",
+                where=COMMAND_LINE,
+                mend="write rows x columns in pixels: --size 480x720",
+            )
+        rows, columns = int(match[1]), int(match[2])
+    elif _was_given(config, "sampling_image_size"):
+        given = config.arguments["sampling_image_size"]
+        assert isinstance(given, list | tuple)
+        rows, columns = (int(side) for side in given)
+    step_rows, step_columns = stride * network.patch.rows, stride * network.patch.columns
+    _check_side("rows", rows, step_rows)
+    _check_side("columns", columns, step_columns)
+    return VideoSize(_latent_frames(config, own, network), rows, columns)
+
+
+def _latent_frames(config: RunConfig, own: OwnOptions, network: DiTConfig) -> int:
+    """Latent frames without padding."""
+    rate = network.time_compressed_rate
+    if own.num_frames is not None:
+        if own.num_frames < 1 or (own.num_frames - 1) % rate:
+            shorter = max(1, (own.num_frames - 1) // rate * rate + 1)
+            raise ConfigError(
+                f"{own.num_frames} frames are not {rate}k + 1",
+                where="--num-frames",
+                mend=f"use {shorter} or {shorter + rate}",
+            )
+        return (own.num_frames - 1) // rate + 1
+    if not _was_given(config, "sampling_num_frames"):
+        return (network.num_frames - 1) // rate + 1
+    asked = int(str(config.arguments["sampling_num_frames"]))
+    # The original counts what the network sees: 22 for the 81 frames (21 latents) of 1.5.
+    return asked - 1 if network.patch.frames > 1 and asked % network.patch.frames == 0 else asked
+
+
+def _native(network: DiTConfig) -> tuple[int, int]:
+    return network.latent_height, network.latent_width
+
+
+def _space_stride(config: RunConfig) -> int:
+    assert config.model is not None
+    first_stage = config.model.first_stage.params
+    if isinstance(first_stage, VAEConfig):
+        return int(2 ** (len(first_stage.encoder.ch_mult) - 1))
+    return 8
+
+
+def _was_given(config: RunConfig, name: str) -> bool:
+    return config.origins.get(f"args.{name}", "default") != "default"
+
+
+def _check_side(name: str, size: int, multiple: int) -> None:
+    if size < multiple or size % multiple:
+        nearest = max(1, round(size / multiple)) * multiple
+        raise ConfigError(
+            f"{size} {name} of pixels are not a multiple of {multiple}",
+            where="--size, or args.sampling_image_size (rows, columns)",
+            mend=f"use {nearest}",
+        )
