@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -20,16 +19,18 @@ from app.config.schema.data import ShardDataConfig
 from app.data import frames
 from app.data.bad_clip import BadClipError
 from app.data.batch import Item
-from app.data.clip import ClipShape, caption_text, checked_caption, read_clip
+from app.data.clip import ClipShape, checked_caption, read_clip
 from app.data.decode import VideoFacts
 from app.data.frames import FrameWish, Selection
 from app.data.local_files import LocalFiles
 from app.data.manifest import ShardEntry, changed, fingerprint
 from app.data.settings import settings_from_args
+from app.data.shard_text import Records, TextRules, metadata, sidecar_name, sidecar_records
+from app.data.shard_text import caption as caption_of
 from app.data.shard_urls import parse_shard_path
 from app.data.source import EMPTY, RANDOM, SAT, SourceSettings
 from app.data.survey import Folder, SurveyRules, file_sha256, survey
-from app.data.tar_index import VIDEO, Member, index_digest, index_shard, read_json_object
+from app.data.tar_index import VIDEO, Member, index_digest, index_shard
 from app.errors import DataError
 from app.storage.objects import ObjectMissingError
 from app.storage.opening import open_storage
@@ -37,9 +38,6 @@ from app.storage.opening import open_storage
 log = logging.getLogger(__name__)
 
 OPEN_SHARDS = 64
-LARGEST_JSON_BYTES = 1 << 20
-SIDECAR_SUFFIX = ".meta.jsonl"
-ID_SEPARATOR = "-$#%@&"  # upstream looks the part before it up
 NAMES_SHOWN = 5
 
 
@@ -94,7 +92,8 @@ class ShardSource:
         )
         self._may_be_missing = settings.missing_captions == EMPTY or settings.caption_rule == SAT
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
-        self._sidecars: dict[int, Mapping[str, Mapping[str, object]]] = {}
+        self._sidecars: dict[int, Records] = {}
+        self._text = TextRules(params.txt_key, params.meta_names)
         self._lock = threading.Lock()
         self._check_captions()
 
@@ -128,9 +127,11 @@ class ShardSource:
             key = sample[VIDEO].key
             where = f"{shard.url}, sample {key}"
             try:
-                facts = self._metadata(which, shard, sample)
+                sidecar = partial(self._sidecar, which)
+                facts = metadata(sample, shard.read, sidecar, self._text)
                 caption = checked_caption(
-                    self._caption(shard, sample, facts), may_be_missing=self._may_be_missing
+                    caption_of(sample, shard.read, facts, self._text),
+                    may_be_missing=self._may_be_missing,
                 )
                 rule = partial(self._rule, facts, position)
                 video, count = read_clip(
@@ -224,43 +225,15 @@ class ShardSource:
                 self._open.popitem(last=False)
         return shard
 
-    def _metadata(
-        self, which: int, shard: OpenShard, sample: Mapping[str, Member]
-    ) -> Mapping[str, object]:
-        """Fields of the sample's JSON member, and above them those of the sidecar file."""
-        facts: dict[str, object] = {}
-        if "json" in sample:
-            where = f"{shard.url}, sample {sample[VIDEO].key}"
-            facts |= read_json_object(shard.read(sample["json"]), LARGEST_JSON_BYTES, where)
-        if "id" in sample:
-            name = caption_text(shard.read(sample["id"])).strip()
-            record = self._sidecar(which).get(name.partition(ID_SEPARATOR)[0], {})
-            wanted = self._params.meta_names or tuple(record)
-            facts |= {field: record[field] for field in wanted if field in record}
-        return facts
-
-    def _caption(
-        self, shard: OpenShard, sample: Mapping[str, Member], facts: Mapping[str, object]
-    ) -> str | None:
-        """The member named by txt_key, else that field of the metadata, else the .txt member."""
-        key = self._params.txt_key
-        if key in sample:
-            return caption_text(shard.read(sample[key]))
-        if facts.get(key) is not None:
-            return str(facts[key])
-        return caption_text(shard.read(sample["txt"])) if "txt" in sample else None
-
-    def _sidecar(self, which: int) -> Mapping[str, Mapping[str, object]]:
+    def _sidecar(self, which: int) -> Records:
         """Records of `name.meta.jsonl` beside `name.tar`, by their field `key`."""
         with self._lock:
             if which in self._sidecars:
                 return self._sidecars[which]
         place = self._places[which]
-        folder, _, base = place.shard.name.rpartition("/")
-        name = f"{folder}/" * bool(folder) + base.partition(".")[0] + SIDECAR_SUFFIX
         storage = self._folders[place.folder].storage
         try:
-            records = _records(storage.read_small(name))
+            records = sidecar_records(storage.read_small(sidecar_name(place.shard.name)))
         except ObjectMissingError:
             records = {}
         with self._lock:
@@ -303,21 +276,6 @@ def _check_content(url: str, entry: ShardEntry, path: Path) -> None:
         raise changed(url, entry, "index", entry.index_sha256, digest)
     if entry.sha256 is not None and (found := file_sha256(path)) != entry.sha256:
         raise changed(url, entry, "sha256", entry.sha256, found)
-
-
-def _records(data: bytes) -> dict[str, Mapping[str, object]]:
-    """JSON lines by their `key`; lines that are not readable are counted and left out."""
-    records: dict[str, Mapping[str, object]] = {}
-    unreadable = 0
-    for line in data.splitlines():
-        try:
-            record = json.loads(line)
-            records[str(record["key"])] = record
-        except (ValueError, KeyError, TypeError):
-            unreadable += bool(line.strip())
-    if unreadable:
-        log.warning("lines of a sidecar file are not readable", extra={"lines": unreadable})
-    return records
 
 
 def _number(facts: Mapping[str, object], name: str) -> float | None:

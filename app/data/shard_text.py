@@ -1,0 +1,87 @@
+"""Captions and metadata of a shard's samples: members of the tar, and upstream's sidecar file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from app.data.bad_clip import BadClipError
+from app.data.clip import caption_text
+from app.data.tar_index import Member, read_json_object
+from app.errors import DataError
+
+log = logging.getLogger(__name__)
+
+LARGEST_JSON_BYTES = 1 << 20
+SIDECAR_SUFFIX = ".meta.jsonl"
+ID_SEPARATOR = "-$#%@&"  # upstream looks the part before it up
+Records = Mapping[str, Mapping[str, object]]
+ReadMember = Callable[[Member], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """Which names a dataset uses: the caption's key, and fields of the sidecar (empty: all)."""
+
+    txt_key: str = "caption"
+    meta_names: Sequence[str] = ()
+
+
+def metadata(
+    sample: Mapping[str, Member], read: ReadMember, sidecar: Callable[[], Records], rules: TextRules
+) -> Mapping[str, object]:
+    """Fields of the sample's JSON member, and above them those of the sidecar file.
+
+    Raises:
+        BadClipError: the JSON member is not a readable object.
+    """
+    facts: dict[str, object] = {}
+    if "json" in sample:
+        try:
+            facts |= read_json_object(read(sample["json"]), LARGEST_JSON_BYTES, "")
+        except DataError as problem:
+            raise BadClipError("bad_metadata", problem.what) from problem
+    if "id" in sample:
+        name = caption_text(read(sample["id"])).strip()
+        record = sidecar().get(name.partition(ID_SEPARATOR)[0], {})
+        wanted = rules.meta_names or tuple(record)
+        facts |= {field: record[field] for field in wanted if field in record}
+    return facts
+
+
+def caption(
+    sample: Mapping[str, Member], read: ReadMember, facts: Mapping[str, object], rules: TextRules
+) -> str | None:
+    """The member named by txt_key, else that field of the metadata, else the .txt member.
+
+    Raises:
+        BadClipError: the member is too long or not UTF-8.
+    """
+    if rules.txt_key in sample:
+        return caption_text(read(sample[rules.txt_key]))
+    if facts.get(rules.txt_key) is not None:
+        return str(facts[rules.txt_key])
+    return caption_text(read(sample["txt"])) if "txt" in sample else None
+
+
+def sidecar_name(shard: str) -> str:
+    """`a/x-000.tar` -> `a/x-000.meta.jsonl`: up to the first dot of the file name."""
+    folder, _, base = shard.rpartition("/")
+    return f"{folder}/" * bool(folder) + base.partition(".")[0] + SIDECAR_SUFFIX
+
+
+def sidecar_records(data: bytes) -> Records:
+    """JSON lines by their `key`; lines that are not readable are counted and left out."""
+    records: dict[str, Mapping[str, object]] = {}
+    unreadable = 0
+    for line in data.splitlines():
+        try:
+            record = json.loads(line)
+            records[str(record["key"])] = record
+        except (ValueError, KeyError, TypeError):
+            unreadable += bool(line.strip())
+    if unreadable:
+        log.warning("lines of a sidecar file are not readable", extra={"lines": unreadable})
+    return records
