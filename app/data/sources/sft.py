@@ -19,6 +19,7 @@ from app.data.clip import ClipShape, caption_text, checked_caption, read_clip
 from app.data.decode import VideoFacts
 from app.data.frames import FrameWish, Selection
 from app.data.local_files import LocalFiles
+from app.data.originals import Original, identity_of, version_of
 from app.data.settings import settings_from_args
 from app.data.source import EMPTY, RANDOM, SAT, SourceSettings
 from app.errors import DataError, InputMissingError
@@ -86,6 +87,20 @@ class SFTSource:
     def caption(self, index: int) -> str:
         """The caption of a sample, as training uses it."""
         return self._captions.read(self.keys[index])
+
+    def name(self, index: int) -> str:
+        return self.keys[index]
+
+    def identity(self, index: int) -> str:
+        key = self.keys[index]
+        return identity_of(version_of(self._files.entries[key]), self._captions.version(key))
+
+    def original(self, index: int) -> Original:
+        key = self.keys[index]
+        try:
+            return Original(self._files.read(key), self.caption(index))
+        except BadClipError as problem:
+            raise problem.named(f"{self._storage.url}/{key}") from problem
 
     def read(self, index: int, position: int) -> Item:
         key = self.keys[index]
@@ -170,6 +185,17 @@ class CaptionFiles:
                 raise BadClipError("empty_caption", "its caption file is empty")
             return lines[0]
         return checked_caption(text, may_be_missing=self._may_be_missing)
+
+    def version(self, key: str) -> tuple[object, ...]:
+        """What tells the caption file of a video from its next version."""
+        if self._sat and not is_remote(self._root):
+            path = Path(sat_label_path(f"{self._root}/{key}"))
+            if not path.is_file():
+                return ()
+            found = path.stat()
+            return found.st_size, found.st_mtime
+        label = sat_label_path(key) if self._sat else label_key(key)
+        return version_of(self._entries.get(label))
 
     def _problem(self, key: str) -> str | None:
         """What is wrong with the caption of a video, if that can be told cheaply."""

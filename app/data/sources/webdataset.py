@@ -24,6 +24,7 @@ from app.data.decode import VideoFacts
 from app.data.frames import FrameWish, Selection
 from app.data.local_files import LocalFiles
 from app.data.manifest import ShardEntry, changed, fingerprint
+from app.data.originals import Original, identity_of, version_of
 from app.data.settings import settings_from_args
 from app.data.shard_text import Records, TextRules, metadata, sidecar_name, sidecar_records
 from app.data.shard_text import caption as caption_of
@@ -118,6 +119,29 @@ class ShardSource:
     def fingerprint(self) -> str:
         return fingerprint((str(place.folder), place.shard) for place in self._places)
 
+    def name(self, index: int) -> str:
+        which, offset = self._place(index)
+        place = self._places[which]
+        return f"{self._folders[place.folder].storage.url}/{place.shard.name}#{offset}"
+
+    def identity(self, index: int) -> str:
+        place = self._places[self._place(index)[0]]
+        entries = self._folders[place.folder].entries
+        content = place.shard.sha256 or version_of(entries.get(place.shard.name))
+        sidecar = version_of(entries.get(sidecar_name(place.shard.name)))
+        names = (self._text.txt_key, *self._text.meta_names)
+        return identity_of(content, place.shard.index_sha256, sidecar, names)
+
+    def original(self, index: int) -> Original:
+        which, offset = self._place(index)
+        shard = self._shard(which)
+        sample = shard.samples[offset]
+        try:
+            caption = self._words(which, shard, sample)[1]
+        except BadClipError as problem:
+            raise problem.named(f"{shard.url}, sample {sample[VIDEO].key}") from problem
+        return Original(shard.read(sample[VIDEO]), caption)
+
     def read(self, index: int, position: int) -> Item:
         which, offset = self._place(index)
         place = self._places[which]
@@ -127,12 +151,7 @@ class ShardSource:
             key = sample[VIDEO].key
             where = f"{shard.url}, sample {key}"
             try:
-                sidecar = partial(self._sidecar, which)
-                facts = metadata(sample, shard.read, sidecar, self._text)
-                caption = checked_caption(
-                    caption_of(sample, shard.read, facts, self._text),
-                    may_be_missing=self._may_be_missing,
-                )
+                facts, caption = self._words(which, shard, sample)
                 rule = partial(self._rule, facts, position)
                 video, count = read_clip(
                     shard.read(sample[VIDEO]), self._shape, rule, self._settings.decoders
@@ -224,6 +243,14 @@ class ShardSource:
             while len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
         return shard
+
+    def _words(
+        self, which: int, shard: OpenShard, sample: Mapping[str, Member]
+    ) -> tuple[Mapping[str, object], str]:
+        """Metadata and caption of a sample."""
+        facts = metadata(sample, shard.read, partial(self._sidecar, which), self._text)
+        caption = caption_of(sample, shard.read, facts, self._text)
+        return facts, checked_caption(caption, may_be_missing=self._may_be_missing)
 
     def _sidecar(self, which: int) -> Records:
         """Records of `name.meta.jsonl` beside `name.tar`, by their field `key`."""
