@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from app.distributed.rank import RankInfo
+from app.distributed.rank_group import ALONE, RankGroup
 from app.errors import CogvxError, ConfigError, RetryableError
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,13 @@ class ProcessGroups:
     rank: RankInfo
     device: torch.device
     store: dist.Store  # small values by key, shared by all ranks
+    tensor: RankGroup = ALONE  # the ranks that share our copy of the network
+    data: RankGroup | None = None  # those that hold our part of the other copies; None: all ranks
+
+    @property
+    def copies(self) -> RankGroup:
+        """One rank of each copy of the network: who shares the batch, and our number in it."""
+        return self.data or RankGroup(self.rank.rank, self.rank.world_size)
 
 
 @contextlib.contextmanager

@@ -77,6 +77,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def check_copies(world_size: int, size: int) -> None:
+    """Refuse a number of processes that networks shared by `size` each cannot use up.
+
+    Raises:
+        ConfigError: it is no multiple of `size`.
+    """
+    if world_size % size:
+        below = world_size // size * size
+        counts = f"{below} or {below + size}" if below else str(size)
+        raise ConfigError(
+            f"{world_size} processes cannot share networks by {size} each",
+            where="args.model_parallel_size and the number of processes (WORLD_SIZE)",
+            mend=f"start {counts} processes, or change model_parallel_size",
+        )
+
+
 def _from_openmpi(environment: Mapping[str, str]) -> dict[str, str]:
     names = {
         "RANK": "OMPI_COMM_WORLD_RANK",

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from app.config.schema.model import DiTConfig
+from app.distributed.rank_group import ALONE, enter
 from app.models.dit.rotary import Rotation, rotate
 
 BLOCK_NORM_EPS = 1e-5  # upstream asks for 1e-6 and runs with 1e-5 (upstream_differences.md, M12)
@@ -63,12 +64,16 @@ def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Full bidirectional attention over all tokens, no mask, scale 1/sqrt(d)."""
+    """Full bidirectional attention over all tokens, no mask, scale 1/sqrt(d).
+
+    `app.models.dit.parallel` divides the heads among the ranks of a group.
+    """
 
     def __init__(self, config: DiTConfig, place: Placement) -> None:
         super().__init__()
         width = config.hidden_size
-        self.num_heads = config.num_attention_heads
+        self.group = ALONE
+        self.num_heads = config.num_attention_heads  # of this rank
         self.q = nn.Linear(width, width, **place.options())
         self.k = nn.Linear(width, width, **place.options())
         self.v = nn.Linear(width, width, **place.options())
@@ -81,6 +86,7 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, rotation: Rotation | None) -> Tensor:
         """(B, S, h) -> (B, S, h); `rotation` (S, d) turns queries and keys."""
+        tokens = enter(tokens, self.group)
         q = self.norm_q(self._heads(self.q(tokens)))
         k = self.norm_k(self._heads(self.k(tokens)))
         v = self._heads(self.v(tokens))
@@ -99,6 +105,7 @@ class MLP(nn.Module):
     def __init__(self, config: DiTConfig, place: Placement) -> None:
         super().__init__()
         outer, inner = config.hidden_size, config.inner_hidden_size
+        self.group = ALONE  # the ranks that share the inner features
         self.up = nn.Linear(outer, inner, **place.options())
         self.down = nn.Linear(inner, outer, **place.options())
         self.gate = (
@@ -107,6 +114,7 @@ class MLP(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, S, h) -> (B, S, h)."""
+        tokens = enter(tokens, self.group)
         if self.gate is None:
             inner = nn.functional.gelu(self.up(tokens), approximate="tanh")
         else:

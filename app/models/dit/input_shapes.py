@@ -28,13 +28,6 @@ def check_sizes(config: DiTConfig) -> None:
             where=f"{WHERE}.hidden_size",
             mend="use a multiple of 16",
         )
-    if config.model_parallel_size != 1:
-        raise ConfigError(
-            f"model_parallel_size is {config.model_parallel_size}; this build has no tensor "
-            "parallelism",
-            where=f"{WHERE}.transformer_args.model_parallel_size",
-            mend="use 1, and ZeRO to share memory between GPUs",
-        )
 
 
 def checked_grid(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from app.config.schema.model import DiTConfig
+from app.distributed.rank_group import ALONE
 from app.errors import ShapeError
 from app.models.conditioning import Conditioning
 from app.models.dit.block import Block, Placement, Steering, layer_norm, make_norm, modulate
@@ -76,6 +77,7 @@ class DiffusionTransformer(nn.Module):
         check_sizes(config)
         place = Placement(device, dtype)
         self.config = config
+        self.group = ALONE  # the ranks that share this network
         self.patch = PatchEmbedding(config, place)
         self.position: PositionTable | None = None
         if has_table(config.position):

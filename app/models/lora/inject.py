@@ -38,8 +38,13 @@ def lora_layers(network: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 
 @torch.no_grad()
 def reset_lora(network: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Start all pairs anew: A uniform within 1/sqrt(inputs), drawn from `generator`; B zero."""
+    """Start all pairs anew: A uniform within 1/sqrt(inputs), drawn from `generator`; B zero.
+
+    Drawn on the CPU, and whole where ranks share a layer, so every layout starts the same.
+    """
     for _, layer in lora_layers(network):
-        bound = layer.in_features**-0.5
-        layer.lora_a.uniform_(-bound, bound, generator=generator)
+        bound = layer.whole_in_features**-0.5
+        whole = torch.empty(layer.rank, layer.whole_in_features, dtype=layer.lora_a.dtype)
+        whole.uniform_(-bound, bound, generator=generator)
+        layer.lora_a.copy_(layer.part_of_a(whole))
         layer.lora_b.zero_()

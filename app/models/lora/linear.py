@@ -40,11 +40,32 @@ class LoraLinear(nn.Linear):
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    @property
+    def whole_in_features(self) -> int:
+        """i of the whole layer, of which this may be a part."""
+        return self.in_features
+
+    def part_of_a(self, whole: Tensor) -> Tensor:
+        """What of a whole A (r, i) is this layer's."""
+        return whole
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., i) -> (..., o)."""
         dropped = nn.functional.dropout(x, self.dropout, self.training)
         low = nn.functional.linear(dropped, self.lora_a)
         return super().forward(x) + nn.functional.linear(low, self.lora_b) * self.scale
+
+    def plain(self) -> nn.Linear:
+        """A Linear on the same weight and bias, without the pair."""
+        linear = self._empty_plain()
+        linear.weight = self.weight
+        if self.bias is not None:
+            linear.bias = self.bias
+        return linear.train(self.training)
+
+    def _empty_plain(self) -> nn.Linear:
+        has_bias = self.bias is not None
+        return nn.Linear(self.in_features, self.out_features, has_bias, device="meta")
 
     def merged_weight(self) -> Tensor:
         """W + B A alpha/r (o, i): summed in fp32 or wider, then in the dtype of the weight."""

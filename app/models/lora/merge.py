@@ -21,15 +21,8 @@ def merge_lora(network: nn.Module) -> dict[str, LoraLinear]:
     """
     layers = dict(lora_layers(network))
     for name, layer in layers.items():
-        plain = nn.Linear(
-            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
-        )
         layer.weight.copy_(layer.merged_weight())
-        plain.weight = layer.weight
-        if layer.bias is not None:
-            plain.bias = layer.bias
-        plain.train(layer.training)
-        _replace(network, name, plain)
+        _replace(network, name, layer.plain())
     return layers
 
 

@@ -1,0 +1,84 @@
+"""A transformer that ranks share gives what one process gives: output and every gradient."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.distributed.gang import outputs, run_gang
+
+PEER = "tests/distributed/tensor_peer.py"
+TOLERANCE = 1e-5  # fp32; sums are taken in another order
+
+ON_TWO = (
+    "2b",
+    "5b",
+    "5b_i2v",
+    "1.5",
+    "1.5_i2v",
+    "5b:bare",
+    "2b:plain",
+    "2b:swiglu,rms",
+    "5b:recompute",
+    "5b:lora",
+    "2b:dropout",
+    "5b:dropout,recompute",
+    "1.5_i2v:second,swiglu",
+)
+ON_THREE = ("2b:six", "2b:thirty", "2b:six,swiglu,rms,recompute", "2b:six,dropout", "5b:six,lora")
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[tuple[int, str], list[dict[str, Any]]]:
+    """World size and case -> the reports of all ranks."""
+    reports: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for world, cases in ((2, ON_TWO), (3, ON_THREE)):
+        ended = run_gang([PEER, *cases], ranks=range(world), world_size=world)
+        for text in outputs(ended):
+            for report in json.loads(text):
+                reports.setdefault((world, report["case"]), []).append(report)
+    return reports
+
+
+@pytest.mark.parametrize(
+    ("world", "case"), [*((2, case) for case in ON_TWO), *((3, case) for case in ON_THREE)]
+)
+def test_output_and_gradients_are_those_of_one_process(
+    world: int, case: str, found: dict[tuple[int, str], list[dict[str, Any]]]
+) -> None:
+    reports = found[world, case]
+
+    assert len(reports) == world
+    for report in reports:
+        assert report["output"] <= TOLERANCE
+        assert report["gradient"] <= TOLERANCE, report["worst"]
+        assert report["shapes"]
+        assert report["bits"] == reports[0]["bits"]  # what is on every rank stays the same
+
+
+def test_merged_pairs_of_a_shared_network_give_the_same_output(
+    found: dict[tuple[int, str], list[dict[str, Any]]],
+) -> None:
+    reports = [r for both in found.values() for r in both if "merged" in r]
+
+    assert {report["case"] for report in reports} == {
+        "5b:lora",
+        "1.5_i2v:second,swiglu",
+        "5b:six,lora",
+    }
+    for report in reports:
+        assert report["merged"] <= TOLERANCE
+        assert report["unmerged"] <= TOLERANCE
+
+
+def test_each_rank_holds_its_part_of_the_wide_layers_only(
+    found: dict[tuple[int, str], list[dict[str, Any]]],
+) -> None:
+    # 2B-like with 30 heads of 16: attention and MLP are 12 h^2 of all parameters.
+    share = found[3, "2b:thirty"][0]["share"]
+
+    wide = 2 * 12 * 480**2
+    rest = 2 * (12 * 480 * 17 + 4 * 480) + 5 * 480 * 90
+    assert share == pytest.approx((wide / 3 + rest) / (wide + rest), abs=0.02)
