@@ -128,7 +128,10 @@ def survey(
     with files.locked():
         old = _read_manifest(storage.url, files)
         known = old.by_name()
-        asked = sorted(_wanted(storage.url, entries, set(known), patterns))
+        asked = sorted(wanted_shards(storage.url, entries, set(known), patterns))
+        for name in asked:
+            if name not in entries:
+                raise missing_shard(f"{storage.url}/{name}")
         wanted = list(dict.fromkeys(asked))
         fresh = _checked([known[name] for name in wanted if name in known], entries, storage, rules)
         new = [name for name in wanted if name not in fresh]
@@ -177,10 +180,16 @@ def describe(
     )
 
 
-def _wanted(
+def wanted_shards(
     url: str, entries: Mapping[str, Entry], known: set[str], patterns: Iterable[ShardPattern]
 ) -> list[str]:
-    """Names of the shards that the patterns stand for, each as often as it counts."""
+    """Names of the shards that the patterns stand for, each as often as it counts.
+
+    Named ones and those of the manifest (`known`) are among them even if they are not there.
+
+    Raises:
+        InputMissingError: a pattern stands for no shard.
+    """
     tars = sorted(known | {key for key in entries if key.endswith(SUFFIX)})
     found: list[str] = []
     for pattern in patterns:
@@ -199,9 +208,6 @@ def _wanted(
                 mend="check the path or prefix; shards are uncompressed .tar files",
             )
         found += names * pattern.repeat
-    for name in found:
-        if name not in entries:
-            raise missing_shard(f"{url}/{name}")
     return found
 
 

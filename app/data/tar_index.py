@@ -97,8 +97,21 @@ def index_shard(file: BinaryIO, size: int, where: str) -> ShardIndex:
     Raises:
         DataError: the file is no tar file, or was cut or damaged.
     """
+    index, damage = walk_shard(file, size)
+    if damage is not None:
+        raise _damaged(where, damage)
+    return index
+
+
+def walk_shard(file: BinaryIO, size: int) -> tuple[ShardIndex, str | None]:
+    """As `index_shard`, but a damaged shard gives what lies before the damage, and its kind.
+
+    The sample in which the damage lies is not among them.
+    """
     members: dict[str, dict[str, Member]] = {}
     bad: dict[str, str] = {}
+    damage: str | None = None
+    end = 0
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
@@ -107,19 +120,24 @@ def index_shard(file: BinaryIO, size: int, where: str) -> ShardIndex:
                 _add(info, members, bad)
             end = archive.offset
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as problem:
-        raise _damaged(where, str(problem)) from problem
-    # tarfile takes a damaged header for the end. The real end is a block of zeros.
-    file.seek(end - _BLOCK if end >= size else end)
-    tail = file.read(_BLOCK)
-    if len(tail) < _BLOCK or any(tail):
-        raise _damaged(where, f"no end-of-archive mark at byte {end}, so it was cut or garbled")
+        damage = str(problem)
+    if damage is None:
+        # tarfile takes a damaged header for the end. The real end is a block of zeros.
+        file.seek(end - _BLOCK if end >= size else end)
+        tail = file.read(_BLOCK)
+        if len(tail) < _BLOCK or any(tail):
+            damage = f"no end-of-archive mark at byte {end}, so it was cut or garbled"
+    if damage is not None and members:
+        last = next(reversed(members))
+        del members[last]
+        bad.pop(last, None)
     for key, suffixes in members.items():
         if VIDEO not in suffixes:
             bad.setdefault(key, "no_video")
     kept = tuple(
         member for key, parts in members.items() if key not in bad for member in parts.values()
     )
-    return ShardIndex(kept, tuple(bad.items()))
+    return ShardIndex(kept, tuple(bad.items())), damage
 
 
 def _add(info: tarfile.TarInfo, members: dict[str, dict[str, Member]], bad: dict[str, str]) -> None:

@@ -1,0 +1,272 @@
+"""The samples of a dataset of any layout, for a check: nothing stops at the first fault.
+
+A folder with videos and captions, or tar shards, local or in a bucket. What is wrong with a whole
+shard or with a name is noted here; what is wrong with a sample is found in `check_clip`.
+Nothing is written beside the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from app.data.check_clip import Problem, Sample, text_of
+from app.data.manifest import MANIFEST_NAME, Manifest, ShardEntry, check_against_listing
+from app.data.shard_text import (
+    Records,
+    TextRules,
+    caption,
+    metadata,
+    sidecar_name,
+    sidecar_records,
+)
+from app.data.shard_urls import SUFFIX, ShardPattern, parse_shard_path
+from app.data.sources.sft import LABELS, VIDEO_SUFFIX, VIDEOS, is_video, label_key, split_root
+from app.data.survey import file_sha256, wanted_shards
+from app.data.tar_index import VIDEO, Member, ShardIndex, walk_shard
+from app.errors import CogvxError, DataError, InputMissingError
+from app.storage.objects import Entry, ObjectMissingError, Storage
+from app.storage.opening import is_remote, open_storage
+
+OTHER_VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".webm")
+Note = Callable[[Problem], None]
+
+
+@dataclass(slots=True)
+class Found:
+    """A dataset on its way through a check. `samples` grows as shards are opened."""
+
+    kind: str  # "folder" or "shards"
+    problems: list[Problem] = field(default_factory=list)
+    left_out: int = 0  # samples that problems of shards and names cost
+    shards: int = 0
+    total: int = 0  # samples known so far
+
+
+def open_dataset(url: str, rules: TextRules) -> tuple[Found, Iterator[list[Sample]]]:
+    """Find out what lies at a path, and how to get its samples.
+
+    Returns:
+        What is known, and groups of samples (a folder, or one shard each). A group can be read
+        until the next one is asked for.
+
+    Raises:
+        InputMissingError: nothing lies there.
+        ConfigError: a path of a kind that is not read.
+    """
+    patterns = parse_shard_path(url)
+    if not _is_plain_folder(patterns):
+        found = Found("shards")
+        return found, _shards(patterns, rules, found)
+    root, within = split_root(patterns[0].folder)
+    storage = open_storage(root)
+    entries = {entry.key: entry for entry in storage.list(within)}
+    if within:
+        entries |= {entry.key: entry for entry in storage.list(f"{LABELS}/")}
+    if any(key.endswith(SUFFIX) for key in entries):
+        found = Found("shards")
+        return found, _shards(patterns, rules, found)
+    found = Found("folder")
+    samples = _folder(storage, entries, within, found)
+    if not samples and not found.problems:
+        raise InputMissingError(
+            "neither videos (*.mp4) nor shards (*.tar) lie here",
+            where=url,
+            mend="check the path; videos lie in videos/, their captions in labels/",
+        )
+    found.total = len(samples)
+    return found, iter([samples])
+
+
+def _is_plain_folder(patterns: Sequence[ShardPattern]) -> bool:
+    first = patterns[0]
+    return len(patterns) == 1 and not first.pattern and not first.skip_empty
+
+
+def _folder(
+    storage: Storage, entries: Mapping[str, Entry], within: str, found: Found
+) -> list[Sample]:
+    """The samples of a folder; notes videos of other kinds and captions without a video."""
+    keys = [key for key in sorted(entries) if is_video(key, within)]
+    labels = {label_key(key) for key in keys}
+    others = set()
+    for key in sorted(entries):
+        stem, dot, suffix = key.rpartition(".")
+        kind = dot + suffix.lower()
+        if key.endswith(VIDEO_SUFFIX) or kind not in (VIDEO_SUFFIX, *OTHER_VIDEOS):
+            continue
+        others.add(label_key(stem + VIDEO_SUFFIX))
+        detail = f"only files that end in {VIDEO_SUFFIX} are read"
+        found.problems.append(Problem(storage.url, key, "unsupported_suffix", detail))
+    has_videos = any(VIDEOS in key.split("/")[:-1] for key in entries)
+    for key in sorted(entries) if has_videos else ():
+        orphan = key.endswith(".txt") and LABELS in key.split("/")[:-1]
+        if orphan and key not in labels and key not in others:
+            detail = "this caption has no video"
+            found.problems.append(Problem(storage.url, key, "no_video", detail))
+
+    def words(key: str) -> str | None:
+        label = label_key(key)
+        return text_of(storage.read_small(label) if label in entries else None)
+
+    return [
+        Sample(
+            source=storage.url,
+            key=key,
+            bytes=entries[key].size_bytes,
+            video=partial(storage.read_small, key),
+            caption=partial(words, key),
+        )
+        for key in keys
+    ]
+
+
+def _shards(
+    patterns: Sequence[ShardPattern], rules: TextRules, found: Found
+) -> Iterator[list[Sample]]:
+    """One group of samples per shard; what is wrong with the shard itself is noted."""
+    for folder in dict.fromkeys(pattern.folder for pattern in patterns):
+        storage = open_storage(folder)
+        entries = {entry.key: entry for entry in storage.list()}
+        known = _manifest(storage, entries, found)
+        asked = [pattern for pattern in patterns if pattern.folder == folder]
+        names = wanted_shards(folder, entries, set(known), asked)
+        for name in dict.fromkeys(names):
+            url = f"{storage.url}/{name}"
+            problem = _shard_problem(storage, entries, known.get(name), name)
+            if problem is not None:
+                found.problems.append(Problem(url, name, *problem))
+                if name not in entries:
+                    continue
+            found.shards += 1
+            with _local(storage, entries[name], found) as path:
+                if path is not None:
+                    changed = problem is not None
+                    yield from _samples_of(
+                        _Shard(storage, url, name, path, rules),
+                        None if changed else known.get(name),
+                        found,
+                    )
+
+
+def _manifest(
+    storage: Storage, entries: Mapping[str, Entry], found: Found
+) -> Mapping[str, ShardEntry]:
+    """The shards that a manifest beside the data names; empty when there is none."""
+    if MANIFEST_NAME not in entries:
+        return {}
+    try:
+        return Manifest.from_json(storage.read_small(MANIFEST_NAME), storage.url).by_name()
+    except DataError as problem:
+        found.problems.append(Problem(storage.url, MANIFEST_NAME, "bad_manifest", problem.what))
+        return {}
+
+
+def _shard_problem(
+    storage: Storage, entries: Mapping[str, Entry], known: ShardEntry | None, name: str
+) -> tuple[str, str] | None:
+    """(reason, detail) of a shard that is not there, or not the one of the manifest."""
+    if name not in entries:
+        return "missing_shard", "the manifest or the path names it, and it is not there"
+    if known is None:
+        return None
+    try:
+        doubts = check_against_listing([known], entries, storage.url)
+    except DataError as problem:
+        return "changed_shard", problem.what
+    # A digest says more than a time: a copied shard has another time and the same content.
+    if doubts and known.sha256 is None:
+        return "changed_shard", doubts[0].error(storage.url).what
+    return None
+
+
+@contextlib.contextmanager
+def _local(storage: Storage, entry: Entry, found: Found) -> Iterator[Path | None]:
+    """The shard as a file: itself, or a copy that lives as long as it is looked at."""
+    if not is_remote(storage.url):
+        yield Path(storage.url) / entry.key
+        return
+    with tempfile.TemporaryDirectory(prefix="cogvx-check-") as scratch:
+        path: Path | None = Path(scratch) / "shard.tar"
+        try:
+            storage.download(entry.key, Path(scratch) / "shard.tar", entry)
+        except CogvxError as problem:
+            url = f"{storage.url}/{entry.key}"
+            found.problems.append(Problem(url, entry.key, "unreadable", problem.what))
+            path = None
+        yield path
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A shard on this machine."""
+
+    storage: Storage
+    url: str
+    name: str
+    path: Path
+    rules: TextRules
+
+    def sidecar(self) -> Records:
+        """Records of the file beside it; none when there is no such file."""
+        try:
+            return sidecar_records(self.storage.read_small(sidecar_name(self.name)))
+        except ObjectMissingError:
+            return {}
+
+
+def _samples_of(shard: _Shard, known: ShardEntry | None, found: Found) -> Iterator[list[Sample]]:
+    """One group: the usable samples of a shard."""
+    try:
+        with shard.path.open("rb") as file:
+            index, damage = walk_shard(file, shard.path.stat().st_size)
+    except OSError as problem:
+        found.problems.append(Problem(shard.url, shard.name, "unreadable", str(problem)))
+        return
+    if damage is not None:
+        found.problems.append(Problem(shard.url, shard.name, "damaged_shard", damage))
+    elif known is not None and known.sha256 not in (None, file_sha256(shard.path)):
+        detail = "its content is not what the manifest says (sha256)"
+        found.problems.append(Problem(shard.url, shard.name, "changed_shard", detail))
+    for key, reason in index.left_out:
+        detail = "the sample is left out of training"
+        found.problems.append(Problem(shard.url, key, reason, detail))
+    found.left_out += len(index.left_out)
+    descriptor = os.open(shard.path, os.O_RDONLY)
+    try:
+        samples = _samples(shard, index, descriptor)
+        found.total += len(samples)
+        yield samples
+    finally:
+        os.close(descriptor)
+
+
+def _samples(shard: _Shard, index: ShardIndex, descriptor: int) -> list[Sample]:
+    records: list[Records] = []
+
+    def sidecar() -> Records:
+        if not records:
+            records.append(shard.sidecar())
+        return records[0]
+
+    def read(member: Member) -> bytes:
+        return os.pread(descriptor, member.size, member.offset)
+
+    def words(sample: Mapping[str, Member]) -> str | None:
+        return caption(sample, read, metadata(sample, read, sidecar, shard.rules), shard.rules)
+
+    return [
+        Sample(
+            source=shard.url,
+            key=sample[VIDEO].key,
+            bytes=sample[VIDEO].size,
+            video=partial(read, sample[VIDEO]),
+            caption=partial(words, sample),
+        )
+        for sample in index.samples()
+    ]
