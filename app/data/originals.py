@@ -17,10 +17,14 @@ from app.storage.objects import Entry
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A sample before anything is decoded: the bytes of its video file, and its caption."""
+    """A sample before anything is decoded.
+
+    `video` are the bytes of its file, `key` is what batches call it.
+    """
 
     video: bytes
     caption: str
+    key: str
 
 
 @runtime_checkable

@@ -98,7 +98,7 @@ class SFTSource:
     def original(self, index: int) -> Original:
         key = self.keys[index]
         try:
-            return Original(self._files.read(key), self.caption(index))
+            return Original(self._files.read(key), self.caption(index), key)
         except BadClipError as problem:
             raise problem.named(f"{self._storage.url}/{key}") from problem
 

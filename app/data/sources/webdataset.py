@@ -136,11 +136,12 @@ class ShardSource:
         which, offset = self._place(index)
         shard = self._shard(which)
         sample = shard.samples[offset]
+        key = f"{self._places[which].shard.name}:{sample[VIDEO].key}"
         try:
             caption = self._words(which, shard, sample)[1]
         except BadClipError as problem:
             raise problem.named(f"{shard.url}, sample {sample[VIDEO].key}") from problem
-        return Original(shard.read(sample[VIDEO]), caption)
+        return Original(shard.read(sample[VIDEO]), caption, key)
 
     def read(self, index: int, position: int) -> Item:
         which, offset = self._place(index)

@@ -1,0 +1,194 @@
+"""The folder of encoded clips: what lies where, and what the names stand for.
+
+    <root>/<settings>/cache.json                       the settings, written first
+    <root>/<settings>/shards/<2 letters>/<key>.safetensors   one clip each, written once
+    <root>/<settings>/datasets/<dataset>/part-00000-of-00001.jsonl   which sample is which key
+    <root>/weights/<version>.json                      sha256 of weights that were seen
+
+`settings` is a digest of everything that the numbers follow from but the clip itself; `key` is
+one of the settings, the video's bytes and its caption. So a name says what is inside: two jobs
+that encode the same clip write the same object, an object is written whole or not at all, and a
+clip that changes gets another one. A dataset's list is written when all its clips are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from itertools import chain
+
+from app.errors import DataError
+from app.storage.objects import ObjectMissingError, Storage
+
+CACHE_VERSION = 1
+SETTINGS_NAME = "cache.json"
+WEIGHTS_FOLDER = "weights"
+SUFFIX = ".safetensors"
+FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
+_SHARD = re.compile(r"shards/[0-9a-f]{2}/([0-9a-f]{64})\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """What the numbers of a cache follow from: plain values by name."""
+
+    values: Mapping[str, object]
+
+    @property
+    def digest(self) -> str:
+        """Name of the folder."""
+        return hashlib.sha256(self.to_json()).hexdigest()[:32]
+
+    def to_json(self) -> bytes:
+        """`cache.json`; the same bytes for the same settings."""
+        content = {"format_version": CACHE_VERSION, "settings": self.values}
+        return json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> CacheSettings | None:
+        """Read `cache.json`; None when it is none of ours."""
+        try:
+            content = json.loads(data)
+            if content["format_version"] != CACHE_VERSION:
+                return None
+            return cls(dict(content["settings"]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def differences(self, other: CacheSettings) -> dict[str, tuple[object, object]]:
+        """Name -> (value here, value of `other`), where they are not the same."""
+        names = sorted({*self.values, *other.values})
+        pairs = {name: (self.values.get(name), other.values.get(name)) for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRecord:
+    """One sample of a dataset as the encoder found it.
+
+    Attributes:
+        name: of the sample in its source.
+        identity: of its files (`Originals.identity`) when they were read.
+        key: of its entry; "" for a clip that cannot be used.
+        size_bytes: of its entry.
+        shown: what batches and messages call the sample.
+        reason, detail: why it cannot be used.
+    """
+
+    name: str
+    identity: str
+    key: str = ""
+    size_bytes: int = 0
+    shown: str = ""
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several jobs that encode a dataset together."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, total: int) -> range:
+        """The samples of this part: neighbours, because they lie in the same tar shards."""
+        return range(self.index * total // self.count, (self.index + 1) * total // self.count)
+
+    @property
+    def name(self) -> str:
+        return f"part-{self.index:05}-of-{self.count:05}.jsonl"
+
+
+class LatentCache:
+    """One set of settings below a cache's root.
+
+    Args:
+        open_below: opens a folder below the root by its name.
+        settings: what the clips are encoded with.
+    """
+
+    def __init__(self, open_below: Callable[[str], Storage], settings: CacheSettings) -> None:
+        self.storage = open_below(settings.digest)
+        self.settings = settings
+
+    @property
+    def url(self) -> str:
+        return self.storage.url
+
+    def begin(self) -> None:
+        """Write the settings, unless they are there."""
+        data = self.settings.to_json()
+        try:
+            if self.storage.read_small(SETTINGS_NAME) == data:
+                return
+        except ObjectMissingError:
+            pass  # the first job of these settings
+        self.storage.write_small(SETTINGS_NAME, data)
+
+    def key_of(self, video_sha256: str, caption: str) -> str:
+        """The entry of a clip: 64 hex digits."""
+        parts = (self.settings.digest, video_sha256, caption)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def present(self) -> dict[str, int]:
+        """Every entry that is there, with its size in bytes."""
+        found = {}
+        for entry in self.storage.list("shards/"):
+            match = _SHARD.fullmatch(entry.key)
+            if match is not None:
+                found[match[1]] = entry.size_bytes
+        return found
+
+    def size_of(self, key: str) -> int | None:
+        """Bytes of one entry; None when it is not there."""
+        try:
+            return self.storage.stat(shard_key(key)).size_bytes
+        except ObjectMissingError:
+            return None
+
+    def records(self, dataset: str) -> dict[str, list[SampleRecord]]:
+        """What every part that was ever finished knows of a dataset, by the sample's name."""
+        found: dict[str, list[SampleRecord]] = {}
+        for entry in self.storage.list(dataset_folder(dataset)):
+            data = self.storage.read_small(entry.key)
+            for record in _records(data, f"{self.url}/{entry.key}"):
+                found.setdefault(record.name, []).append(record)
+        return found
+
+    def write_records(self, dataset: str, part: Part, records: Sequence[SampleRecord]) -> None:
+        """Publish a finished part; written last, so that whatever it names is there."""
+        head = {"format_version": CACHE_VERSION, "dataset": dataset, "samples": len(records)}
+        rows: Iterable[object] = (astuple(record) for record in records)
+        lines = (json.dumps(row, ensure_ascii=False) for row in chain([head], rows))
+        data = "".join(f"{line}\n" for line in lines).encode()
+        self.storage.write_small(dataset_folder(dataset) + part.name, data)
+
+
+def shard_key(key: str) -> str:
+    """Where an entry lies below its settings."""
+    return f"shards/{key[:2]}/{key}{SUFFIX}"
+
+
+def dataset_folder(dataset: str) -> str:
+    """Where the lists of a dataset lie; `dataset` is its path as the configuration names it."""
+    return f"datasets/{hashlib.sha256(dataset.encode()).hexdigest()[:16]}/"
+
+
+def _records(data: bytes, where: str) -> list[SampleRecord]:
+    try:
+        lines = data.splitlines()
+        head = json.loads(lines[0])
+        records = [SampleRecord(*json.loads(line)) for line in lines[1:]]
+        if head["format_version"] != CACHE_VERSION or head["samples"] != len(records):
+            raise ValueError("it is cut short, or of another version")
+    except (ValueError, KeyError, TypeError, IndexError) as problem:
+        raise DataError(
+            f"a list of the latent cache cannot be read: {problem}",
+            where=where,
+            mend="delete the file and run `cogvx encode` again",
+        ) from problem
+    return records
