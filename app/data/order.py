@@ -20,11 +20,11 @@ from typing import Protocol
 
 import numpy as np
 
-from app.distributed.mix import permutation
+from app.distributed.mix import mix, permutation
 from app.errors import ConfigError, DataError
 
-# First key of each permutation, so that shards, windows and the mixture never share one.
-SHARDS_KEY, WINDOW_KEY, MIXTURE_KEY = 1, 2, 4
+# First key of each draw, so that shards, windows, replacements and the mixture never share one.
+SHARDS_KEY, WINDOW_KEY, REPLACEMENT_KEY, MIXTURE_KEY = 1, 2, 3, 4
 MIXTURE_BLOCK = 1000  # draws of a lane between two points where the weights are met exactly
 
 
@@ -33,6 +33,13 @@ class Order(Protocol):
 
     def index(self, position: int) -> int:
         """Index of the sample at `position` >= 0."""
+        ...
+
+    def replacement(self, position: int, attempt: int) -> int:
+        """Index of the sample to try when that at `position` cannot be used: 0, 1, ... in turn.
+
+        A pure function too, so every rank finds the same one; nothing else moves.
+        """
         ...
 
     def steps_for_epochs(self, epochs: int) -> int:
@@ -89,12 +96,32 @@ class EpochOrder:
         lane, draw = lane_and_draw(position, self.batch, self.lanes)
         return self.lane_index(lane, draw)
 
+    def replacement(self, position: int, attempt: int) -> int:
+        """Index of the sample at base position mix(seed, 3, epoch, base, attempt) mod N."""
+        lane, draw = lane_and_draw(position, self.batch, self.lanes)
+        return self.lane_replacement(lane, draw, attempt)
+
     def lane_index(self, lane: int, draw: int) -> int:
         """Index of sample `draw` (0, 1, ... over all epochs) of a lane."""
+        return self._at(*self._epoch_and_base(lane, draw))
+
+    def lane_replacement(self, lane: int, draw: int, attempt: int) -> int:
+        """Index of what takes the place of sample `draw` of a lane, in the epoch of that draw."""
+        epoch, base = self._epoch_and_base(lane, draw)
+        other = mix(self.seed, REPLACEMENT_KEY, epoch, base, attempt) % self.samples
+        return self._at(epoch, other)
+
+    def _epoch_and_base(self, lane: int, draw: int) -> tuple[int, int]:
+        """The epoch of a lane's draw, and the base position that it takes there."""
         start, stop = self._bounds[lane], self._bounds[lane + 1]
         epoch, i = divmod(draw, stop - start)
         window, offset = divmod(i, self.window)
-        base = start + window * self.window + int(self._shuffled(epoch, lane, window)[offset])
+        return epoch, start + window * self.window + int(
+            self._shuffled(epoch, lane, window)[offset]
+        )
+
+    def _at(self, epoch: int, base: int) -> int:
+        """Index of the sample at a base position of an epoch."""
         shards, ends = self._epoch(epoch)
         place = bisect_right(ends, base)
         first = ends[place - 1] if place else 0
@@ -155,12 +182,21 @@ class MixedOrder:
 
     def index(self, position: int) -> int:
         """Index in the concatenation of the datasets."""
+        dataset, lane, draw = self._drawn(position)
+        return self._first[dataset] + self._orders[dataset].lane_index(lane, draw)
+
+    def replacement(self, position: int, attempt: int) -> int:
+        """Index of a sample of the same dataset, so that the mixture stays as it is."""
+        dataset, lane, draw = self._drawn(position)
+        return self._first[dataset] + self._orders[dataset].lane_replacement(lane, draw, attempt)
+
+    def _drawn(self, position: int) -> tuple[int, int, int]:
+        """(dataset, lane, which draw of the dataset in that lane)."""
         lane, draw = lane_and_draw(position, self.batch, self.lanes)
         block, i = divmod(draw, MIXTURE_BLOCK)
         datasets, earlier = self._block(lane, block)
         dataset = int(datasets[i])
-        own_draw = block * self.quotas[dataset] + int(earlier[i])
-        return self._first[dataset] + self._orders[dataset].lane_index(lane, own_draw)
+        return dataset, lane, block * self.quotas[dataset] + int(earlier[i])
 
     def steps_for_epochs(self, epochs: int) -> int:
         """Steps for as many draws as `epochs` times all samples; an epoch is not exact here."""
@@ -202,7 +238,14 @@ class SatOrder:
         """Index in the concatenation of the datasets (without repeats)."""
         words = random.Random(position)
         state = np.random.RandomState([words.randint(0, 2**32 - 1) for _ in range(16)])
-        element = int(state.randint(self._ends[-1]))
+        return self._mapped(int(state.randint(self._ends[-1])))
+
+    def replacement(self, position: int, attempt: int) -> int:
+        """Ours: the original has no rule. Drawn from all datasets, as often as each counts."""
+        return self._mapped(mix(0, REPLACEMENT_KEY, 0, position, attempt) % self._ends[-1])
+
+    def _mapped(self, element: int) -> int:
+        """Index of an element of the repeated datasets."""
         dataset = bisect_right(self._ends, element)
         start = self._ends[dataset - 1] if dataset else 0
         return self._first[dataset] + (element - start) % self._lengths[dataset]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from app.data.order import EpochOrder, MixedOrder, SatOrder, lane_count, quotas
 from app.data.share import Share
+from app.distributed.mix import mix
 from app.errors import ConfigError, DataError
 
 COUNTS = [5, 3, 0, 4]  # the worked example of docs/data_order.md
@@ -186,3 +187,37 @@ def test_upstream_weights_repeat_a_dataset() -> None:
 def test_upstream_order_has_no_epochs() -> None:
     with pytest.raises(ConfigError, match="no epochs"):
         SatOrder([5]).steps_for_epochs(2)
+
+
+def test_a_replacement_follows_the_written_rule() -> None:
+    counts, seed = [5, 3, 0, 4], 7
+    order = EpochOrder(counts, seed=seed, batch=4, lanes=2, window=4)
+    shards_of_epoch = {0: [1, 0, 3], 1: [1, 3, 0]}  # of the worked example
+
+    def base_positions(epoch: int) -> list[int]:
+        starts = [0, 5, 8, 8]
+        return [starts[s] + i for s in shards_of_epoch[epoch] for i in range(counts[s])]
+
+    for position, epoch in ((0, 0), (5, 0), (10, 0), (13, 1), (15, 1)):
+        bases = base_positions(epoch)
+        base = bases.index(order.index(position))
+        wanted = [bases[mix(seed, 3, epoch, base, k) % 12] for k in range(6)]
+        assert [order.replacement(position, k) for k in range(6)] == wanted
+
+
+def test_a_replacement_comes_from_the_same_dataset() -> None:
+    mixed = MixedOrder([[30], [70]], [1, 3], seed=1, batch=4)
+    both = set()
+    for position in range(200):
+        first = mixed.index(position) < 30
+        both.add(first)
+        assert all((mixed.replacement(position, k) < 30) == first for k in range(4))
+    assert both == {True, False}
+
+
+def test_upstreams_order_has_replacements_among_its_samples() -> None:
+    order = SatOrder([3, 4], [2, 1])
+
+    found = {order.replacement(9, k) for k in range(200)}
+
+    assert found == set(range(7))
