@@ -10,7 +10,6 @@ DATA = "data"
 SAMPLING = "sampling from prompts"
 UNUSED = "accepted for old command lines"
 
-ONLY_SAMPLING = "only sampling from prompts (mode: inference) reads it"
 NEVER_READ = "nothing reads it, upstream neither"
 
 
@@ -31,9 +30,7 @@ def _sampling(name: str, kind: Kind, default: object, unit: str, text_: str) -> 
         default=default,
         unit=unit,
         group=SAMPLING,
-        disposition=Disposition.ACCEPTED,
-        note=ONLY_SAMPLING,
-        help=text_,
+        help=f"{text_} (cogvx sample)",
     )
 
 
@@ -153,7 +150,7 @@ DATA_ARGUMENTS: tuple[Argument, ...] = (
     ),
     _sampling("sampling_num_frames", integer(1), 32, "latent frames", "length of the videos"),
     _sampling("sampling_fps", integer(1), 8, "frames per second", "speed of the videos"),
-    _sampling("latent_channels", integer(1), 32, "channels", "channels of the latents"),
+    _unused("latent_channels", integer(1), 32, "the network says how many channels latents have"),
     _sampling("only_save_latents", boolean(), False, "", "write latents instead of videos"),
     _sampling("image2video", boolean(), False, "", "prompts carry an image: prompt@@path"),
     _sampling("force_inference", boolean(), False, "", "sample although weights lack keys"),

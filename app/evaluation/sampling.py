@@ -1,4 +1,4 @@
-"""Sample videos from a network: noise to latents to pixels.
+"""Sample latents from a network.
 
 Used by validation and by `cogvx sample`. Which prompts a rank does follows from their positions,
 and with keyed draws so does their noise: the same seed gives the same videos at any world size.
@@ -6,7 +6,6 @@ and with keyed draws so does their noise: the same seed gives the same videos at
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,6 @@ from app.diffusion.denoiser import Network
 from app.diffusion.frames_padding import drop_padding, padding_count
 from app.diffusion.samplers.loop import Progress, Sampler
 from app.distributed.seeding import Draws
-
-# latents (B, t, C, h, w), not scaled -> pixels (B, T, 3, H, W) in [-1, 1]
-Decode = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,29 +87,6 @@ def sample_latents(
         noise = torch.cat([job.prefix.to(noise), noise[:, job.prefix.shape[1] :]], dim=1)
     latents = sampler.sample(network, noise, job.conditional, job.unconditional, draws, progress)
     return drop_padding(latents.to(job.dtype), shape.padding) / job.scale_factor
-
-
-def sample_videos(
-    sampler: Sampler,
-    network: Network,
-    decode: Decode,
-    job: SamplingJob,
-    draws: Draws,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Sample videos: `sample_latents`, decoded.
-
-    Returns:
-        (B, T, 3, H, W) fp32 in [0, 1].
-    """
-    latents = sample_latents(sampler, network, job, draws, progress)
-    return to_unit_range(decode_latents(decode, latents))
-
-
-@torch.no_grad()
-def decode_latents(decode: Decode, latents: Tensor) -> Tensor:
-    """Decode one sample at a time: the VAE's activations are many times the video's size."""
-    return torch.cat([decode(latents[i : i + 1]) for i in range(latents.shape[0])])
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from app.launch.placement import LOOPBACK, Placement
 
 # These start one process per GPU; every other command is one process, wherever it runs.
-DISTRIBUTED = ("train",)
+DISTRIBUTED = ("train", "sample")
 
 # Time that PID 1 keeps for itself at the end of the pod's grace period: killing, reaping, writing.
 RESERVE_S = 30

@@ -26,7 +26,7 @@ from app.distributed.rank import RankInfo
 from app.distributed.seeding import KeyedDraws
 from app.evaluation.grid import tiled
 from app.evaluation.metrics import VALIDATION_SEED, LossSums, ValidationBatch, validation_loss
-from app.evaluation.sampling import to_unit_range
+from app.evaluation.sampling import LatentShape, SamplingJob, sample_latents, to_unit_range
 from app.evaluation.video_file import to_uint8, write_video
 from app.models.conditioning import Conditioning
 from app.storage.objects import Storage
@@ -143,22 +143,36 @@ class Evaluator:
     @torch.no_grad()
     def _sampled(self, position: int) -> Sampled:
         encoded, captions = self._encoded([position])
-        model, draws = self.model, KeyedDraws(VALIDATION_SEED, [position])
-        noise = draws.normal_like("initial_noise", encoded.latents.float())
-        fixed = model.sampler.config.fixed_frames  # the sampler keeps the clip's own ones
-        noise = torch.cat([encoded.latents[:, :fixed].float(), noise[:, fixed:]], dim=1)
+        model, fixed = self.model, self.model.sampler.config.fixed_frames
+        frames, channels, rows, columns = encoded.latents.shape[1:]
         conditional = encoded.conditioning
-        unconditional = Conditioning(
-            text=model.conditioner.unconditional_like(conditional.text),
-            image=conditional.image,
-            ofs=conditional.ofs,
+        job = SamplingJob(
+            conditional=conditional,
+            unconditional=Conditioning(
+                text=model.conditioner.unconditional_like(conditional.text),
+                image=conditional.image,
+                ofs=conditional.ofs,
+            ),
+            count=1,
+            shape=LatentShape(
+                frames=frames - encoded.padding,
+                channels=channels,
+                rows=rows,
+                columns=columns,
+                patch_frames=model.config.network.params.patch.frames,
+            ),
+            scale_factor=model.config.scale_factor,
+            device=model.device,
+            dtype=model.dtype,
+            prefix=encoded.latents[:, :fixed] if fixed else None,  # the clip's own frames
         )
-        sampled = model.sampler.sample(model.network, noise, conditional, unconditional, draws)
-        latents = sampled[:, encoded.padding :].to(model.dtype)
+        draws = KeyedDraws(VALIDATION_SEED, [position])
+        latents = sample_latents(model.sampler, model.network, job, draws)
         video = None
         if not self.config.only_latents:
-            video = to_uint8(to_unit_range(model.decode(latents)))[0].cpu()
-        return Sampled(position, captions[0], video, (latents / model.config.scale_factor)[0])
+            decoded = model.decode(latents * model.config.scale_factor)
+            video = to_uint8(to_unit_range(decoded))[0].cpu()
+        return Sampled(position, captions[0], video, latents[0])
 
     def _write(self, step: int, samples: Sequence[Sampled]) -> None:
         with tempfile.TemporaryDirectory() as folder:

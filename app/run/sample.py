@@ -251,8 +251,8 @@ def _overview(job: Job, output: Output, maker: Maker) -> dict[str, Any]:
             "made": len(made),
             "skipped": len(maker.skipped),
         }
-        samples = [record for _, record in made]
-        samples += [output.record(item) for item in maker.skipped]
+        made += [(item.position, output.record(item)) for item in maker.skipped]
+        samples = [record for _, record in sorted(made, key=_first)]
         keys = output.write_overview(found, samples, [unpacked_strip(data) for _, data in pictures])
         found |= {"samples": samples, "files": keys}
     exchange.barrier()

@@ -54,6 +54,21 @@ PROOFS = {
         "wandb": "test_wandb_and_wandb_project_name_make_a_run_of_the_project",
         "wandb_project_name": "test_wandb_and_wandb_project_name_make_a_run_of_the_project",
     },
+    "tests/integration/test_sample.py": {
+        "force_inference": (
+            "test_only_save_latents_leaves_the_videos_out_and_force_inference_takes_what_is_there"
+        ),
+        "image2video": "test_image_to_video_begins_with_its_image",
+        "input_file": "test_prompts_of_a_file_become_videos_and_one_contact_sheet",
+        "input_type": "test_prompts_of_a_file_become_videos_and_one_contact_sheet",
+        "only_save_latents": (
+            "test_only_save_latents_leaves_the_videos_out_and_force_inference_takes_what_is_there"
+        ),
+        "output_dir": "test_upstreams_sizes_are_those_of_the_videos",
+        "sampling_fps": "test_prompts_of_a_file_become_videos_and_one_contact_sheet",
+        "sampling_image_size": "test_upstreams_sizes_are_those_of_the_videos",
+        "sampling_num_frames": "test_upstreams_sizes_are_those_of_the_videos",
+    },
     "tests/unit/run/test_arguments_reach.py": {
         "activation_checkpointing": "test_activation_checkpointing_says_who_decides",
         "base": "test_base_names_layers_of_which_the_last_wins",

@@ -65,7 +65,9 @@ def test_unknown_command_is_2_with_three_lines(capsys: pytest.CaptureFixture[str
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("train", "sample", "launch")])
+@pytest.mark.parametrize(
+    "name", [name for name in COMMANDS if name not in ("train", "sample", "launch")]
+)
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])

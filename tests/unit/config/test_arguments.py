@@ -9,6 +9,7 @@ import pytest
 
 from app.config.argument import Argument, Disposition
 from app.config.arguments import ARGUMENTS
+from app.config.arguments_data import SAMPLING
 from app.config.arguments_ours import COMPAT_KEYS
 from app.config.arguments_page import as_records, with_table
 from app.config.command_line import make_parser
@@ -41,13 +42,15 @@ OTHER_VALUE: dict[str, list[str]] = {
     "wandb_project_name": ["other"],
     "run_id": ["other"],
 }
-# Read before there is a configuration, or by the command that starts processes.
+# Read before there is a configuration, or by the command that starts processes. Those of sampling
+# are read by `cogvx sample` alone.
 NOT_IN_THE_CONFIGURATION = ("base", "deepspeed_config", "register", "local_rank", "nproc_per_node")
 EFFECTIVE = [
     argument
     for argument in ARGUMENTS.values()
     if argument.disposition in (Disposition.WORKS, Disposition.MAPPED)
     and argument.name not in NOT_IN_THE_CONFIGURATION
+    and argument.group != SAMPLING
 ]
 
 
