@@ -73,10 +73,15 @@ class DecoderLostError(Exception):
 
 
 class Decoder:
-    """One decoder process, used by one thread; started when first needed."""
+    """One decoder process, used by one thread; started when first needed.
 
-    def __init__(self, deadline_base_s: float = DEADLINE_BASE_S) -> None:
+    `strict` decodes from the first frame on and refuses videos whose decoder reports damage; it
+    is slower where few frames are wanted.
+    """
+
+    def __init__(self, deadline_base_s: float = DEADLINE_BASE_S, *, strict: bool = False) -> None:
         self._deadline_base_s = deadline_base_s
+        self._strict = strict
         self._process: _Process | None = None
         self._closed = False
         self._busy = threading.Lock()
@@ -139,7 +144,7 @@ class Decoder:
             self._stop()
         if self._process is None and not self._closed:
             self._clips = 0
-            self._process = _Process()
+            self._process = _Process(strict=self._strict)
         if self._process is None or self._closed:
             raise DecoderLostError("closed", "the loader was closed")
         return self._process
@@ -157,7 +162,8 @@ class DecoderOfThread:
     The kernel ends a decoder with the thread that started it, so each thread has its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, strict: bool = False) -> None:
+        self._strict = strict
         self._local = threading.local()
         self._all: list[Decoder] = []
         self._lock = threading.Lock()
@@ -165,7 +171,7 @@ class DecoderOfThread:
     def get(self) -> Decoder:
         decoder: Decoder | None = getattr(self._local, "decoder", None)
         if decoder is None:
-            decoder = Decoder()
+            decoder = Decoder(strict=self._strict)
             self._local.decoder = decoder
             with self._lock:
                 self._all.append(decoder)
@@ -181,7 +187,7 @@ class DecoderOfThread:
 class _Process:
     """The child process and its two pipes, with deadlines on every byte."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, strict: bool = False) -> None:
         environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         # The child finds what this process finds, wherever it was installed.
         environment["PYTHONPATH"] = os.pathsep.join(
@@ -189,7 +195,10 @@ class _Process:
         )
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "app.data.decode_worker", str(os.getpid())],
+            [
+                *(sys.executable, "-m", "app.data.decode_worker", str(os.getpid())),
+                *(["strict"] if strict else []),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
