@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from app.cli import output
+from app.cli import data_check, output
 from app.data.pack import DEFAULT_SHARD_MIB, PackRules, pack
 
 EXAMPLES = """examples:
   cogvx data pack ./disney --out s3://bucket/disney
   cogvx data pack ./disney --out ./shards --shard-mib 64 --json
+  cogvx data check ./disney --png disney.png
 """
 
 
@@ -18,6 +19,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    checking = actions.add_parser(
+        "check",
+        help="scan a dataset and report every fault",
+        description="Read, decode and describe every sample of a dataset; report every fault.",
+        epilog=data_check.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    data_check.configure(checking)
     packing = actions.add_parser(
         "pack",
         help="write a folder of videos/ and labels/ as tar shards with a manifest",
@@ -53,7 +63,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pack; return the exit code."""
+    """Pack or check; return the exit code."""
+    if args.action == "check":
+        return data_check.run(args)
     rules = PackRules(
         name=args.name,
         shard_bytes=int(args.shard_mib * 2**20),

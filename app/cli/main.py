@@ -22,7 +22,7 @@ from app.launch.causes import record_cause
 COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("app.cli.config", "check or show the merged configuration"),
     "doctor": ("app.cli.doctor", "show versions, devices, ranks and storage of this place"),
-    "data": ("app.cli.data", "pack a folder of clips into shards"),
+    "data": ("app.cli.data", "check a dataset, or pack a folder into shards"),
     "train": ("app.cli.train", "fine-tune a model"),
     "sample": ("app.cli.sample", "make videos from prompts"),
     "export": ("app.cli.export", "write a run's weights for diffusers and PEFT"),

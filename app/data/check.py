@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from app.data.check_clip import CheckedClip, CheckRules, Problem, Sample, check_sample
@@ -13,6 +13,7 @@ from app.data.decode import DecoderOfThread
 from app.data.shard_text import TextRules
 
 CLIPS_SHOWN = 24  # on the contact sheet
+FOLDER_SHORTEST = 7  # skip_frms_num of a folder is 3 at both ends, and one must be left
 Progress = Callable[[int, int], None]  # (samples done, samples known so far)
 
 
@@ -64,8 +65,11 @@ def check_dataset(
         ConfigError: a path of a kind that is not read.
     """
     found, groups = open_dataset(url, text)
+    if found.kind == "folder":
+        shortest = max(rules.shortest_frames, FOLDER_SHORTEST)
+        rules = replace(rules, shortest_frames=shortest)
     clips: list[CheckedClip] = []
-    decoders = DecoderOfThread()
+    decoders = DecoderOfThread(strict=True)
     try:
         # The decoders die with the threads that made them: one pool for all groups.
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="check") as pool:

@@ -51,9 +51,18 @@ class Sample:
 
     source: str
     key: str
-    bytes: int
+    size_bytes: int
     video: Callable[[], bytes]
     caption: Callable[[], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The shortest clip that is of use: frames at a rate, some left out at both ends."""
+
+    frames: int
+    fps: float
+    skip_frames: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +74,14 @@ class CheckRules:
         most_tokens: of a caption; what is beyond is cut off by the text encoder.
         count_tokens: tokens of a caption, end mark included; None estimates them.
         may_lack_captions: missing and empty captions are no problem.
+        wanted: a clip that does not reach this is a problem too.
     """
 
     shortest_frames: int = SHORTEST_FRAMES
     most_tokens: int = 226
     count_tokens: Callable[[str], int] | None = None
     may_lack_captions: bool = False
+    wanted: Wanted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,7 @@ class CheckedClip:
 
     source: str
     key: str
-    bytes: int
+    size_bytes: int
     size: ClipSize | None = None
     codec: str = ""
     duration_s: float = 0.0
@@ -102,9 +113,9 @@ def check_sample(
         problems.append(Problem(sample.source, sample.key, reason, detail))
 
     tokens, words = _check_caption(sample, rules, note)
-    blank = CheckedClip(sample.source, sample.key, sample.bytes, tokens=tokens)
-    if sample.bytes > LARGEST_FILE_BYTES:
-        note("too_large", f"the file has {sample.bytes} bytes")
+    blank = CheckedClip(sample.source, sample.key, sample.size_bytes, tokens=tokens)
+    if sample.size_bytes > LARGEST_FILE_BYTES:
+        note("too_large", f"the file has {sample.size_bytes} bytes")
         return blank, problems
     try:
         blob = sample.video()
@@ -115,12 +126,13 @@ def check_sample(
     except (CogvxError, OSError) as problem:
         note("unreadable", getattr(problem, "what", str(problem)))
         return blank, problems
-    if facts.frames < rules.shortest_frames:
-        note("too_short", f"it has {facts.frames} frames, fewer than {rules.shortest_frames}")
+    short = _shortage(size, rules)
+    if short is not None:
+        note("too_short", short)
     clip = CheckedClip(
         source=sample.source,
         key=sample.key,
-        bytes=sample.bytes,
+        size_bytes=sample.size_bytes,
         size=size,
         codec=facts.header.codec,
         duration_s=_seconds(facts),
@@ -129,6 +141,19 @@ def check_sample(
         content=hashlib.sha256(hashlib.sha256(blob).digest() + words.encode()).digest(),
     )
     return clip, problems
+
+
+def _shortage(size: ClipSize, rules: CheckRules) -> str | None:
+    """Why a clip is too short, if it is."""
+    if size.frames < rules.shortest_frames:
+        return f"it has {size.frames} frames, fewer than {rules.shortest_frames}"
+    wanted = rules.wanted
+    if wanted is None:
+        return None
+    frames = size.frames_at(wanted.fps, wanted.skip_frames)
+    if frames >= wanted.frames:
+        return None
+    return f"it gives {frames} frames at {wanted.fps:g} per second, fewer than {wanted.frames}"
 
 
 def estimated_tokens(caption: str) -> int:

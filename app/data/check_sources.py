@@ -118,7 +118,7 @@ def _folder(
         Sample(
             source=storage.url,
             key=key,
-            bytes=entries[key].size_bytes,
+            size_bytes=entries[key].size_bytes,
             video=partial(storage.read_small, key),
             caption=partial(words, key),
         )
@@ -264,7 +264,7 @@ def _samples(shard: _Shard, index: ShardIndex, descriptor: int) -> list[Sample]:
         Sample(
             source=shard.url,
             key=sample[VIDEO].key,
-            bytes=sample[VIDEO].size,
+            size_bytes=sample[VIDEO].size,
             video=partial(read, sample[VIDEO]),
             caption=partial(words, sample),
         )

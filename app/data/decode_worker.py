@@ -12,6 +12,8 @@ torch it would be 4 s per restart). One request at a time over stdin and stdout:
     instead of any of these, when the file is bad -> b"E" + uint32 size + JSON {reason, detail}
 
 Once after the start it says b"!" . All numbers are little-endian. End of input ends the process.
+Started with the word `strict` after the parent's process id, it decodes from the first frame on and
+takes a video for bad whose decoder reports damage, which else is only painted over.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import ctypes
 import io
 import json
 import os
+import re
 import resource
 import signal
 import struct
@@ -33,6 +36,13 @@ CPU_S_PER_REQUEST = 600  # against endless loops; the parent's deadline is the r
 OPEN_FILES = 32
 CHUNK_BYTES = 64 << 20  # frames held at once, besides the decoder's own
 PR_SET_PDEATHSIG = 1
+# What decoders report of damaged pictures, and not what they report of videos that begin between
+# key frames (missing references), which are in order.
+DAMAGE = re.compile(
+    r"error while decoding|error splitting|error parsing|invalid nal|invalid data|corrupt|"
+    r"concealing|overread|out of range|unavailable for requested|invalid level prefix",
+    re.IGNORECASE,
+)
 CLONE_NEWUSER_AND_NEWNET = 0x10000000 | 0x40000000
 
 
@@ -60,11 +70,31 @@ def allow_cpu() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer requests until the input ends."""
+class Reports:
+    """What the decoder library reports on standard error, read without ever waiting for it."""
+
+    def __init__(self) -> None:
+        self._read, write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(write, False)  # a full pipe must not stop the decoder: the rest is lost
+        os.dup2(write, 2)
+        os.close(write)
+
+    def damage(self) -> str | None:
+        """The first report of damage since the last call."""
+        text = b""
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(self._read, 1 << 16):
+                text += piece
+        lines = text.decode(errors="replace").splitlines()
+        return next((line for line in lines if DAMAGE.search(line)), None)
+
+
+def serve(requests: BinaryIO, answers: BinaryIO, reports: Reports | None = None) -> None:
+    """Answer requests until the input ends; `reports`: be strict."""
     import decord
 
-    decord.logging.set_level(decord.logging.QUIET)
+    decord.logging.set_level(decord.logging.ERROR if reports else decord.logging.QUIET)
     answers.write(b"!")
     answers.flush()
     reader: Any = None
@@ -76,7 +106,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
                 reader = None  # free the last file before the next one is read
                 reader = open_video(requests.read(count), answers)
             else:
-                send_frames(reader, requests.read(8 * count), answers)
+                send_frames(reader, requests.read(8 * count), answers, reports)
         except MemoryError as problem:
             send_problem(answers, "out_of_memory", str(problem))
         except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as problem:
@@ -98,13 +128,26 @@ def open_video(blob: bytes, answers: BinaryIO) -> Any:
     return reader
 
 
-def send_frames(reader: Any, numbers: bytes, answers: BinaryIO) -> None:
-    """Decode the frames with the given ascending numbers, a bounded piece at a time."""
+def send_frames(
+    reader: Any, numbers: bytes, answers: BinaryIO, reports: Reports | None = None
+) -> None:
+    """Decode the frames with the given ascending numbers, a bounded piece at a time.
+
+    Raises:
+        RuntimeError: with `reports`, the decoder reports damage.
+    """
     import numpy as np
 
     wanted = np.frombuffer(numbers, dtype="<i8").tolist()
-    begun = False
-    for frames in pieces(reader, wanted):
+    begun, left = False, len(wanted)
+    if reports is not None:
+        reports.damage()  # of the last video
+        reader.seek_accurate(0)
+    for frames in one_by_one(reader, wanted) if reports is not None else pieces(reader, wanted):
+        left -= len(frames)
+        # The last frame is held back until it is clear that all of them are sound.
+        if reports is not None and left == 0 and (damage := reports.damage()) is not None:
+            raise RuntimeError(f"the decoder reports damage: {damage}")
         _, rows, columns, _ = frames.shape
         if not begun:
             answers.write(b"P" + struct.pack("<II", rows, columns))
@@ -172,8 +215,9 @@ def main() -> int:
     # Libraries that print must not write into the answers.
     answers = os.fdopen(os.dup(1), "wb", buffering=1 << 20)
     os.dup2(2, 1)
+    reports = Reports() if sys.argv[2:] == ["strict"] else None
     with contextlib.suppress(BrokenPipeError, struct.error):
-        serve(sys.stdin.buffer, answers)
+        serve(sys.stdin.buffer, answers, reports)
     return 0
 
 

@@ -143,6 +143,19 @@ class _Quiet:
         transformers.logging.enable_progress_bar()
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer alone, from a T5 folder or a diffusers pipeline: counts tokens of captions.
+
+    Raises:
+        InputMissingError: there is none.
+        WeightsError: it cannot be read.
+    """
+    place = _existing(folder / "tokenizer", folder)
+    _check_files(place, TOKENIZER_FILES, "the T5 tokenizer")
+    with _Quiet():
+        return _load_tokenizer(place)
+
+
 def _existing(preferred: Path, fallback: Path) -> Path:
     return preferred if preferred.is_dir() else fallback
 

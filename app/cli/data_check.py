@@ -1,0 +1,156 @@
+"""`cogvx data check`: what a dataset holds and everything that is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from app.cli import output
+from app.data.buckets import parse_bucket
+from app.errors import DataError
+from app.run.data_check import (
+    DEFAULT_BUCKETS,
+    DEFAULT_FPS,
+    MOST_TOKENS,
+    CheckRequest,
+    CheckResult,
+    check_data,
+)
+
+EXAMPLES = """examples:
+  cogvx data check ./disney
+  cogvx data check s3://bucket/shards --json > report.json
+  cogvx data check './shards/x-{000..012}.tar' --t5 ./t5-v1_1-xxl --png dataset.png
+  cogvx data check ./disney --bucket 49x480x720 --bucket 17x480x720 --fps 8
+
+The exit code is 0 for a dataset without a fault and 65 for one with faults.
+"""
+MOST_WORKERS = 16
+NOTE_EVERY_S = 10.0  # a line of progress where there is no terminal
+PROBLEMS_SHOWN = 200
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "source", help="folder with videos/ and labels/, shards, a prefix or a glob; local or s3://"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(
+        "--png", type=Path, metavar="FILE", help="write histograms and frames of clips as a picture"
+    )
+    parser.add_argument(
+        "--t5", metavar="DIR", help="count tokens with this tokenizer (default: an estimate)"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=MOST_TOKENS,
+        metavar="N",
+        help="longest caption, in tokens (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bucket",
+        action="append",
+        metavar="TxHxW",
+        help="a clip size that the data should fill; shorter clips are faults then "
+        "(may be repeated; default: nine sizes, no fault)",
+    )
+    parser.add_argument(
+        "--fps",
+        type=float,
+        default=DEFAULT_FPS,
+        help="frames per second of the clips (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--skip", type=int, default=0, metavar="N", help="frames left out at both ends of a video"
+    )
+    parser.add_argument(
+        "--txt-key", default="caption", help="name of captions in shards (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--missing-captions",
+        choices=("error", "empty"),
+        default="error",
+        help="whether a clip without a caption is a fault (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, MOST_WORKERS),
+        metavar="N",
+        help="videos decoded at once (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check; return the exit code."""
+    request = CheckRequest(
+        url=args.source,
+        t5=args.t5,
+        most_tokens=args.max_tokens,
+        txt_key=args.txt_key,
+        may_lack_captions=args.missing_captions == "empty",
+        buckets=[parse_bucket(text) for text in args.bucket] if args.bucket else DEFAULT_BUCKETS,
+        must_fill=bool(args.bucket),
+        fps=args.fps,
+        skip_frames=args.skip,
+        workers=max(1, args.workers),
+        png=args.png,
+    )
+    told = time.monotonic()
+    with output.progress("checking", total=0) as bar:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            bar.update(bar.task_ids[0], completed=done, total=total)
+            if bar.disable and time.monotonic() - told > NOTE_EVERY_S:
+                told = time.monotonic()
+                output.note(f"checked {done} of {total} samples")
+
+        result = check_data(request, progress)
+    if args.json:
+        output.as_json(result.as_json(args.source))
+    else:
+        show(args.source, result)
+    if args.png is not None:
+        output.note(f"picture: {args.png}")
+    return DataError.exit_code if result.census.problems else 0
+
+
+def show(url: str, result: CheckResult) -> None:
+    """The report as tables."""
+    report = result.as_json(url)
+    estimated = " (estimated)" if result.tokens_are_estimated else ""
+    names = {
+        "samples": "samples",
+        "usable": "usable",
+        "shards": "shards",
+        "bytes": "bytes of video",
+        "seconds": "length, s",
+        "frames": "frames",
+        "fps": "frames per second",
+        "sizes": "rows x columns",
+        "codecs": "codecs",
+        "caption_tokens": f"caption tokens{estimated}",
+    }
+    rows = [[title, _cell(report[name])] for name, title in names.items()]
+    output.table(f"{url} ({result.census.kind})", ["what", "value"], rows)
+    filled = [[name, count] for name, count in result.buckets.items()]
+    output.table("clips that fill a bucket", ["frames x rows x columns", "clips"], filled)
+    problems = result.census.problems
+    if not problems:
+        output.line("no fault found")
+        return
+    shown = [[p.source, p.key, p.reason, p.detail] for p in problems[:PROBLEMS_SHOWN]]
+    output.table(f"{len(problems)} faults", ["source", "key", "reason", "detail"], shown)
+    if len(problems) > PROBLEMS_SHOWN:
+        output.line(f"... and {len(problems) - PROBLEMS_SHOWN} more (--json has all)")
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{name} {number}" for name, number in value.items() if name != "estimated")
