@@ -19,6 +19,7 @@ ATTEMPTS = "attempts/"
 CHECKPOINTS = "checkpoints/"
 SAMPLES = "samples/"
 METRICS = "metrics/"
+QUARANTINE = "quarantine/"
 EXPORT = "export/"
 
 MANIFEST = "manifest.json"
@@ -126,7 +127,7 @@ def metrics_key(attempt: int, part: int) -> str:
 
 def quarantine_key(attempt: int, rank: int) -> str:
     """Samples that a rank could not use."""
-    return f"quarantine/{attempt:06}-r{rank:04}.jsonl"
+    return f"{QUARANTINE}{attempt:06}-r{rank:04}.jsonl"
 
 
 def log_key(attempt: int, rank: int) -> str:

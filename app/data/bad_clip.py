@@ -5,6 +5,7 @@ from __future__ import annotations
 from app.errors import DataError
 
 UNNAMED = "a clip"
+CLOSED = "closed"  # reason of a read that was given up because the loader ended: nobody's fault
 MEND = {
     "unsupported_codec": "re-encode it as H.264 (avc1) in mp4",
     "not_a_video": "only mp4 files with a video track are read: re-encode it, or remove it",
@@ -19,9 +20,12 @@ class BadClipError(DataError):
     """One sample is unusable; `reason` is a short word to count by.
 
     The code that finds the fault knows no names; the source that knows them says `named`.
+    `sha256` is that of the video file, where its bytes were there.
     """
 
-    def __init__(self, reason: str, detail: str, *, where: str = UNNAMED) -> None:
+    def __init__(
+        self, reason: str, detail: str, *, where: str = UNNAMED, sha256: str | None = None
+    ) -> None:
         super().__init__(
             f"clip cannot be used ({reason}): {detail}",
             where=where,
@@ -29,16 +33,17 @@ class BadClipError(DataError):
         )
         self.reason = reason
         self.detail = detail
+        self.sha256 = sha256
 
     def named(self, where: str) -> BadClipError:
         """The same error with the sample's name, if it has none yet."""
-        return (
-            self if self.where != UNNAMED else BadClipError(self.reason, self.detail, where=where)
-        )
+        if self.where != UNNAMED:
+            return self
+        return BadClipError(self.reason, self.detail, where=where, sha256=self.sha256)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (self.reason, self.detail, self.where))
+        return (_rebuild, (self.reason, self.detail, self.where, self.sha256))
 
 
-def _rebuild(reason: str, detail: str, where: str) -> BadClipError:
-    return BadClipError(reason, detail, where=where)
+def _rebuild(reason: str, detail: str, where: str, sha256: str | None) -> BadClipError:
+    return BadClipError(reason, detail, where=where, sha256=sha256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -68,7 +69,11 @@ def read_clip(
     def take(which: int, frame: np.ndarray) -> None:
         clip[places[unique[which]]] = frame_to_model_size(frame, (shape.rows, shape.columns))
 
-    decoders.get().decode(blob, choose, take)
+    try:
+        decoders.get().decode(blob, choose, take)
+    except BadClipError as problem:
+        problem.sha256 = hashlib.sha256(blob).hexdigest()  # a repaired file is another one
+        raise
     assert picked is not None
     return clip, picked.num_frames
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.data.bad_clip import BadClipError
+from app.data.bad_clip import CLOSED, BadClipError
 from app.data.mp4_boxes import VideoHeader, read_header
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,9 @@ class Decoder:
                     return self._attempt(blob, header, choose, take)
                 except DecoderLostError as lost:
                     self._stop()
-                    if self._closed or attempt == 2:
+                    if self._closed:
+                        raise BadClipError(CLOSED, "the loader was closed") from lost
+                    if attempt == 2:
                         raise BadClipError(lost.reason, f"{lost.detail}, twice") from lost
                     facts = {"reason": lost.reason, "detail": lost.detail}
                     log.warning("decoder lost, trying a fresh one", extra=facts)
@@ -146,7 +148,7 @@ class Decoder:
             self._clips = 0
             self._process = _Process(strict=self._strict)
         if self._process is None or self._closed:
-            raise DecoderLostError("closed", "the loader was closed")
+            raise DecoderLostError(CLOSED, "the loader was closed")
         return self._process
 
     def _stop(self) -> None:

@@ -12,13 +12,15 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, count
 from types import TracebackType
 
+from app.config.schema.data import QuarantineConfig
 from app.data.batch import Batch, Collate, Item, collate, with_names
 from app.data.cursor import Cursor
 from app.data.order import Order
+from app.data.quarantine import Filled, Filler, Quarantine, SampleId, sample_id, shard_id
 from app.data.share import Share
 from app.data.source import Source
 
@@ -31,10 +33,11 @@ LOOKAHEAD_SAMPLES = 512  # how far shards are announced to the prefetcher
 
 @dataclass(frozen=True, slots=True)
 class LoaderSettings:
-    """How far ahead to work."""
+    """How far ahead to work, and how many bad samples to bear."""
 
     num_workers: int = 1  # threads with a decoder each; 0 decodes when a batch is asked for
     prefetch_factor: int = 4  # samples per worker
+    quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class Loader:
         self.source = source
         self.order = order
         self.share = share
+        self.quarantine = Quarantine(settings.quarantine)
+        self._filler = Filler(source, order, self.quarantine)
         self._identity = identity
         self._settings = settings
         self._collate = collate_fn or collate
@@ -90,12 +95,13 @@ class Loader:
     ) -> Generator[Batch, None, None]:
         """The micro-batches of optimizer steps start_step .. stop_step - 1 (None: for ever).
 
-        Every step gives `share.accumulation` of them. Errors of a sample are raised here, as
-        they are, when its batch is asked for. Closing the iterator cancels what was ahead.
+        Every step gives `share.accumulation` of them. A sample that cannot be used is replaced
+        and noted in `quarantine`. Other errors are raised here, as they are, when their batch is
+        asked for. Closing the iterator cancels what was ahead.
         """
         plan = self._plan(start_step, stop_step)
         ahead: deque[_Planned] = deque()  # announced, not yet begun
-        begun: deque[tuple[_Planned, list[Future[Item]]]] = deque()
+        begun: deque[tuple[_Planned, list[Future[Filled]]]] = deque()
         try:
             while True:
                 self._announce(plan, ahead)
@@ -128,6 +134,7 @@ class Loader:
             manifest_sha256=same.manifest_sha256,
             order=same.order,
             shares=same.shares,
+            quarantined=self.quarantine.ids(),
             skipped=tuple(skipped),
         )
 
@@ -179,7 +186,7 @@ class Loader:
             ahead.append(planned)
 
     def _begin(
-        self, ahead: deque[_Planned], begun: deque[tuple[_Planned, list[Future[Item]]]]
+        self, ahead: deque[_Planned], begun: deque[tuple[_Planned, list[Future[Filled]]]]
     ) -> None:
         """Give the workers their next micro-batches, as many as may be in memory."""
         if self._pool is None:
@@ -187,7 +194,7 @@ class Loader:
         while ahead and (len(begun) + 1) * self.share.micro_batch <= self._most_samples():
             planned = ahead.popleft()
             pairs = zip(planned.indices, planned.positions, strict=True)
-            futures = [self._pool.submit(self.source.read, i, p) for i, p in pairs]
+            futures = [self._pool.submit(self._filler.fill, p, i) for i, p in pairs]
             begun.append((planned, futures))
 
     def _most_samples(self) -> int:
@@ -197,13 +204,21 @@ class Loader:
             wished = min(wished, MOST_DECODED_BYTES // self.source.sample_bytes)
         return max(wished, 2 * self.share.micro_batch)
 
-    def _batch(self, planned: _Planned, futures: list[Future[Item]]) -> Batch:
+    def _batch(self, planned: _Planned, futures: list[Future[Filled]]) -> Batch:
         began = time.monotonic()
+        pairs = zip(planned.positions, planned.indices, strict=True)
         if futures:
-            items = [future.result() for future in futures]
+            filled = [future.result() for future in futures]
         else:
-            pairs = zip(planned.indices, planned.positions, strict=True)
-            items = [self.source.read(index, position) for index, position in pairs]
+            filled = [self._filler.fill(position, index) for position, index in pairs]
+        # Read ahead: what the ranks have agreed on since must count as if it was known then.
+        filled = [
+            self._filler.refill(position, one)
+            for position, one in zip(planned.positions, filled, strict=True)
+        ]
+        for one in filled:
+            self.quarantine.note(one.bad)
+        items = [one.item for one in filled]
         self._waited_s += time.monotonic() - began
         return with_names(self._collate(items), items, planned.positions)
 
@@ -232,6 +247,16 @@ class JoinedSource:
         source, own = self._find(index)
         return source.read(own, position)
 
+    def shard_id(self, index: int) -> str:
+        """The shard of a sample; with the number of its dataset where there are several."""
+        source, own = self._find(index)
+        return self._prefix(index) + shard_id(source, own)
+
+    def sample_id(self, index: int) -> SampleId:
+        source, own = self._find(index)
+        shard, key = sample_id(source, own)
+        return self._prefix(index) + shard, key
+
     def expect(self, index: int) -> None:
         source, own = self._find(index)
         source.expect(own)
@@ -244,6 +269,13 @@ class JoinedSource:
         for source in self.sources:
             source.close()
 
+    def which(self, index: int) -> int:
+        """Which of the datasets a sample belongs to."""
+        return next(i for i, end in enumerate(self._first[1:]) if index < end)
+
+    def _prefix(self, index: int) -> str:
+        return f"{self.which(index)}:" if len(self.sources) > 1 else ""
+
     def _find(self, index: int) -> tuple[Source, int]:
-        which = next(i for i, end in enumerate(self._first[1:]) if index < end)
+        which = self.which(index)
         return self.sources[which], index - self._first[which]

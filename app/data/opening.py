@@ -69,7 +69,7 @@ def open_loader(config: DataConfig, request: LoaderRequest) -> Loader:
         _Owner(sources, settings),
         order,
         share,
-        settings=LoaderSettings(config.num_workers, config.prefetch_factor),
+        settings=LoaderSettings(config.num_workers, config.prefetch_factor, config.quarantine),
         identity=identity,
         collate_fn=request.collate_fn,
     )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from app.data.bad_clip import BadClipError
 from app.data.batch import Item
 from app.data.decode import DecoderOfThread
 from app.data.shard_cache import Prefetcher, ShardCache
 from app.distributed.mix import mix
-from app.errors import ConfigError, DataError
+from app.errors import CogvxError, ConfigError, DataError
 from app.storage.node_disk import node_folder
 
 CROP_KEY = 5  # first key of the random start, beside those of order.py
@@ -129,7 +131,18 @@ class MapSource:
         return str(own()) if callable(own) else f"{self._name}:{len(self._dataset)}"
 
     def read(self, index: int, position: int) -> Item:
-        item = self._dataset[index]
+        try:
+            item = self._dataset[index]
+        except (CogvxError, OSError, MemoryError):
+            raise
+        except Exception as problem:
+            # A dataset of a user may fail in any way; which line did belongs to the report.
+            place = traceback.extract_tb(problem.__traceback__)[-1]
+            raise BadClipError(
+                "dataset_error",
+                f"{type(problem).__name__}: {problem} ({place.filename}:{place.lineno})",
+                where=f"item {index} of {self._name}",
+            ) from problem
         if not isinstance(item, dict) or "mp4" not in item or "txt" not in item:
             raise DataError(
                 "an item must be a dictionary with 'mp4' and 'txt'",

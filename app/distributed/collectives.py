@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -65,6 +66,23 @@ def broadcast_bytes(data: bytes | None, source: int = 0) -> bytes:
 def broadcast_json(value: object, source: int = 0) -> object:
     """A JSON value of rank `source`, on every rank."""
     return json.loads(broadcast_bytes(json.dumps(value).encode(), source))
+
+
+def gather_json(value: object) -> list[Any]:
+    """A small JSON value of every rank, in rank order, on every rank."""
+    data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    device, count = transport_device(), dist.get_world_size()
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(count)]
+    dist.all_gather(sizes, torch.tensor([data.numel()], dtype=torch.int64, device=device))
+    longest = max(int(size) for size in sizes)
+    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
+    padded[: data.numel()] = data.to(device)
+    parts = [torch.empty_like(padded) for _ in range(count)]
+    dist.all_gather(parts, padded)
+    texts = [
+        part.cpu().numpy()[: int(size)].tobytes() for part, size in zip(parts, sizes, strict=True)
+    ]
+    return [json.loads(text) for text in texts]
 
 
 def barrier() -> None:

@@ -27,6 +27,7 @@ from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
 from app.run.build import DTYPES, InitialWeights, Place, build_network, build_parts
 from app.run.evaluate import Evaluator
+from app.run.quarantine import QuarantineKeeper
 from app.run.reporting import make_trackers, save_arguments, write_progress
 from app.run.run_folder import RunFolder, finish_run
 from app.run.saving import Saver, restore
@@ -274,7 +275,18 @@ class Attempt:
             Path(self.training.summary_dir or "."),
         )
         stack.callback(profiler.close)
-        is_first = self.groups.rank.rank == 0
+        rank = self.groups.rank.rank
+        keeper = QuarantineKeeper(self.run, rank, saver.loader, self.data.train)
+        stack.callback(keeper.close)
+        keeper.restored()
+
+        def before_step(step: int) -> None:
+            keeper.check(step)
+            profiler.before(step)
+
+        def save(state: LoopState) -> None:
+            keeper.write()
+            saver.save(state)
 
         def validate(state: LoopState) -> dict[str, float] | None:
             if evaluate is None:
@@ -284,15 +296,18 @@ class Attempt:
             return numbers
 
         def on_log(state: LoopState, facts: Any) -> None:
-            if is_first:
+            if rank == 0:
                 write_progress(self.run, state, steps, facts, "running")
 
         return LoopHooks(
             micro_step=micro_step,
-            save=saver.save,
+            save=save,
             evaluate=validate,
-            before_step=profiler.before,
+            before_step=before_step,
             on_log=on_log,
+            has_news=keeper.has_news,
+            on_news=keeper.agree,
+            numbers=keeper.numbers,
         )
 
     def plan(self, training: TrainingConfig) -> LoopPlan:

@@ -155,7 +155,9 @@ def restore(saver: Saver, *, with_rng: bool = True) -> tuple[LoopState, TrainSta
     with open_checkpoint(run.storage, run.newest, saver.scratch) as checkpoint:
         checkpoint.check_parameters(engine.parameters_info())
         state = checkpoint.state
-        Cursor.from_json(state.cursor).check_continues(saver.loader.cursor(state.step))
+        cursor = Cursor.from_json(state.cursor)
+        cursor.check_continues(saver.loader.cursor(state.step))
+        saver.loader.quarantine.agree(cursor.quarantined)
         engine.restore(
             checkpoint.read,
             state.adam_step,

@@ -79,6 +79,9 @@ class LoopHooks:
         evaluate: validates and returns numbers by name; called by every rank.
         before_step: told the step's number before its first micro-step.
         on_log: told (state, facts) at each log line, on every rank.
+        has_news: whether this rank has to tell the others something after a step.
+        on_news: told the state after a step when any rank had news; called by every rank.
+        numbers: more numbers by name for log lines and records.
     """
 
     micro_step: MicroStep
@@ -86,6 +89,9 @@ class LoopHooks:
     evaluate: Callable[[LoopState], Mapping[str, float] | None] = _nothing
     before_step: Callable[[int], None] = _nothing
     on_log: Callable[[LoopState, Mapping[str, float]], None] = _nothing
+    has_news: Callable[[], bool] = bool
+    on_news: Callable[[LoopState], None] = _nothing
+    numbers: Callable[[], Mapping[str, float]] = dict
 
 
 @dataclass(slots=True)
@@ -119,13 +125,15 @@ def run_loop(
     while state.step < plan.steps:
         engine.train()
         record = train_step(engine, plan, hooks, tools, state)
-        wants_stop = record.pop("stop") > 0
+        wants_stop, has_news = record.pop("stop") > 0, record.pop("news") > 0
         state = replace(
             state,
             step=state.step + 1,
             skipped_steps=state.skipped_steps + int(record["skipped"]),
         )
         tools.context.step = state.step
+        if has_news:
+            hooks.on_news(state)
         is_last = state.step == plan.steps
         watch.note(state, record)
         is_exit = not is_last and is_due(state.step, plan.exit_interval)
@@ -157,7 +165,8 @@ def train_step(
 
     Returns:
         Means over ranks and micro-steps of `loss` and of the micro-step's other numbers; `lr`,
-        `grad_norm`, `skipped` (0 or 1), `stop` (above 0: a rank wants to end).
+        `grad_norm`, `skipped` (0 or 1), `stop` (above 0: a rank wants to end), `news` (above 0:
+        a rank has some).
     """
     hooks.before_step(state.step)
     sums: dict[str, Any] = {}
@@ -171,7 +180,7 @@ def train_step(
     lr = plan.schedule.lr(state.step, state.skipped_steps)
     with tools.times.part("optimizer"):
         report = engine.step(lr)
-    means = reduced(sums, stop=tools.stop.requested)
+    means = reduced(sums, stop=tools.stop.requested, news=hooks.has_news())
     return {
         **means,
         "lr": lr,
@@ -200,7 +209,7 @@ class _Watch:
         self._is_first = False  # of this start: shows at once that the run moves
         if is_first or is_last or is_due(state.step, self._plan.log_interval):
             record = record | self._log(state, record["lr"])
-        self._tools.trackers.log(state.step, record)
+        self._tools.trackers.log(state.step, {**record, **self._hooks.numbers()})
         self._tools.health.observe(state.step, record["loss"], skipped=skipped)
 
     def save(self, state: LoopState) -> None:
@@ -236,6 +245,7 @@ class _Watch:
             "grad_norm": _mean([record["grad_norm"] for record in self._window]),
             **facts,
             "skipped_steps": state.skipped_steps,
+            **self._hooks.numbers(),
         }
         self._window.clear()
         log.info("training", extra=shown)

@@ -12,8 +12,10 @@ from app.distributed.collectives import sum_over_ranks, transport_device
 ABSENT = -100.0  # upstream's mark: this rank has no value for the metric
 
 
-def reduced(values: Mapping[str, Sequence[Tensor]], *, stop: bool) -> dict[str, float]:
-    """Means of scalars by name, and under `stop` how many ranks want to end.
+def reduced(
+    values: Mapping[str, Sequence[Tensor]], *, stop: bool, news: bool = False
+) -> dict[str, float]:
+    """Means of scalars by name, and how many ranks want to end (`stop`) or to tell (`news`).
 
     Every rank must give the same names. A value of -100 does not count; a name without any
     value is -100, and names with "eval" in them are left out, as upstream does.
@@ -21,6 +23,7 @@ def reduced(values: Mapping[str, Sequence[Tensor]], *, stop: bool) -> dict[str, 
     Args:
         values: one scalar per micro-step.
         stop: this rank's wish.
+        news: this rank knows something that all must hear before the next step.
 
     Returns:
         The same floats on every rank.
@@ -33,10 +36,10 @@ def reduced(values: Mapping[str, Sequence[Tensor]], *, stop: bool) -> dict[str, 
         sums.append(torch.where(present, stacked, torch.zeros_like(stacked)).sum())
         counts.append(present.sum())
     message = torch.stack([*sums, *(count.to(sums[0]) for count in counts)])
-    wish = torch.tensor([float(stop)], device=message.device)
+    wish = torch.tensor([float(stop), float(news)], device=message.device)
     total = sum_over_ranks(torch.cat([message, wish]).to(transport_device())).tolist()
     found = {
         name: total[i] / total[len(names) + i] if total[len(names) + i] else ABSENT
         for i, name in enumerate(names)
     }
-    return {**found, "stop": total[-1]}
+    return {**found, "stop": total[-2], "news": total[-1]}

@@ -59,6 +59,15 @@ class OrderConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QuarantineConfig:
+    """Ours, section `data.quarantine`: how many bad samples a run bears."""
+
+    max_share: float = 0.01  # of the samples seen
+    after_samples: int = 1000  # the share counts from here on
+    first_samples: int = 20  # as many bad ones in a row end the run at once
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Section `data:` with the paths and loader settings of `args`."""
 
@@ -72,6 +81,7 @@ class DataConfig:
     split: str = "1000,1,1"
     num_workers: int = 1
     prefetch_factor: int = 4
+    latent_cache: str | None = None  # ours: root of encoded clips (cogvx encode)
     frame_rule: str = "exact"  # ours: "exact" (by time stamps) or "sat"
     cache_dir: str | None = None  # ours: shard cache; None: on the node's disk
     cache_gib: float = 20.0  # ours
@@ -80,3 +90,4 @@ class DataConfig:
     temporal_crop: str = "start"  # ours: or "random", keyed by the position in the order
     on_changed_shard: str = "error"  # ours: or "rescan"
     order: OrderConfig = field(default_factory=OrderConfig)
+    quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)

@@ -10,6 +10,7 @@ from app.config.reading import Context, Field, Reader, open_part
 from app.config.schema.data import (
     DataConfig,
     OrderConfig,
+    QuarantineConfig,
     SFTDataConfig,
     ShardDataConfig,
     check_frame_count,
@@ -35,6 +36,11 @@ SHARDS = (
     Field("txt_key", text(), "caption"),
 )
 ORDER = (Field("lanes", integer(1), 16), Field("window", integer(1), 256))
+QUARANTINE = (
+    Field("max_share", real(0, 1), 0.01),
+    Field("after_samples", integer(0), 1000),
+    Field("first_samples", integer(1), 20),
+)
 CACHE = (
     Field("cache_dir", optional(text()), None),
     Field("cache_gib", real(above=0), 20.0),
@@ -56,6 +62,7 @@ def read_data(node: object, where: str, context: Context) -> DataConfig | None:
     before = len(problems.errors)
     values: dict[str, Any] = part.node.fields(CACHE)
     values["order"] = _order(part.node, context)
+    values["quarantine"] = _quarantine(part.node, context)
     part.node.close()
     if part.registered:
         values["params"] = dict(part.params.values)
@@ -96,3 +103,12 @@ def _order(reader: Reader, context: Context) -> OrderConfig | None:
     values = child.fields(ORDER)
     child.close()
     return context.problems.build(OrderConfig, values)
+
+
+def _quarantine(reader: Reader, context: Context) -> QuarantineConfig | None:
+    child = reader.child("quarantine")
+    if child is None:
+        return QuarantineConfig()
+    values = child.fields(QUARANTINE)
+    child.close()
+    return context.problems.build(QuarantineConfig, values)

@@ -102,6 +102,13 @@ class SFTSource:
         except BadClipError as problem:
             raise problem.named(f"{self._storage.url}/{key}") from problem
 
+    def shard_id(self, index: int) -> str:
+        """A folder is one shard without a name."""
+        return ""
+
+    def sample_id(self, index: int) -> tuple[str, str]:
+        return "", self.keys[index]
+
     def read(self, index: int, position: int) -> Item:
         key = self.keys[index]
         try:

@@ -143,6 +143,15 @@ class ShardSource:
             raise problem.named(f"{shard.url}, sample {sample[VIDEO].key}") from problem
         return Original(shard.read(sample[VIDEO]), caption, key)
 
+    def shard_id(self, index: int) -> str:
+        """The shard's key, with the number of its folder where there are several."""
+        place = self._places[self._place(index)[0]]
+        return f"{place.folder}/" * (len(self._folders) > 1) + place.shard.name
+
+    def sample_id(self, index: int) -> tuple[str, str]:
+        which, offset = self._place(index)
+        return self.shard_id(index), self._shard(which).samples[offset][VIDEO].key
+
     def read(self, index: int, position: int) -> Item:
         which, offset = self._place(index)
         place = self._places[which]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from app.config.schema.data import DataConfig
+from app.data.quarantine import Quarantine
 from app.distributed.groups import ProcessGroups
 from app.run.attempt import Attempt, Seams, frames_per_second
 from app.telemetry.logging import LogContext
@@ -183,7 +184,9 @@ def test_numbers_of_a_validation_are_returned_and_the_best_remembered(
 ) -> None:
     made, noted = attempt(groups, tmp_path), []
     saver: Any = SimpleNamespace(
-        save=None, note_validation=lambda step, numbers: noted.append((step, numbers))
+        save=None,
+        note_validation=lambda step, numbers: noted.append((step, numbers)),
+        loader=SimpleNamespace(quarantine=Quarantine()),
     )
     evaluate: Any = lambda state: {"valid_loss": 0.5}  # noqa: E731
 
@@ -198,7 +201,8 @@ def test_numbers_of_a_validation_are_returned_and_the_best_remembered(
 
 def test_log_lines_rewrite_progress(groups: ProcessGroups, tmp_path: Path) -> None:
     made = attempt(groups, tmp_path)
-    saver: Any = SimpleNamespace(save=None, note_validation=None)
+    loader = SimpleNamespace(quarantine=Quarantine())
+    saver: Any = SimpleNamespace(save=None, note_validation=None, loader=loader)
 
     with ExitStack() as stack:
         hooks = made.hooks(NOTHING, saver, None, 60, stack)
@@ -213,7 +217,8 @@ def test_other_ranks_write_no_progress_and_have_no_trackers(
 ) -> None:
     second = replace(groups, rank=replace(groups.rank, rank=1, world_size=2))
     made = attempt(second, tmp_path)
-    saver: Any = SimpleNamespace(save=None, note_validation=None)
+    loader = SimpleNamespace(quarantine=Quarantine())
+    saver: Any = SimpleNamespace(save=None, note_validation=None, loader=loader)
 
     with ExitStack() as stack:
         made.hooks(NOTHING, saver, None, 60, stack).on_log(LoopState(step=5), {"loss": 0.25})
