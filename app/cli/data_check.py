@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from app.cli import output
-from app.data.buckets import parse_bucket
+from app.config.schema.buckets import parse_bucket
 from app.errors import DataError
 from app.run.data_check import (
     DEFAULT_BUCKETS,

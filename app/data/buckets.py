@@ -8,48 +8,13 @@ the order in which buckets take turns is in `bucket_order.py`. Explained in docs
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.errors import ConfigError
+from app.config.schema.buckets import Bucket
 
-_WRITTEN = re.compile(r"(\d+)x(\d+)x(\d+)")
-SIDE_STEP_PX = 16  # the VAE shrinks a side by 8, and a patch of the network takes two of those
 # Losses of picture that differ by less do not decide: then the length does.
 LOSS_STEP = 0.05
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Bucket:
-    """Size of a clip: frames (4k + 1), rows and columns in pixels (multiples of 16)."""
-
-    frames: int
-    rows: int
-    columns: int
-
-    def __post_init__(self) -> None:
-        if self.frames < 1 or self.frames % 4 != 1:
-            raise ConfigError(
-                f"{self.frames} frames are not 4k + 1",
-                where=f"bucket {self}",
-                mend=f"use {max(1, self.frames // 4 * 4 + 1)}",
-            )
-        for side in (self.rows, self.columns):
-            if side < SIDE_STEP_PX or side % SIDE_STEP_PX:
-                raise ConfigError(
-                    f"{side} pixels are not a multiple of {SIDE_STEP_PX}",
-                    where=f"bucket {self}",
-                    mend=f"use {max(1, round(side / SIDE_STEP_PX)) * SIDE_STEP_PX}",
-                )
-
-    def __str__(self) -> str:
-        return f"{self.frames}x{self.rows}x{self.columns}"
-
-    @property
-    def bytes(self) -> int:
-        """Of a decoded clip, uint8."""
-        return self.frames * 3 * self.rows * self.columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +33,6 @@ class ClipSize:
             return kept
         # A frame lasts 1/f: n frames show n/f seconds. Rounding of time stamps must not cost one.
         return max(1, math.floor(kept / self.fps * fps + 0.01))
-
-
-def parse_bucket(text: str, where: str = "--bucket") -> Bucket:
-    """`49x480x720` -> Bucket(49, 480, 720).
-
-    Raises:
-        ConfigError: written otherwise, or sizes that cannot be.
-    """
-    match = _WRITTEN.fullmatch(text.strip())
-    if match is None:
-        raise ConfigError(
-            f"'{text}' is no bucket", where=where, mend="write FRAMESxROWSxCOLUMNS, 49x480x720"
-        )
-    return Bucket(*(int(part) for part in match.groups()))
 
 
 def best_bucket(
@@ -111,3 +62,15 @@ def picture_loss(clip: ClipSize, bucket: Bucket) -> float:
     """Share of the picture that resizing over the short side and cutting takes away."""
     shape, wanted = clip.columns / clip.rows, bucket.columns / bucket.rows
     return 1.0 - min(shape / wanted, wanted / shape)
+
+
+def training_bucket(
+    clip: ClipSize, buckets: Sequence[Bucket], fps: float, skip_frames: int = 0
+) -> int:
+    """As `best_bucket`; a clip shorter than all goes to a shortest one and is padded there."""
+    found = best_bucket(clip, buckets, fps, skip_frames)
+    if found is not None:
+        return found
+    shortest = min(bucket.frames for bucket in buckets)
+    places = [i for i, bucket in enumerate(buckets) if bucket.frames == shortest]
+    return min(places, key=lambda which: (picture_loss(clip, buckets[which]), which))

@@ -32,6 +32,7 @@ class VideoHeader:
     columns: int
     duration_s: float
     samples: int | None  # coded frames; None in fragmented files, whose tables are elsewhere
+    is_turned: bool = False  # shown with rows and columns exchanged (phones held upright)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,30 @@ def read_header(data: bytes) -> VideoHeader:
         raise BadClipError("damaged", f"its tables cannot be read ({problem})") from problem
 
 
-class _Walk:
-    """One pass over the boxes of one file; counts them, so that a crafted file ends too."""
+def read_movie(movie: bytes, file_bytes: int, *, fragmented: bool = False) -> VideoHeader:
+    """As `read_header`, from the content of the box `moov` alone.
 
-    def __init__(self, data: bytes) -> None:
+    Args:
+        movie: the box without its head.
+        file_bytes: size of the whole file, in which every frame must lie.
+        fragmented: the frames are in boxes `moof`.
+    """
+    try:
+        walk = _Walk(movie, file_bytes)
+        return walk.movie(Box("moov", 0, len(movie)), fragmented)
+    except (struct.error, IndexError, ValueError) as problem:
+        raise BadClipError("damaged", f"its tables cannot be read ({problem})") from problem
+
+
+class _Walk:
+    """One pass over the boxes of one file; counts them, so that a crafted file ends too.
+
+    `data` is the file, or its movie box of a file of `file_bytes` bytes.
+    """
+
+    def __init__(self, data: bytes, file_bytes: int | None = None) -> None:
         self.data = data
+        self.file_bytes = len(data) if file_bytes is None else file_bytes
         self.boxes_seen = 0
 
     def boxes(self, start: int, stop: int) -> Iterator[Box]:
@@ -113,7 +133,10 @@ class _Walk:
         movie = next((box for box in top if box.kind == "moov"), None)
         if movie is None:
             raise BadClipError("truncated", "its index ('moov') is missing")
-        fragmented = any(box.kind == "moof" for box in top)
+        return self.movie(movie, any(box.kind == "moof" for box in top))
+
+    def movie(self, movie: Box, fragmented: bool) -> VideoHeader:
+        """The first video track of a movie box."""
         tracks = [box for box in self.boxes(movie.start, movie.stop) if box.kind == "trak"]
         if len(tracks) > MOST_TRACKS:
             raise BadClipError("damaged", f"it has {len(tracks)} tracks")
@@ -149,7 +172,14 @@ class _Walk:
             raise BadClipError("too_long", f"it has {samples} frames, more than {MOST_FRAMES}")
         if samples == 0 and not fragmented:
             raise BadClipError("damaged", "its video track has no frame")
-        return VideoHeader(codec, rows, columns, duration_s, samples or None)
+        turned = self.is_turned(track)
+        return VideoHeader(codec, rows, columns, duration_s, samples or None, turned)
+
+    def is_turned(self, track: Box) -> bool:
+        """Whether the matrix of the track turns the picture by a quarter."""
+        header = self.need(track, "tkhd")
+        across, down = struct.unpack_from(">ii", self.data, header.stop - 44)
+        return across == 0 and down != 0
 
     def sample_entry(self, track: Box) -> tuple[str, int, int]:
         """Codec, rows and columns of the first entry of `stsd`."""
@@ -202,8 +232,8 @@ class _Walk:
         first = last - per_chunk
         lengths = ends[last[last > first] - 1] - (ends - sizes)[first[last > first]]
         chunk_ends = offsets[last > first] + lengths
-        if int(chunk_ends.max()) > len(self.data):
-            missing = int(np.count_nonzero(chunk_ends > len(self.data)))
+        if int(chunk_ends.max()) > self.file_bytes:
+            missing = int(np.count_nonzero(chunk_ends > self.file_bytes))
             raise BadClipError(
                 "truncated", f"{missing} of {offsets.size} pieces lie behind the end of the file"
             )

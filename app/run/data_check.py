@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.data.buckets import Bucket, ClipSize, best_bucket
+from app.config.schema.buckets import Bucket
+from app.data.buckets import ClipSize, best_bucket
 from app.data.check import Census, Progress, ScanSettings, check_dataset
 from app.data.check_clip import CheckRules, Wanted
 from app.data.shard_text import TextRules
