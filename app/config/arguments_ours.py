@@ -84,6 +84,15 @@ OUR_ARGUMENTS: tuple[Argument, ...] = (
         help="make a class of your own usable as a target; repeatable",
     ),
     Argument(
+        name="latent_cache",
+        kind=optional(text()),
+        default=None,
+        group="data",
+        ours=True,
+        help="folder or s3:// prefix that cogvx encode wrote: train from encoded clips, without "
+        "the VAE and T5",
+    ),
+    Argument(
         name="keep_checkpoints",
         kind=optional(integer(1)),
         default=None,

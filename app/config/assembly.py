@@ -204,6 +204,7 @@ def _with_arguments(data: DataConfig, resolved: Values, problems: Problems) -> D
         num_workers=values["num_workers"],
         prefetch_factor=values["prefetch_factor"],
         frame_rule=resolved.compat.frame_rule,
+        latent_cache=values["latent_cache"],
     )
 
 

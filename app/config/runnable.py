@@ -11,6 +11,14 @@ from app.config.problems import Problems
 from app.config.schema.run import RunConfig
 from app.config.schema.vae import VAEConfig
 
+# What the encoder of clips reads.
+ENCODED = (
+    "args.train_data",
+    "args.valid_data",
+    "data",
+    "model.conditioner_config",
+    "model.first_stage_config",
+)
 SAMPLES = "mode: inference samples from prompts, it does not train"
 
 
@@ -76,6 +84,32 @@ def check_samplable(config: RunConfig, *, has_run: bool) -> None:
     problems.raise_errors()
 
 
+def check_encodable(config: RunConfig) -> None:
+    """Raise ConfigErrors unless `cogvx encode` may start; `load` and `save` need not be there."""
+    problems = Problems(config.origins)
+    _placeholders(config, problems, ENCODED)
+    _schemes(config, problems)
+    if config.training is None:
+        problems.add(SAMPLES, where="args.mode", mend="use the files and flags of the training")
+    if config.model is None:
+        problems.add(
+            "there is no section 'model'",
+            where="model",
+            mend="add a model file: --base configs/cogvideox_2b_lora.yaml",
+        )
+    if config.data is None:
+        problems.add(
+            "there is no section 'data'",
+            where="data",
+            mend="add a recipe: --base ... configs/sft.yaml",
+        )
+    if not config.arguments["train_data"] and not config.arguments["valid_data"]:
+        problems.add(
+            "'train_data' is missing", where="args.train_data", mend="give folders or shards"
+        )
+    problems.raise_errors()
+
+
 def _schemes(config: RunConfig, problems: Problems) -> None:
     """Paths are local or s3://; anything else is refused here, not after minutes of starting."""
     paths = {"args.load": config.arguments["load"], "args.save": config.arguments["save"]}
@@ -95,9 +129,11 @@ def _schemes(config: RunConfig, problems: Problems) -> None:
             )
 
 
-def _placeholders(config: RunConfig, problems: Problems) -> None:
+def _placeholders(config: RunConfig, problems: Problems, below: tuple[str, ...] = ("",)) -> None:
     found = dict(upstream.placeholders({"args": config.arguments}))
     for name, section in config.sections.items():
         found |= dict(upstream.placeholders(section, name))
     for path, text in found.items():
+        if not path.startswith(below):
+            continue
         problems.add(f"'{text}' is a placeholder", where=path, mend=f"give the path: {path}=PATH")

@@ -2,7 +2,9 @@
 
 `mp4` (B, T, 3, H, W) uint8, or floats in [-1, 1] or latents from a user's dataset; `txt` B
 captions; `num_frames` (B,) int64, frames that are not padding; `fps` (B,). Ours: `positions`
-(place of each sample in the global order), `keys` (its name, for messages and reports).
+(place of each sample in the global order), `keys` (its name, for messages and reports). Clips from
+the latent cache have MEAN and LOGVAR (B, t, C, h, w), TEXT (B, n, D) and for image-to-video
+FIRST_FRAME (B, 1, 3, H, W) in the place of `mp4`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from app.errors import DataError
 
 Item = Mapping[str, Any]  # one sample, the same keys without the batch axis
 Batch = dict[str, Any]
+MEAN, LOGVAR, TEXT, FIRST_FRAME = "latent_mean", "latent_logvar", "text_embedding", "first_frame"
 Collate = Callable[[Sequence[Item]], Batch]
 
 

@@ -24,6 +24,8 @@ from app.errors import ConfigError
 from app.storage.opening import is_remote
 
 SHUFFLE_BUFFER = 1000  # upstream's default, which says nothing
+# Takes the place of an opened source: (source, its path, settings of the run's sources).
+Replace = Callable[[Source, str, SourceSettings], Source]
 CreateDataset = Callable[..., Any]  # upstream's create_dataset_function(path, args, **params)
 
 
@@ -33,6 +35,7 @@ class LoaderRequest:
 
     `weights`: how often each path counts; None or equal ones: every sample once per epoch.
     `create`: the caller's create_dataset_function(path, args), instead of the configured class.
+    `replace`: what reads the samples instead of each source (the latent cache); None: itself.
     """
 
     paths: Sequence[str]
@@ -42,6 +45,7 @@ class LoaderRequest:
     weights: Sequence[int] | None = None
     args: Namespace | None = None
     create: CreateDataset | None = None
+    replace: Replace | None = None
     collate_fn: Collate | None = None
 
 
@@ -56,9 +60,13 @@ def open_loader(config: DataConfig, request: LoaderRequest) -> Loader:
     if not request.paths:
         raise ConfigError("no data is named", where="args.train_data", mend="name a path")
     settings = settings_from_config(config, request.compat, request.seed)
-    if any(is_remote(url) for path in request.paths for url in _urls(path, config)):
+    places = [url for path in request.paths for url in _urls(path, config)]
+    if any(is_remote(url) for url in (*places, config.latent_cache or "")):
         settings = with_cache(settings, config.cache_gib, config.prefetch_gib)
     sources = [open_source(config, path, settings, request) for path in request.paths]
+    if request.replace is not None:
+        pairs = zip(sources, request.paths, strict=True)
+        sources = [request.replace(source, path, settings) for source, path in pairs]
     order, identity = _ordered(config, request, sources)
     share = request.share
     if identity.order == "sat":

@@ -26,6 +26,7 @@ from app.diffusion.timesteps import RankStratum, Strata
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
 from app.run.build import DTYPES, InitialWeights, Place, build_network, build_parts
+from app.run.cached_clips import CachedClips
 from app.run.evaluate import Evaluator
 from app.run.quarantine import QuarantineKeeper
 from app.run.reporting import make_trackers, save_arguments, write_progress
@@ -72,14 +73,15 @@ class Attempt:
         """Build everything, continue where the run was, train; returns the cause of the end."""
         times = PartTimes(self.groups.device)
         with ExitStack() as stack:
-            loader = stack.enter_context(self.loader(seams))
+            cached = CachedClips.of_run(self.config)
+            loader = stack.enter_context(self.loader(seams, cached))
             training = self.resolved(loader)
             model, engine = self.model(seams.model_cls, times, training)
             if init is not None:
                 init(self.args, model)
             saver = Saver(self.config, self.run, self.groups, engine, loader, self.scratch)
             state, stored = restore(saver, with_rng=training.load_rng)
-            evaluate = self.evaluator(seams, model, engine, stack)
+            evaluate = self.evaluator(seams, model, engine, stack, cached)
             tools, saver.wandb_run_id = self.tools(
                 times, training, state, stored.wandb_run_id if stored else None
             )
@@ -115,8 +117,8 @@ class Attempt:
         assert self.config.data is not None
         return self.config.data
 
-    def loader(self, seams: Seams) -> Loader:
-        """This rank's batches of the training data."""
+    def loader(self, seams: Seams, cached: CachedClips | None = None) -> Loader:
+        """This rank's batches of the training data, live or from the latent cache."""
         data, training = self.data, self.training
         rank = self.groups.rank
         request = LoaderRequest(
@@ -127,6 +129,7 @@ class Attempt:
             weights=data.train_weights,
             args=self.args,
             create=seams.create_dataset,
+            replace=cached.in_place_of if cached is not None else None,
             collate_fn=seams.collate_fn,
         )
         return open_loader(data, request)
@@ -158,7 +161,9 @@ class Attempt:
         network, report = build_network(model, dtype, weights)
         if model.compile_model:
             network.compile_blocks()
-        parts = build_parts(model, network.to(device), Place(device, dtype, node_folder("weights")))
+        place = Place(device, dtype, node_folder("weights"))
+        from_cache = self.data.latent_cache is not None
+        parts = build_parts(model, network.to(device), place, from_cache=from_cache)
         log.info(
             "parameters",
             extra={"trainable": report.trainable_count, "frozen": report.frozen_count},
@@ -188,7 +193,12 @@ class Attempt:
         return Randomness(draws, strata, compat.image_dropout == "micro_batch")
 
     def evaluator(
-        self, seams: Seams, model: DiffusionModel, engine: Engine, stack: ExitStack
+        self,
+        seams: Seams,
+        model: DiffusionModel,
+        engine: Engine,
+        stack: ExitStack,
+        cached: CachedClips | None = None,
     ) -> Evaluator | None:
         """Validation, if the configuration names data for it."""
         data, training = self.data, self.training
@@ -202,6 +212,7 @@ class Attempt:
             compat=replace(self.config.compat, order="epoch"),
             args=self.args,
             create=seams.create_dataset,
+            replace=cached.where_it_can if cached is not None else None,
         )
         loader = stack.enter_context(open_loader(replace(data, num_workers=0), request))
         return Evaluator(

@@ -26,6 +26,7 @@ from app.models.dit.initialization import init_from_scratch
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.text.conditioner import Conditioner
 from app.models.trainable import TrainableReport, TrainableRules, select_trainable
+from app.run.visiting import VisitingTextEncoder, VisitingVae
 from app.storage.fetch import fetch
 
 log = logging.getLogger(__name__)
@@ -72,13 +73,25 @@ class Parts:
     sampler: Any
 
 
-def build_parts(model: ModelConfig, network: DiffusionTransformer, place: Place) -> Parts:
-    """Build the frozen parts with their weights around the network."""
+def build_parts(
+    model: ModelConfig, network: DiffusionTransformer, place: Place, *, from_cache: bool = False
+) -> Parts:
+    """Build the frozen parts with their weights around the network.
+
+    Args:
+        model: the section.
+        network: with its weights.
+        place: of the frozen parts.
+        from_cache: clips come encoded, so parts that no step needs are loaded when they are asked
+            for. Image-to-video keeps its VAE: it encodes the noised first frame in every step.
+    """
     denoiser = Denoiser(model.denoiser)
+    vae = build_vae if model.noised_image_input or not from_cache else _visiting_vae
+    conditioner = _visiting_conditioner if from_cache else build_conditioner
     return Parts(
         network=network,
-        vae=build_vae(model, place),
-        conditioner=build_conditioner(model.conditioner, place),
+        vae=vae(model, place),
+        conditioner=conditioner(model.conditioner, place),
         loss=VideoDiffusionLoss(model.loss, denoiser),
         sampler=build_sampler(model.sampler, denoiser),
     )
@@ -129,6 +142,15 @@ def build_conditioner(config: ConditionerConfig, place: Place) -> Conditioner:
     folder = fetch(config.text.model_dir, place.cache_dir)
     encoder = encoder_class.load(folder, config.text, place.dtype, place.device)
     log.info("text encoder loaded", extra={"path": config.text.model_dir})
+    return Conditioner(encoder, config.ucg_rate)
+
+
+def _visiting_vae(model: ModelConfig, place: Place) -> VisitingVae:
+    return VisitingVae("VAE", lambda: build_vae(model, place))
+
+
+def _visiting_conditioner(config: ConditionerConfig, place: Place) -> Conditioner:
+    encoder = VisitingTextEncoder("text encoder", lambda: build_conditioner(config, place).encoder)
     return Conditioner(encoder, config.ucg_rate)
 
 

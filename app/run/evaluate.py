@@ -72,6 +72,7 @@ class Evaluator:
         log.info("validation", extra={"steps_done": state.step, **numbers})
         if self.config.log_videos:
             self.sample(state.step)
+        self.model.send_visitors_away()
         self.engine.train()
         return numbers
 
@@ -80,6 +81,7 @@ class Evaluator:
         self.engine.eval()
         numbers = self.loss()
         log.info("validation", extra={"steps_done": 0, **numbers})
+        self.model.send_visitors_away()
         self.engine.train()
         return numbers
 

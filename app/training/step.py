@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from app.config.schema.model import DiTConfig, ModelConfig
+from app.data.batch import FIRST_FRAME, LOGVAR, MEAN, TEXT
 from app.diffusion.denoiser import Network
 from app.diffusion.frames_padding import drop_padding, pad_latent_frames, padding_count
 from app.diffusion.image_conditioning import noised_image, placed_image_latent
@@ -28,6 +29,7 @@ from app.distributed.seeding import Draws
 from app.errors import ConfigError, DataError
 from app.models.conditioning import Conditioning
 from app.models.text.conditioner import Conditioner
+from app.models.vae.gaussian import Gaussian
 from app.telemetry.timing import PartTimes
 
 log = logging.getLogger(__name__)
@@ -136,6 +138,9 @@ class DiffusionModel:
         Args:
             batch: `mp4` (B, T, 3, H, W) uint8, or floats in [-1, 1], or with `latent_input`
                 unscaled latents (B, C, t, h, w); `txt` B captions; `positions` of the samples.
+                Encoded clips have `latent_mean` and `latent_logvar` (B, t, C, h, w) and
+                `text_embedding` (B, n, D) instead of pixels, and for image-to-video
+                `first_frame` (B, 1, 3, H, W).
         """
         positions = self.positions(batch)
         draws = self.randomness.draws(positions)
@@ -154,30 +159,35 @@ class DiffusionModel:
         Args:
             dropout: False keeps every caption and image (validation).
         """
-        video = self.on_device(batch[self.config.input_key])
-        is_latent = self._holds_latents(video)
-        pixels = None if is_latent else self.pixels(video)
         image = None
-        if self.config.noised_image_input:
-            assert pixels is not None, "excluded by the constructor"
-            image = self._image_latent(pixels[:, :1], draws)
-        latents = self._latents(video if pixels is None else pixels, is_latent, draws)
+        if MEAN in batch:
+            if self.config.noised_image_input:
+                image = self._image_latent(self.pixels(self.on_device(batch[FIRST_FRAME])), draws)
+            latents = self._cached_latents(batch, draws)
+        else:
+            video = self.on_device(batch[self.config.input_key])
+            is_latent = self._holds_latents(video)
+            pixels = None if is_latent else self.pixels(video)
+            if self.config.noised_image_input:
+                assert pixels is not None, "excluded by the constructor"
+                image = self._image_latent(pixels[:, :1], draws)
+            latents = self._latents(video if pixels is None else pixels, is_latent, draws)
         frames, multiple = latents.shape[1], self._network_config.patch.frames
         latents = pad_latent_frames(latents, multiple)
         if image is not None:
             image = self._placed(image, latents.shape[1], draws, dropout=dropout)
-        text = self.conditioner.embed(batch["txt"], draws if dropout else None)
+        text = self._text(batch, draws if dropout else None)
         conditioning = Conditioning(text=text, image=image, ofs=self.ofs())
         return Encoded(latents, conditioning, padding_count(frames, multiple))
 
     def positions(self, batch: Mapping[str, Any]) -> list[int]:
         """Where the samples stand in the run's global order; the loader says so."""
         count = len(batch["txt"])
+        clips = len(batch[MEAN if MEAN in batch else self.config.input_key])
         positions = [int(position) for position in batch.get("positions", range(count))]
-        if len(positions) != count or len(batch[self.config.input_key]) != count:
+        if len(positions) != count or clips != count:
             raise DataError(
-                f"a batch of {len(batch[self.config.input_key])} clips has {count} captions and "
-                f"{len(positions)} positions",
+                f"a batch of {clips} clips has {count} captions and {len(positions)} positions",
                 where="the batch of the data loader",
                 mend="give one caption (txt) per clip",
             )
@@ -221,6 +231,22 @@ class DiffusionModel:
         latents: Tensor = posterior.draw(draws, "posterior")
         return latents * self.config.scale_factor
 
+    def _cached_latents(self, batch: Mapping[str, Any], draws: Draws) -> Tensor:
+        """Latents drawn from moments that were encoded before, as the VAE's own would be."""
+        params = self.config.first_stage.params
+        posterior = Gaussian(
+            self.on_device(batch[MEAN]).to(self.dtype),
+            self.on_device(batch[LOGVAR]).to(self.dtype),
+            is_sampled=getattr(params, "sample_posterior", True),
+        )
+        return posterior.draw(draws, "posterior") * self.config.scale_factor
+
+    def _text(self, batch: Mapping[str, Any], draws: Draws | None) -> Tensor:
+        """(B, n, D) of the captions, some of them dropped; None as draws drops none."""
+        if TEXT in batch:
+            return self.conditioner.drop(self.on_device(batch[TEXT]), draws)
+        return self.conditioner.embed(batch["txt"], draws)
+
     def _image_latent(self, first_frame: Tensor, draws: Draws) -> Tensor:
         """(B, 1, C, h, w) of the first frame (B, 1, 3, H, W) with noise on it."""
         posterior = self.vae.encode(noised_image(first_frame, draws), self.config.encode_batch)
@@ -251,6 +277,13 @@ class DiffusionModel:
     def _part(self, name: str) -> Any:
         return self.times.part(name) if self.times is not None else nullcontext()
 
+    def send_visitors_away(self) -> None:
+        """Give back frozen parts that were loaded for a moment; others stay."""
+        for part in (self.vae, getattr(self.conditioner, "encoder", None)):
+            leave = getattr(part, "leave", None)
+            if callable(leave):
+                leave()
+
     # looking at samples
 
     @torch.no_grad()
@@ -276,10 +309,11 @@ class DiffusionModel:
         draws = self.randomness.draws(self.positions(few))
         encoded = self.encode(few, draws, dropout=False)
         shown: dict[str, Tensor] = {}
-        video = self.on_device(few[self.config.input_key])
         padding = encoded.padding
-        if not self._holds_latents(video):
-            shown["inputs"] = self.pixels(video)
+        if MEAN not in few:  # encoded clips have no pixels to show
+            video = self.on_device(few[self.config.input_key])
+            if not self._holds_latents(video):
+                shown["inputs"] = self.pixels(video)
         if not only_log_video_latents:
             shown["reconstructions"] = self.decode(drop_padding(encoded.latents, padding))
         noise = draws.normal_like("initial_noise", encoded.latents.float())

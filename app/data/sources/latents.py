@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from app.data.bad_clip import BadClipError
-from app.data.batch import Item
+from app.data.batch import FIRST_FRAME, LOGVAR, MEAN, TEXT, Item
 from app.data.latent_cache import LatentCache, SampleRecord, shard_key
 from app.data.latent_entry import LatentEntry
 from app.data.local_files import LocalFiles
@@ -22,9 +22,6 @@ from app.data.originals import Originals, identity_of
 from app.data.source import Source, SourceSettings
 from app.errors import DataError
 from app.storage.objects import Entry
-
-# Keys of a cached sample, in the place of `mp4`.
-MEAN, LOGVAR, TEXT, FIRST_FRAME = "latent_mean", "latent_logvar", "text_embedding", "first_frame"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +157,13 @@ class LatentSource:
 
     def fingerprint(self) -> str:
         return self._base.fingerprint()
+
+    def shard_id(self, index: int) -> str:
+        return shard_id(self._base, index)
+
+    def sample_id(self, index: int) -> SampleId:
+        """That of the clip: a run may go on from the cache, or without it."""
+        return sample_id(self._base, index)
 
     def read(self, index: int, position: int) -> Item:
         """Moments and embedding; `position` is not needed, since nothing of it is random."""
