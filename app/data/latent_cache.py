@@ -76,6 +76,7 @@ class SampleRecord:
         size_bytes: of its entry.
         shown: what batches and messages call the sample.
         reason, detail: why it cannot be used.
+        sha256: of the video file of a clip that cannot be used, where its bytes were there.
     """
 
     name: str
@@ -85,6 +86,7 @@ class SampleRecord:
     shown: str = ""
     reason: str = ""
     detail: str = ""
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import torch
 
 from app.config.schema.model import ModelConfig
 from app.config.schema.run import RunConfig
-from app.data.bad_clip import BadClipError
+from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
 from app.data.latent_cache import LatentCache, Part, SampleRecord, shard_key
 from app.data.latent_entry import LatentEntry
@@ -264,17 +264,31 @@ class _Job:
             if record.identity == identity and record.key and record.key in self._present:
                 return Prepared(record)
         try:
-            content = content_of(source, index)
-            key = self._cache.key_of(content.video_sha256, content.caption)
-            size = self._present.get(key, 0)
-            record = SampleRecord(name, identity, key, size, content.shown)
-            item = None
-            if key not in self._present:
-                item = content.item or source.read(index, index)
+            return self._read(source, index, SampleRecord(name, identity))
         except BadClipError as problem:
-            facts = (problem.where, problem.reason, problem.detail)
+            if problem.reason == CLOSED:
+                raise
+            facts = (problem.where, problem.reason, problem.detail, problem.sha256)
             return Prepared(SampleRecord(name, identity, "", 0, *facts))
-        return Prepared(record, item)
+
+    def _read(self, source: Source, index: int, record: SampleRecord) -> Prepared:
+        """Key a sample by its bytes; once more if the operating system could not read them."""
+        for reads_left in (1, 0):
+            try:
+                content = content_of(source, index)
+                key = self._cache.key_of(content.video_sha256, content.caption)
+                size = self._present.get(key, 0)
+                keyed = replace(record, key=key, size_bytes=size, shown=content.shown)
+                if key in self._present:
+                    return Prepared(keyed)
+                return Prepared(keyed, content.item or source.read(index, index))
+            except OSError as problem:
+                if not reads_left:
+                    raise BadClipError(
+                        "unreadable", f"{problem}, twice", where=record.name
+                    ) from problem
+                log.warning("reading again", extra={"clip": record.name, "problem": str(problem)})
+        raise AssertionError("unreachable")
 
     def _finished(
         self, prepared: Prepared, writers: ThreadPoolExecutor, scratch: Path
@@ -298,7 +312,7 @@ class _Job:
             self._write(record.key, data, writers, scratch)
             self.report.computed += 1
             self._present[record.key] = size = len(data)
-        return SampleRecord(record.name, record.identity, record.key, size, record.shown)
+        return replace(record, size_bytes=size)
 
     def _write(self, key: str, data: bytes, writers: ThreadPoolExecutor, scratch: Path) -> None:
         """Have an entry written; waits when too many do."""

@@ -19,6 +19,7 @@ from app.data.latent_cache import LatentCache, SampleRecord, shard_key
 from app.data.latent_entry import LatentEntry
 from app.data.local_files import LocalFiles
 from app.data.originals import Originals, identity_of
+from app.data.quarantine import SampleId, sample_id, shard_id
 from app.data.source import Source, SourceSettings
 from app.errors import DataError
 from app.storage.objects import Entry
@@ -169,7 +170,9 @@ class LatentSource:
         """Moments and embedding; `position` is not needed, since nothing of it is random."""
         record = self._records[index]
         if not record.key:
-            raise BadClipError(record.reason, record.detail, where=record.shown)
+            raise BadClipError(
+                record.reason, record.detail, where=record.shown, sha256=record.sha256
+            )
         key = shard_key(record.key)
         try:
             entry = self._entry(record.key)
