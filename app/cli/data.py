@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from app.cli import data_check, output
+from app.cli import data_check, data_quarantine, output
 from app.data.pack import DEFAULT_SHARD_MIB, PackRules, pack
 
 EXAMPLES = """examples:
   cogvx data pack ./disney --out s3://bucket/disney
   cogvx data pack ./disney --out ./shards --shard-mib 64 --json
   cogvx data check ./disney --png disney.png
+  cogvx data quarantine s3://runs/disney
 """
 
 
@@ -28,6 +29,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         allow_abbrev=False,
     )
     data_check.configure(checking)
+    listing = actions.add_parser(
+        "quarantine",
+        help="list the samples that a run could not use",
+        description="List the samples that a run could not use, merged over its starts and ranks.",
+        epilog=data_quarantine.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    data_quarantine.configure(listing)
     packing = actions.add_parser(
         "pack",
         help="write a folder of videos/ and labels/ as tar shards with a manifest",
@@ -63,9 +73,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pack or check; return the exit code."""
+    """Pack, check or list; return the exit code."""
     if args.action == "check":
         return data_check.run(args)
+    if args.action == "quarantine":
+        return data_quarantine.run(args)
     rules = PackRules(
         name=args.name,
         shard_bytes=int(args.shard_mib * 2**20),

@@ -248,6 +248,66 @@ class Filler:
         raise AssertionError("unreachable")
 
 
+class ReplacedSource:
+    """A source read by number (validation): a bad sample gives way to the next good one.
+
+    A bad sample is tried once and told once. Nothing of it goes into the cursor: the samples of
+    a validation do not depend on how far the run is.
+    """
+
+    def __init__(self, source: Source, quarantine: Quarantine) -> None:
+        self._source = source
+        self._quarantine = quarantine
+        self._filler = Filler(source, _NextOrder(len(source)), quarantine)
+
+    @property
+    def sample_bytes(self) -> int:
+        return self._source.sample_bytes
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def shard_sizes(self) -> Sequence[int]:
+        return self._source.shard_sizes()
+
+    def fingerprint(self) -> str:
+        return self._source.fingerprint()
+
+    def read(self, index: int, position: int) -> Item:
+        """Sample `index`, or the next good one; random parts are keyed by `index` in any case."""
+        filled = self._filler.fill(index, index)
+        for bad in filled.bad:
+            facts = {"reason": bad.reason, "sample": bad.where, "detail": bad.detail}
+            log.warning("bad sample of the validation, the next one is used", extra=facts)
+        self._quarantine.agree(bad.id for bad in filled.bad)
+        return filled.item
+
+    def expect(self, index: int) -> None:
+        self._source.expect(index)
+
+    def release(self, index: int) -> None:
+        self._source.release(index)
+
+    def close(self) -> None:
+        self._source.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _NextOrder:
+    """Position and index are the same; what replaces a sample is the one behind it."""
+
+    samples: int
+
+    def index(self, position: int) -> int:
+        return position
+
+    def replacement(self, position: int, attempt: int) -> int:
+        return (position + 1 + attempt) % self.samples
+
+    def steps_for_epochs(self, epochs: int) -> int:
+        return epochs * self.samples
+
+
 def none_good(bad: Sequence[BadSample], quarantined: int, samples: int) -> TooManyBadError:
     """The error of a position that no sample could fill."""
     names = "; ".join(f"{one.where} ({one.reason}: {one.detail})" for one in bad[:NAMES_SHOWN])

@@ -21,6 +21,7 @@ from app.config.schema.training import TrainingConfig
 from app.data.batch import Batch, collate
 from app.data.loader import Loader
 from app.data.opening import LoaderRequest, open_loader
+from app.data.quarantine import ReplacedSource
 from app.data.share import Share
 from app.diffusion.timesteps import RankStratum, Strata
 from app.distributed.groups import ProcessGroups
@@ -219,7 +220,7 @@ class Attempt:
             config=training.evaluation,
             model=model,
             engine=engine,
-            source=loader.source,
+            source=ReplacedSource(loader.source, loader.quarantine),
             collate=seams.collate_fn or collate,
             storage=self.run.storage,
             rank=rank,

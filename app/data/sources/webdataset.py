@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ class ShardSource:
         self._sidecars: dict[int, Records] = {}
         self._text = TextRules(params.txt_key, params.meta_names)
         self._lock = threading.Lock()
+        self._keys = lru_cache(maxsize=OPEN_SHARDS)(self._keys_of)
         self._check_captions()
 
     @classmethod
@@ -150,7 +151,7 @@ class ShardSource:
 
     def sample_id(self, index: int) -> tuple[str, str]:
         which, offset = self._place(index)
-        return self.shard_id(index), self._shard(which).samples[offset][VIDEO].key
+        return self.shard_id(index), self._keys(which)[offset]
 
     def read(self, index: int, position: int) -> Item:
         which, offset = self._place(index)
@@ -227,6 +228,13 @@ class ShardSource:
             where=self._folders[0].storage.url,
             mend="add .txt members, or set data.missing_captions: empty to train on ''",
         )
+
+    def _keys_of(self, which: int) -> tuple[str, ...]:
+        """Keys of a shard's samples, without fetching the shard where its index is beside it."""
+        place = self._places[which]
+        index = self._folders[place.folder].indexes.index(place.shard)
+        samples = index.samples() if index is not None else self._shard(which).samples
+        return tuple(sample[VIDEO].key for sample in samples)
 
     def _place(self, index: int) -> tuple[int, int]:
         """(shard, sample in it) of an index."""
