@@ -165,10 +165,19 @@ def index_key(name: str) -> str:
 
     Names that we would not write ourselves get their digest instead.
     """
-    key = name.removesuffix(".tar") + ".index.json"
+    return _side_file(name, "index")
+
+
+def sizes_key(name: str) -> str:
+    """Where the sizes of a shard's videos lie: `x-000.tar` -> `x-000.sizes.json`."""
+    return _side_file(name, "sizes")
+
+
+def _side_file(name: str, kind: str) -> str:
+    key = f"{name.removesuffix('.tar')}.{kind}.json"
     if OWN_KEY.fullmatch(key):
         return key
-    return f"dataset.index-{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
+    return f"dataset.{kind}-{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
 
 
 def _doubt(shard: ShardEntry, entry: Entry) -> Doubt | None:

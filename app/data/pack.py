@@ -18,9 +18,11 @@ import webdataset
 
 from app import __version__
 from app.data.bad_clip import BadClipError
+from app.data.buckets import ClipSize
+from app.data.clip_sizes import size_of, sizes_to_json
 from app.data.decode import Decoder, VideoFacts
 from app.data.local_files import LocalFiles
-from app.data.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from app.data.manifest import MANIFEST_NAME, Manifest, ShardEntry, sizes_key
 from app.data.source import ERROR, SourceSettings
 from app.data.sources.sft import CaptionFiles, is_video, no_videos, split_root
 from app.data.survey import IndexFiles, describe, file_sha256
@@ -220,9 +222,13 @@ def _write_shards(
     """Write, index and upload shards one after another; on an error none of them is left."""
     shards: list[ShardEntry] = []
     files = IndexFiles(target, scratch)
+    sizes: list[ClipSize] = []  # of the videos in the shard that is being written
 
     def finish(path: Path) -> None:
-        shards.append(_publish(path, target, files))
+        shard = _publish(path, target, files)
+        shards.append(shard)
+        files.write(sizes_key(shard.name), sizes_to_json(sizes, shard.index_sha256))
+        sizes.clear()
         path.unlink()
 
     writer: webdataset.TarWriter | None = None
@@ -243,12 +249,13 @@ def _write_shards(
                 )
                 size = 2 * TAR_BLOCK
             writer.write(members)
+            sizes.append(size_of(clip.facts))
             size += more
         if writer is not None:
             writer.close()
             finish(path)
     except BaseException:
-        target.delete([key for shard in shards for key in (shard.name, shard.index)])
+        target.delete([key for shard in shards for key in _keys_of(shard)])
         raise
     return shards
 
@@ -299,4 +306,9 @@ def _delete_old(target: Storage, old: Manifest | None, new: Manifest) -> None:
     if old is not None:
         kept = set(new.by_name())
         gone = [shard for shard in old.shards if shard.name not in kept]
-        target.delete([key for shard in gone for key in (shard.name, shard.index)])
+        target.delete([key for shard in gone for key in _keys_of(shard)])
+
+
+def _keys_of(shard: ShardEntry) -> tuple[str, ...]:
+    """Everything that belongs to a shard."""
+    return shard.name, shard.index, sizes_key(shard.name)

@@ -15,13 +15,17 @@ from app.config.schema.data import SFTDataConfig
 from app.data import frames
 from app.data.bad_clip import BadClipError
 from app.data.batch import Item
+from app.data.buckets import ClipSize
 from app.data.clip import ClipShape, caption_text, checked_caption, read_clip
+from app.data.clip_shapes import ClipShapes, kept_sizes, range_reader
+from app.data.clip_sizes import Sizes, read_size
 from app.data.decode import VideoFacts
 from app.data.frames import FrameWish, Selection
 from app.data.local_files import LocalFiles
 from app.data.originals import Original, identity_of, version_of
 from app.data.settings import settings_from_args
 from app.data.source import EMPTY, RANDOM, SAT, SourceSettings
+from app.data.survey import IndexFiles
 from app.errors import DataError, InputMissingError
 from app.storage.objects import Entry, ObjectMissingError, Storage
 from app.storage.opening import is_remote, open_storage
@@ -33,6 +37,7 @@ VIDEOS, LABELS = "videos", "labels"
 BLANK_BYTES = 16  # a caption file this small may be blank: looked at before the start
 NAMES_SHOWN = 5
 READERS = 16
+SIZES_NAME = "dataset.sizes.json"
 
 
 class SFTSource:
@@ -50,9 +55,8 @@ class SFTSource:
         self._files = LocalFiles(self._storage, entries, settings.cache, settings.prefetcher)
         self._settings = settings
         self._crop_is_random = settings.temporal_crop == RANDOM
-        self._shape = ClipShape(
-            FrameWish(params.max_num_frames, params.fps, params.skip_frms_num), *params.video_size
-        )
+        wish = FrameWish(params.max_num_frames, params.fps, params.skip_frms_num)
+        self.shapes = ClipShapes(ClipShape(wish, *params.video_size))
         self._fps = params.fps
         self._captions = CaptionFiles(self._storage, entries, settings)
         self._captions.check(self.keys)
@@ -67,7 +71,7 @@ class SFTSource:
 
     @property
     def sample_bytes(self) -> int:
-        return self._shape.bytes
+        return self.shapes.bytes
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -83,6 +87,23 @@ class SFTSource:
         for key in self.keys:
             digest.update(json.dumps([key, self._files.entries[key].size_bytes]).encode() + b"\n")
         return digest.hexdigest()
+
+    def clip_sizes(self) -> Sizes:
+        """Size and length of every video; kept in `dataset.sizes.json` beside the folders."""
+        files = IndexFiles(self._storage, self._settings.cache_dir)
+
+        def size(key: str) -> ClipSize | None:
+            read = range_reader(self._storage, key)
+            size_bytes = self._files.entries[key].size_bytes
+            return read_size(read, size_bytes, self._settings.decoders.get().probe)
+
+        def scan() -> Sizes:
+            log.info("reading sizes of videos", extra={"videos": len(self.keys)})
+            with ThreadPoolExecutor(READERS) as pool:
+                return list(pool.map(size, self.keys))
+
+        with files.locked():
+            return kept_sizes(files, SIZES_NAME, self.fingerprint(), scan)
 
     def caption(self, index: int) -> str:
         """The caption of a sample, as training uses it."""
@@ -110,18 +131,18 @@ class SFTSource:
         return "", self.keys[index]
 
     def read(self, index: int, position: int) -> Item:
-        key = self.keys[index]
+        key, shape = self.keys[index], self.shapes.at(index)
         try:
             caption = self.caption(index)
             blob = self._files.read(key)
 
             def rule(facts: VideoFacts) -> Selection:
                 if self._settings.frame_rule == SAT:
-                    return frames.sat_folder(facts.reported, facts.fps, self._shape.wish)
+                    return frames.sat_folder(facts.reported, facts.fps, shape.wish)
                 crop = self._settings.crop(position) if self._crop_is_random else None
-                return frames.exact(facts.times, self._shape.wish, crop)
+                return frames.exact(facts.times, shape.wish, crop)
 
-            video, count = read_clip(blob, self._shape, rule, self._settings.decoders)
+            video, count = read_clip(blob, shape, rule, self._settings.decoders)
         except BadClipError as problem:
             raise problem.named(f"{self._storage.url}/{key}") from problem
         finally:

@@ -9,6 +9,7 @@ from argparse import Namespace
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
@@ -19,11 +20,14 @@ from app.config.schema.data import ShardDataConfig
 from app.data import frames
 from app.data.bad_clip import BadClipError
 from app.data.batch import Item
+from app.data.buckets import ClipSize
 from app.data.clip import ClipShape, checked_caption, read_clip
+from app.data.clip_shapes import ClipShapes, kept_sizes, range_reader
+from app.data.clip_sizes import Sizes, read_size
 from app.data.decode import VideoFacts
 from app.data.frames import FrameWish, Selection
 from app.data.local_files import LocalFiles
-from app.data.manifest import ShardEntry, changed, fingerprint
+from app.data.manifest import ShardEntry, changed, fingerprint, sizes_key
 from app.data.originals import Original, identity_of, version_of
 from app.data.settings import settings_from_args
 from app.data.shard_text import Records, TextRules, metadata, sidecar_name, sidecar_records
@@ -39,6 +43,7 @@ from app.storage.opening import open_storage
 log = logging.getLogger(__name__)
 
 OPEN_SHARDS = 64
+SIZE_READERS = 16
 NAMES_SHOWN = 5
 
 
@@ -88,9 +93,8 @@ class ShardSource:
             del self._places[params.nshards :]
         self._counts = [place.shard.samples for place in self._places]
         self._ends = list(accumulate(self._counts))
-        self._shape = ClipShape(
-            FrameWish(params.num_frames, params.fps, params.skip_frms_num), *params.image_size
-        )
+        wish = FrameWish(params.num_frames, params.fps, params.skip_frms_num)
+        self.shapes = ClipShapes(ClipShape(wish, *params.image_size))
         self._may_be_missing = settings.missing_captions == EMPTY or settings.caption_rule == SAT
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._sidecars: dict[int, Records] = {}
@@ -106,7 +110,7 @@ class ShardSource:
 
     @property
     def sample_bytes(self) -> int:
-        return self._shape.bytes
+        return self.shapes.bytes
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -119,6 +123,36 @@ class ShardSource:
 
     def fingerprint(self) -> str:
         return fingerprint((str(place.folder), place.shard) for place in self._places)
+
+    def clip_sizes(self) -> Sizes:
+        """Size and length of every video; kept beside each shard in `<shard>.sizes.json`."""
+        known: dict[tuple[int, str], Sizes] = {}
+        for place in self._places:
+            key = (place.folder, place.shard.name)
+            if key not in known:
+                known[key] = self._sizes_of(place)
+        return [size for place in self._places for size in known[place.folder, place.shard.name]]
+
+    def _sizes_of(self, place: _Place) -> Sizes:
+        folder = self._folders[place.folder]
+        index = folder.indexes.index(place.shard)
+        storage, name = folder.storage, place.shard.name
+
+        def size(member: Member) -> ClipSize | None:
+            read = range_reader(storage, name, member.offset)
+            return read_size(read, member.size, self._settings.decoders.get().probe)
+
+        def scan() -> Sizes:
+            log.info("reading sizes of videos", extra={"shard": f"{storage.url}/{name}"})
+            samples = index.samples() if index is not None else self._opened_samples(place)
+            with ThreadPoolExecutor(SIZE_READERS) as pool:
+                return list(pool.map(size, [sample[VIDEO] for sample in samples]))
+
+        with folder.indexes.locked():
+            return kept_sizes(folder.indexes, sizes_key(name), place.shard.index_sha256, scan)
+
+    def _opened_samples(self, place: _Place) -> list[dict[str, Member]]:
+        return _opened(self._files[place.folder], place.shard).samples
 
     def name(self, index: int) -> str:
         which, offset = self._place(index)
@@ -163,9 +197,10 @@ class ShardSource:
             where = f"{shard.url}, sample {key}"
             try:
                 facts, caption = self._words(which, shard, sample)
-                rule = partial(self._rule, facts, position)
+                shape = self.shapes.at(index)
+                rule = partial(self._rule, facts, position, shape.wish)
                 video, count = read_clip(
-                    shard.read(sample[VIDEO]), self._shape, rule, self._settings.decoders
+                    shard.read(sample[VIDEO]), shape, rule, self._settings.decoders
                 )
             except BadClipError as problem:
                 raise problem.named(where) from problem
@@ -287,8 +322,9 @@ class ShardSource:
                 del self._sidecars[next(iter(self._sidecars))]
         return records
 
-    def _rule(self, facts: Mapping[str, object], position: int, video: VideoFacts) -> Selection:
-        wish = self._shape.wish
+    def _rule(
+        self, facts: Mapping[str, object], position: int, wish: FrameWish, video: VideoFacts
+    ) -> Selection:
         if self._settings.frame_rule != SAT:
             random_start = self._settings.temporal_crop == RANDOM
             crop = self._settings.crop(position) if random_start else None
