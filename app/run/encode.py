@@ -26,6 +26,7 @@ import torch
 
 from app.config.schema.model import ModelConfig
 from app.config.schema.run import RunConfig
+from app.config.schema.vae import VAEConfig
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
 from app.data.latent_cache import LatentCache, Part, SampleRecord, shard_key
@@ -101,7 +102,7 @@ class ClipEncoder:
     """The VAE and the text encoder, loaded when the first clip needs them."""
 
     def __init__(self, model: ModelConfig, place: Place) -> None:
-        self._model = model
+        self._model = _alone(model)
         self._place = place
         self._vae: Any = None
         self._conditioner: Any = None
@@ -336,6 +337,14 @@ class _Job:
                 "encoding",
                 extra={"clips": done, "of": report.samples, "computed": report.computed},
             )
+
+
+def _alone(model: ModelConfig) -> ModelConfig:
+    """The model with a VAE that does not share its clips with other ranks: here is one process."""
+    part = model.first_stage
+    if not isinstance(part.params, VAEConfig):
+        return model
+    return replace(model, first_stage=replace(part, params=replace(part.params, cp_size=1)))
 
 
 def _opener(root: str) -> Callable[[str], Any]:

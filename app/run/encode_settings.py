@@ -193,11 +193,17 @@ def _vae(model: ModelConfig) -> dict[str, object]:
     """The class and what it encodes with; where its file lies does not count."""
     part = model.first_stage
     params: object = part.params
+    found: dict[str, object] = {"class": part.implementation, "encoder": params}
     if isinstance(params, VAEConfig):
-        params = asdict(params.encoder)
+        found["encoder"] = asdict(params.encoder)
+        # Pieces of time and ranks that share a clip change nothing, tiles change their seams.
+        memory = getattr(params, "memory", None)
+        tile = getattr(memory, "tile_size", None)
+        if tile is not None:
+            found["tiles"] = {"size": tile, "overlap": getattr(memory, "tile_overlap", None)}
     elif not isinstance(params, Mapping):
-        params = repr(params)
-    return {"class": part.implementation, "encoder": params}
+        found["encoder"] = repr(params)
+    return found
 
 
 def _frame_rule(config: RunConfig) -> str:
