@@ -12,7 +12,6 @@ LOGGING = "logging"
 VALIDATION = "validation"
 DISTRIBUTED = "processes and devices"
 
-NOT_BUILT_TENSOR = "tensor parallelism is not built yet"
 OVER_MODEL = "model.network_config.params.transformer_args"
 
 TRAINING_ARGUMENTS: tuple[Argument, ...] = (
@@ -350,9 +349,7 @@ TRAINING_ARGUMENTS: tuple[Argument, ...] = (
         default=1,
         unit="processes",
         group=DISTRIBUTED,
-        disposition=Disposition.LATER,
-        note=NOT_BUILT_TENSOR,
-        help="processes that share one copy of the network",
+        help="processes that share one copy of the network: a divisor of its heads",
     ),
     Argument(
         name="distributed_backend",

@@ -33,6 +33,7 @@ from app.config.sections.deepspeed import (
 from app.config.sections.model import read_model
 from app.config.target import Targets
 from app.config.values import Values
+from app.errors import ConfigError
 
 RUN_ID = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 RECOMPUTE = ("checkpoint_activations", "checkpoint_num_layers", "checkpoint_skip_layers")
@@ -143,6 +144,7 @@ def _loop(values: Mapping[str, Any]) -> dict[str, Any]:
         "epochs",
         "force_train",
         "resume_dataloader",
+        "model_parallel_size",
         "distributed_backend",
         "device",
         "debug",
@@ -224,6 +226,8 @@ def _adjusted(
         network = dataclasses.replace(network, position=position)
         model = dataclasses.replace(model, network=_with_params(model.network, network))
     trains = resolved.values["mode"] != "inference"
+    model = _shared(model, resolved, problems, trains=trains)
+    network = model.network.params
     if trains and resolved.compat.activation_checkpointing == "args":
         given = {name: resolved.values[name] for name in RECOMPUTE if resolved.given(name)}
         if given and isinstance(network, DiTConfig):
@@ -231,6 +235,35 @@ def _adjusted(
             changed = dataclasses.replace(network, **given)
             model = dataclasses.replace(model, network=_with_params(model.network, changed))
     return model
+
+
+def _shared(
+    model: ModelConfig, resolved: Values, problems: Problems, *, trains: bool
+) -> ModelConfig:
+    """The number of ranks that share the network: the argument's; sampling never shares it."""
+    network, size = model.network.params, resolved.values["model_parallel_size"]
+    size = size if trains else 1
+    where = "args.model_parallel_size"
+    if not isinstance(network, DiTConfig):
+        if size > 1:
+            problems.add(
+                "a network of your own cannot be shared by processes", where=where, mend="use 1"
+            )
+        return model
+    inside = network.model_parallel_size
+    if trains and inside not in (1, size):
+        problems.add(
+            f"transformer_args.model_parallel_size is {inside}, args.model_parallel_size {size}",
+            where=where,
+            mend="the argument decides: leave the key of transformer_args at 1",
+        )
+        return model
+    try:
+        changed = dataclasses.replace(network, model_parallel_size=size)
+    except ConfigError as error:
+        problems.add(error.what, where=where, mend=error.mend)
+        return model
+    return dataclasses.replace(model, network=_with_params(model.network, changed))
 
 
 def _with_params(part: Part[Any], params: Any) -> Part[Any]:

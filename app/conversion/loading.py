@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from app.conversion.lora import peft_scale, stored_scale
 from app.conversion.misfit import Shapes, compare, error_of
 from app.conversion.sat import OUTSIDE
+from app.conversion.shared_weights import ReadableWeights, open_for_all
 from app.conversion.vae import vae_from_diffusers, vae_names
-from app.conversion.weights_file import Kind, WeightsFile, open_weights
+from app.conversion.weights_file import Kind, open_weights
 from app.errors import WeightsError
+from app.models.dit.parallel import own_part, whole_shape
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.lora.inject import reset_lora
 
@@ -39,7 +41,7 @@ class LoadReport:
 
 def load_network_weights(
     network: DiffusionTransformer,
-    path: Path,
+    path: Path | Callable[[], Path],
     device: torch.device | str = "cpu",
     *,
     force: bool = False,
@@ -47,11 +49,13 @@ def load_network_weights(
     """Fill a network from a file or folder of any layout (see `open_weights`).
 
     Values go straight into the dtype of the network; parameters on the meta device are allocated
-    on `device`. A base file in a LoRA network leaves the pairs at their start.
+    on `device`. A base file in a LoRA network leaves the pairs at their start. A rank that shares
+    the network with others takes its parts of the whole tensors.
 
     Args:
         network: to fill.
-        path: of the weights.
+        path: of the weights; a function that finds them is called on rank 0 alone, which reads
+            them for all ranks of the process group (`open_for_all`).
         device: for parameters on the meta device.
         force: modules that only some models have (learned positions, ofs) and that the file lacks
             altogether keep their start, with a warning; all others stay strict.
@@ -60,12 +64,19 @@ def load_network_weights(
         WeightsError: a tensor is missing, unexpected or misshaped; the message names the cause.
         InputMissingError: there is no such file.
     """
-    with open_weights(path) as file:
+    group = network.group
+    with (
+        open_weights(path) if isinstance(path, Path) else open_for_all(path, network.dtype) as file
+    ):
         outline = file.our_outline()
         computed = _to_compute(network, outline)
         for name in computed:
             outline.pop(name, None)
-        wanted = {n: tuple(p.shape) for n, p in network.named_parameters() if n not in computed}
+        wanted = {
+            name: whole_shape(name, parameter.shape, group)
+            for name, parameter in network.named_parameters()
+            if name not in computed
+        }
         has_pairs = any(_is_pair(name) for name in outline)
         if not has_pairs:
             wanted = {name: shape for name, shape in wanted.items() if not _is_pair(name)}
@@ -74,7 +85,8 @@ def load_network_weights(
             _check_allocated(network, wanted)
         _check(wanted, outline, file)
         _check_lora_scale(network, file)
-        _fill(network, ((n, t) for n, t in file.our_tensors() if n in wanted), device)
+        tensors = file.our_tensors()
+        _fill(network, ((n, own_part(n, t, group)) for n, t in tensors if n in wanted), device)
         for name, tensor in computed.items():
             _fill(network, [(name, tensor)], device)
         lora = "none" if network.config.lora is None else "loaded" if has_pairs else "initial"
@@ -195,7 +207,7 @@ def _to_compute(network: DiffusionTransformer, outline: Mapping[str, Tensor]) ->
     }
 
 
-def _check(wanted: Shapes, outline: Mapping[str, Tensor], file: WeightsFile) -> None:
+def _check(wanted: Shapes, outline: Mapping[str, Tensor], file: ReadableWeights) -> None:
     shapes = _shapes(outline)
     misfit = compare(wanted, shapes)
     if misfit:
@@ -210,7 +222,7 @@ def _is_pair(name: str) -> bool:
     return name.endswith((".lora_a", ".lora_b"))
 
 
-def _check_lora_scale(network: DiffusionTransformer, file: WeightsFile) -> None:
+def _check_lora_scale(network: DiffusionTransformer, file: ReadableWeights) -> None:
     """Pairs mean nothing without their scale: refuse ours of another one."""
     stored = stored_scale(file.metadata, file.where)
     lora = network.config.lora
@@ -223,7 +235,7 @@ def _check_lora_scale(network: DiffusionTransformer, file: WeightsFile) -> None:
         )
 
 
-def _file_scale(network: DiffusionTransformer, file: WeightsFile) -> float:
+def _file_scale(network: DiffusionTransformer, file: ReadableWeights) -> float:
     """What B must be multiplied by: the file's scale over the network's."""
     lora = network.config.lora
     assert lora is not None, "pairs were found in the network"

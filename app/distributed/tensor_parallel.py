@@ -23,10 +23,10 @@ def split_ranks(groups: ProcessGroups, size: int) -> ProcessGroups:
     Raises:
         ConfigError: the number of ranks is no multiple of `size`.
     """
-    rank, world_size = groups.rank.rank, groups.rank.world_size
-    check_copies(world_size, size)
     if size == 1:
         return groups
+    rank, world_size = groups.rank.rank, groups.rank.world_size
+    check_copies(world_size, size)
     copies = world_size // size
     # Every rank must take part in making every group, those of others too.
     shared = [dist.new_group(list(range(i * size, (i + 1) * size))) for i in range(copies)]

@@ -22,7 +22,7 @@ from app.config.command_line import CommandLine, read_command_line
 from app.config.load import config_of
 from app.config.schema.run import RunConfig
 from app.config.section import as_section
-from app.distributed.rank import RankInfo
+from app.distributed.rank import RankInfo, check_copies
 from app.errors import ConfigError, ConfigErrors
 from app.registry import TARGETS
 
@@ -105,22 +105,27 @@ def render(args: argparse.Namespace, config: RunConfig) -> None:
 
 
 def start_distributed(args: argparse.Namespace) -> None:
-    """Join the process group named by the environment, or find the one this process is in."""
+    """Join the process group named by the environment, or find the one this process is in.
+
+    Its ranks are told who shares a network with whom (`model_parallel_size`).
+    """
     import torch
     import torch.distributed as dist
 
     from app.distributed.groups import found_groups, process_groups
+    from app.distributed.tensor_parallel import split_ranks
 
     args.cuda = torch.cuda.is_available()
     args.device = f"cuda:{args.local_rank}" if args.cuda else "cpu"
     device = torch.device(args.device)
     rank = RankInfo.from_environment(os.environ)
     if dist.is_initialized():
-        args.groups = found_groups(rank, device)
-        return
-    args.groups = _lifetime.enter_context(
-        process_groups(rank, device=device, backend=args.distributed_backend)
-    )
+        groups = found_groups(rank, device)
+    else:
+        groups = _lifetime.enter_context(
+            process_groups(rank, device=device, backend=args.distributed_backend)
+        )
+    args.groups = split_ranks(groups, _sharers(args.run_config))
 
 
 def leave_distributed() -> None:
@@ -134,18 +139,25 @@ def seed_from(args: argparse.Namespace) -> None:
 
     config: RunConfig = args.run_config
     if config.compat.draws == "sat":
-        args.seed += args.rank  # upstream: seed + data-parallel rank
+        # Upstream: seed + data-parallel rank. Ranks that share a network draw the same numbers.
+        args.seed += args.rank // _sharers(config)
     seed_everything(args.seed)
 
 
 def _set_rank(args: argparse.Namespace, config: RunConfig, rank: RankInfo) -> None:
     _check_device(config, rank)
+    check_copies(rank.world_size, _sharers(config))
     args.rank = rank.rank
     args.world_size = rank.world_size
     args.local_rank = rank.local_rank
     args.master_ip = rank.master_addr
     args.master_port = str(rank.master_port)
     args.cuda = None  # known once torch is imported
+
+
+def _sharers(config: RunConfig) -> int:
+    """How many processes share one copy of the network; sampling gives each its own."""
+    return config.training.model_parallel_size if config.training is not None else 1
 
 
 def _check_device(config: RunConfig, rank: RankInfo) -> None:

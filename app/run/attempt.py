@@ -26,6 +26,7 @@ from app.data.share import Share
 from app.diffusion.timesteps import RankStratum, Strata
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
+from app.models.dit.parallel import split_axis
 from app.run.build import DTYPES, InitialWeights, Place, build_network, build_parts
 from app.run.cached_clips import CachedClips
 from app.run.evaluate import Evaluator
@@ -121,10 +122,10 @@ class Attempt:
     def loader(self, seams: Seams, cached: CachedClips | None = None) -> Loader:
         """This rank's batches of the training data, live or from the latent cache."""
         data, training = self.data, self.training
-        rank = self.groups.rank
+        copies = self.groups.copies
         request = LoaderRequest(
             paths=data.train,
-            share=Share(rank.rank, rank.world_size, training.micro_batch, training.accumulation),
+            share=Share(copies.rank, copies.size, training.micro_batch, training.accumulation),
             seed=training.seed,
             compat=self.config.compat,
             weights=data.train_weights,
@@ -159,7 +160,9 @@ class Attempt:
             seed=training.seed,
             cache_dir=node_folder("weights"),
         )
-        network, report = build_network(model, dtype, weights)
+        network, report = build_network(
+            model, dtype, weights, device=device, group=self.groups.tensor
+        )
         if model.compile_model:
             network.compile_blocks()
         place = Place(device, dtype, node_folder("weights"))
@@ -169,7 +172,7 @@ class Attempt:
             "parameters",
             extra={"trainable": report.trainable_count, "frozen": report.frozen_count},
         )
-        engine = Engine.start(parts.network, training, self.groups)
+        engine = Engine.start(parts.network, training, self.groups, split_axis)
         diffusion = model_cls(
             parts, model, self.randomness(training), device=device, dtype=dtype, times=times
         )
@@ -178,12 +181,12 @@ class Attempt:
 
     def randomness(self, training: TrainingConfig) -> Randomness:
         """Draws keyed by position, or upstream's global ones; strata of the timesteps."""
-        compat, rank = self.config.compat, self.groups.rank
+        compat, copies = self.config.compat, self.groups.copies
         timesteps = self.model_config.loss.timesteps
-        total = training.micro_batch * training.accumulation * rank.world_size
+        total = training.micro_batch * training.accumulation * copies.size
         strata: Callable[[Sequence[int]], Strata | RankStratum | None] = lambda positions: None  # noqa: E731
         if compat.strata == "sat":
-            of_rank = RankStratum.of_rank(timesteps, rank.rank, rank.world_size)
+            of_rank = RankStratum.of_rank(timesteps, copies.rank, copies.size)
             strata = lambda positions: of_rank  # noqa: E731
         elif timesteps.uniform_sampling:
             strata = partial(Strata.from_positions, total=total, seed=training.seed)
@@ -205,10 +208,10 @@ class Attempt:
         data, training = self.data, self.training
         if not data.valid or not training.evaluation.interval:
             return None
-        rank = self.groups.rank
+        copies = self.groups.copies
         request = LoaderRequest(
             paths=data.valid,
-            share=Share(rank.rank, rank.world_size, training.evaluation.batch_size),
+            share=Share(copies.rank, copies.size, training.evaluation.batch_size),
             seed=training.seed,
             compat=replace(self.config.compat, order="epoch"),
             args=self.args,
@@ -223,8 +226,9 @@ class Attempt:
             source=ReplacedSource(loader.source, loader.quarantine),
             collate=seams.collate_fn or collate,
             storage=self.run.storage,
-            rank=rank,
+            copies=copies,
             fps=frames_per_second(data),
+            sharers=self.groups.tensor,
         )
 
     def tools(
@@ -327,9 +331,7 @@ class Attempt:
         return LoopPlan(
             steps=training.steps,
             accumulation=training.accumulation,
-            samples_per_step=training.micro_batch
-            * training.accumulation
-            * self.groups.rank.world_size,
+            samples_per_step=training.micro_batch * training.accumulation * self.groups.copies.size,
             schedule=LrSchedule.from_config(training),
             log_interval=training.log_interval,
             save_interval=training.save_interval,

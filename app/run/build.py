@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from app.conversion.loading import load_network_weights, load_vae_weights
 from app.conversion.sat import sat_names
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.loss import VideoDiffusionLoss
+from app.distributed.rank_group import ALONE, RankGroup
 from app.models.conditioning import joined
 from app.models.dit.initialization import init_from_scratch
+from app.models.dit.parallel import split_network
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.text.conditioner import Conditioner
 from app.models.trainable import TrainableReport, TrainableRules, select_trainable
@@ -98,12 +101,25 @@ def build_parts(
 
 
 def build_network(
-    model: ModelConfig, dtype: torch.dtype, weights: InitialWeights
+    model: ModelConfig,
+    dtype: torch.dtype,
+    weights: InitialWeights,
+    *,
+    device: torch.device | str = "cpu",
+    group: RankGroup = ALONE,
 ) -> tuple[DiffusionTransformer, TrainableReport]:
-    """The network on the CPU with its first weights, and which of its parameters train.
+    """The network with its first weights, and which of its parameters train (whole ones).
 
-    With weights to load it is filled from the file straight in `dtype`, without a copy in fp32;
-    from scratch it starts in fp32, by a generator of its own.
+    With weights to load it is filled straight in `dtype`, without a copy in fp32: rank 0 reads
+    the file and every rank gets the tensors one by one, so all ranks call this together. From
+    scratch it starts in fp32 on the CPU, by a generator of its own.
+
+    Args:
+        model: the section.
+        dtype: of loaded weights.
+        weights: where they come from.
+        device: where loaded weights go.
+        group: the ranks that share the network; this one keeps its part.
     """
     part = model.network
     network_class = load_class(part.implementation, "model.network_config.target")
@@ -114,9 +130,12 @@ def build_network(
         network = network_class(part.params)
         init_from_scratch(network, torch.Generator().manual_seed(weights.seed))
         report = choose_trainable(network, model)
+    split_network(network, group)
     if url is not None:
-        local = fetch(url, weights.cache_dir)
-        found = load_network_weights(network, local, force=weights.force)
+        cache_dir = weights.cache_dir
+        found = load_network_weights(
+            network, partial(fetch, url, cache_dir), device, force=weights.force
+        )
         facts = {"path": url, "layout": found.kind, "tensors": found.num_tensors}
         log.info("weights loaded", extra=facts)
     return network, report

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from app.config.schema.training import EvaluationConfig
 from app.data.batch import Collate
 from app.data.source import Source
 from app.distributed.collectives import sum_over_ranks, transport_device
-from app.distributed.rank import RankInfo
+from app.distributed.rank_group import ALONE, RankGroup
 from app.distributed.seeding import KeyedDraws
 from app.evaluation.grid import tiled
 from app.evaluation.metrics import VALIDATION_SEED, LossSums, ValidationBatch, validation_loss
@@ -31,6 +32,7 @@ from app.evaluation.video_file import to_uint8, write_video
 from app.models.conditioning import Conditioning
 from app.storage.objects import Storage
 from app.training.engine import Engine
+from app.training.forward import broad_cast_batch
 from app.training.loop import LoopState
 from app.training.step import DiffusionModel, Encoded
 
@@ -53,7 +55,10 @@ class Sampled:
 class Evaluator:
     """Validates a model in training; every rank calls it at the same step.
 
-    `fps` is that of the videos.
+    Attributes:
+        copies: the ranks that deal out the samples: one of each copy of the network.
+        fps: of the videos.
+        sharers: the ranks that share our copy; the first of them reads and writes for all.
     """
 
     config: EvaluationConfig
@@ -62,8 +67,9 @@ class Evaluator:
     source: Source
     collate: Collate
     storage: Storage
-    rank: RankInfo
+    copies: RankGroup
     fps: float
+    sharers: RankGroup = ALONE
 
     def __call__(self, state: LoopState) -> dict[str, float]:
         """Validation loss by name; videos go to the run's folder."""
@@ -98,11 +104,11 @@ class Evaluator:
 
     def _batches(self) -> Iterator[ValidationBatch]:
         """This rank's share, with fillers so that all ranks make the same number of calls."""
-        size, world_size = self.config.batch_size, self.rank.world_size
+        size, copies = self.config.batch_size, self.copies
         count = self._sample_count()
-        rounds = -(-count // (size * world_size))
+        rounds = -(-count // (size * copies.size))
         for turn in range(rounds):
-            first = (turn * world_size + self.rank.rank) * size
+            first = (turn * copies.size + copies.rank) * size
             wanted = range(first, first + size)
             positions = [min(position, count - 1) for position in wanted]
             encoded, _ = self._encoded(positions)
@@ -117,12 +123,15 @@ class Evaluator:
         everything = len(self.source)
         if self.config.strict:
             return everything
-        wished = self.config.iterations * self.config.batch_size * self.rank.world_size
+        wished = self.config.iterations * self.config.batch_size * self.copies.size
         return max(1, min(wished, everything))
 
     def _encoded(self, positions: Sequence[int]) -> tuple[Encoded, list[str]]:
         """Encoded samples of the validation set, with noise that is always the same."""
-        batch = self.collate([self.source.read(position, position) for position in positions])
+        batch: dict[str, Any] = {}
+        if self.sharers.rank == 0:
+            batch = self.collate([self.source.read(position, position) for position in positions])
+        batch = broad_cast_batch(batch, self.sharers)
         draws = KeyedDraws(VALIDATION_SEED, positions)
         return self.model.encode(batch, draws, dropout=False), list(batch["txt"])
 
@@ -130,14 +139,15 @@ class Evaluator:
 
     def sample(self, step: int) -> None:
         """Sample videos for the first validation captions and put them into the run's folder."""
-        count = min(MOST_VIDEOS, max(self.config.batch_size, self.rank.world_size))
+        copies = self.copies
+        count = min(MOST_VIDEOS, max(self.config.batch_size, copies.size))
         count = min(count, len(self.source))
         done = []
-        for first in range(0, count, self.rank.world_size):
+        for first in range(0, count, copies.size):
             # Ranks without a prompt sample the last one too: partitioned weights need them all.
-            position = min(first + self.rank.rank, count - 1)
+            position = min(first + copies.rank, count - 1)
             sampled = self._sampled(position)
-            if first + self.rank.rank < count:
+            if first + copies.rank < count and self.sharers.rank == 0:
                 done.append(sampled)
         self._write(step, done)
         self._write_overview(step, count)
@@ -191,12 +201,12 @@ class Evaluator:
                 self.storage.write_small(caption, sample.caption.encode())
             videos = [sample.video for sample in samples if sample.video is not None]
             if len(videos) > 1:
-                path = Path(folder) / f"grid-r{self.rank.rank:04}.mp4"
+                path = Path(folder) / f"grid-r{self.copies.rank:04}.mp4"
                 write_video(path, tiled(videos, self.config.grid_rows), self.fps)
                 self.storage.upload(path, samples_folder(step) + path.name)
 
     def _write_overview(self, step: int, count: int) -> None:
-        if self.rank.rank:
+        if self.copies.rank or self.sharers.rank:
             return
         record = {
             "format_version": 1,

@@ -116,6 +116,7 @@ class Saver:
                 "zero_stage": training.zero_stage,
                 "micro_batch": training.micro_batch,
                 "accumulation": training.accumulation,
+                "model_parallel_size": training.model_parallel_size,
             },
             versions={
                 "cogvx-train": __version__,

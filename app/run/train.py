@@ -143,4 +143,5 @@ def world_sizes(config: RunConfig, groups: ProcessGroups) -> dict[str, int]:
         "nproc_per_node": groups.rank.local_world_size,
         "micro_batch": training.micro_batch,
         "accumulation": training.accumulation,
+        "model_parallel_size": training.model_parallel_size,
     }

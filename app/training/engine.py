@@ -11,18 +11,21 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from app.checkpoint.fragments import Fragment, ParameterInfo
 from app.config.schema.training import TrainingConfig
 from app.distributed.groups import ProcessGroups
+from app.distributed.rank_group import RankGroup
 from app.training.deepspeed_section import deepspeed_section
+from app.training.division import Division, nothing_divided
 from app.training.ema import MovingAverage
 from app.training.fragments import (
     MASTER,
@@ -53,16 +56,17 @@ class Engine:
         deepspeed_engine: Any,
         optimizer: torch.optim.Optimizer,
         groups: list[ParameterGroup],
-        shapes: Mapping[str, tuple[int, ...]],
+        division: Division,
         ema_largest_decay: float | None,
     ) -> None:
         self._engine = deepspeed_engine
         self._stage = int(deepspeed_engine.zero_optimization_stage())
-        self._rank = int(deepspeed_engine.global_rank)
+        # Among the ranks that share the batch, not those that share the network.
+        self._rank = dist.get_rank(deepspeed_engine.data_parallel_group)
         self._world_size = int(deepspeed_engine.dp_world_size)
         self._inner = optimizer
         self._groups = groups
-        self._shapes = dict(shapes)
+        self._division = division
         slots = self._slots()
         masters = list({id(flat): flat for flat in self._flats()}.values())
         self.average = (
@@ -71,23 +75,44 @@ class Engine:
         self._owned = OwnedState(slots, optimizer, self.average)
 
     @classmethod
-    def start(cls, network: nn.Module, training: TrainingConfig, groups: ProcessGroups) -> Engine:
+    def start(
+        cls,
+        network: nn.Module,
+        training: TrainingConfig,
+        groups: ProcessGroups,
+        axis_of: Callable[[str], int | None] = nothing_divided,
+    ) -> Engine:
         """Put the network, on its device and with its trainable parameters chosen, under DeepSpeed.
 
         The network is cast to the training precision; fp32 master weights are kept beside it.
+
+        Args:
+            network: where ranks share it (`groups.tensor`), this rank's part.
+            training: precision, ZeRO stage, optimizer and batch sizes.
+            groups: of this process.
+            axis_of: name of a parameter -> the axis along which those ranks divide it; None:
+                each has all of it.
 
         Raises:
             ConfigError: fp16 on a CPU, nothing trainable, an unknown optimizer.
         """
         on_cpu = groups.device.type == "cpu"
-        section = deepspeed_section(training, world_size=groups.rank.world_size, on_cpu=on_cpu)
+        section = deepspeed_section(training, world_size=groups.copies.size, on_cpu=on_cpu)
+        division = Division.of(network, axis_of, groups.tensor)
+        division.prepare(network)
         parts = parameter_groups(network)
         optimizer = make_optimizer(parts, training.optimizer, fused=not on_cpu)
-        shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-        started, *_ = load_deepspeed(on_cpu=on_cpu).initialize(
-            model=network, optimizer=optimizer, config=section, dist_init_required=False
+        deepspeed = load_deepspeed(on_cpu=on_cpu)
+        deepspeed.utils.groups.mpu = None  # of an engine that this process had before
+        shares = groups.tensor.size > 1
+        started, *_ = deepspeed.initialize(
+            model=network,
+            optimizer=optimizer,
+            config=section,
+            dist_init_required=False,
+            mpu=_ModelParallelUnit(groups.tensor, groups.copies) if shares else None,
         )
-        return cls(started, optimizer, parts, shapes, training.optimizer.ema_decay)
+        return cls(started, optimizer, parts, division, training.optimizer.ema_decay)
 
     # training
 
@@ -137,10 +162,14 @@ class Engine:
     def _plain_step(self) -> StepReport:
         # Stage 0: the torch optimizer itself, which neither measures nor checks gradients.
         # They are already averaged over ranks, so every rank finds the same norm.
-        parameters = [p for group in self._groups for p in group.parameters]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norms = torch.stack([torch.linalg.vector_norm(g) for g in gradients])
-        norm = float(torch.linalg.vector_norm(norms))
+        norm = self._division.norm(
+            {
+                name: parameter.grad
+                for group in self._groups
+                for name, parameter in zip(group.names, group.parameters, strict=True)
+                if parameter.grad is not None
+            }
+        )
         skipped = not torch.isfinite(torch.tensor(norm))
         if skipped:
             self._engine.zero_grad()
@@ -154,18 +183,20 @@ class Engine:
     def fragments(self) -> Iterator[Fragment]:
         """What this rank saves: its pieces of master weights, moments and averages, on the CPU.
 
-        Call right after `step`: between micro-batches gradients would be lost.
+        Call right after `step`: between micro-batches gradients would be lost. Ranks that share
+        the network exchange pieces on the way: all of them must read to the end.
         """
         if self._stage:
-            return self._owned.fragments()
+            return self._division.whole_fragments(self._owned.fragments())
         sizes = {slot.name: slot.numel for slot in self._owned.slots}
         owner = dealt_out(sizes, self._world_size)  # every rank holds all of it
-        return self._owned.fragments(lambda name: owner[name] == self._rank)
+        mine = self._owned.fragments(lambda name: owner[name] == self._rank)
+        return self._division.whole_fragments(mine)
 
     def parameters_info(self) -> dict[str, ParameterInfo]:
         """Shape and group of every trained parameter, by name."""
         return {
-            name: ParameterInfo(shape=self._shapes[name], group=index)
+            name: ParameterInfo(shape=self._division.whole_shape(name), group=index)
             for index, group in enumerate(self._groups)
             for name in group.names
         }
@@ -199,6 +230,7 @@ class Engine:
             ema_updates: `average.updates` at the save; None: the averages start again.
             loss_scale: as `loss_scale()` gave it.
         """
+        read = self._division.reader(read)
         self._owned.fill(read, adam_steps, ema_updates)
         for group in self._groups:
             for name, parameter in zip(group.names, group.parameters, strict=True):
@@ -265,6 +297,18 @@ class Engine:
         flat = optimizer.fp32_partitioned_groups_flat[index]
         valid = int(parameter.ds_numel) - start  # type: ignore[attr-defined]
         return Slot(name, group, flat, int(offset), start, min(part, valid))
+
+
+class _ModelParallelUnit:
+    """Which ranks share the network and which the batch, by the names that DeepSpeed asks for."""
+
+    def __init__(self, tensor: RankGroup, data: RankGroup) -> None:
+        self.get_model_parallel_group = lambda: tensor.handle
+        self.get_model_parallel_rank = lambda: tensor.rank
+        self.get_model_parallel_world_size = lambda: tensor.size
+        self.get_data_parallel_group = lambda: data.handle
+        self.get_data_parallel_rank = lambda: data.rank
+        self.get_data_parallel_world_size = lambda: data.size
 
 
 def prepare_process(*, on_cpu: bool, compiles: bool = False) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.distributed.rank_group import ALONE, RankGroup
+from app.distributed.tensor_parallel import of_first_rank
 from app.telemetry.timing import PartTimes
 from app.training.step import DiffusionModel
 
@@ -37,8 +39,9 @@ def forward_step(
     Returns:
         The loss, and numbers by name for the log.
     """
-    batch = next_batch(data_iterator, args, timers)
-    return model.shared_step(broad_cast_batch(batch))
+    group = sharing(args)
+    batch = next_batch(data_iterator, args, timers) if group.rank == 0 else {}
+    return model.shared_step(broad_cast_batch(batch, group))
 
 
 def forward_step_eval(
@@ -54,7 +57,9 @@ def forward_step_eval(
     Videos are made when `args.log_image` is set and `model.videos_to` takes them; every rank
     makes those of its own batch, so no rank waits for another.
     """
-    batch = broad_cast_batch(flat_views(next_batch(data_iterator, args, timers)))
+    group = sharing(args)
+    own = flat_views(next_batch(data_iterator, args, timers)) if group.rank == 0 else {}
+    batch = broad_cast_batch(own, group)
     with torch.no_grad():
         if getattr(args, "log_image", True) and model.videos_to is not None:
             videos = model.log_video(batch, only_log_video_latents=only_log_video_latents)
@@ -63,13 +68,20 @@ def forward_step_eval(
     return loss, {name: value.float() for name, value in metrics.items()}
 
 
-def broad_cast_batch(batch: dict[str, Any]) -> dict[str, Any]:
+def sharing(args: Namespace) -> RankGroup:
+    """The ranks that share our copy of the network; the first of them reads the data for all."""
+    groups = getattr(args, "groups", None)
+    return groups.tensor if groups is not None else ALONE
+
+
+def broad_cast_batch(batch: dict[str, Any], group: RankGroup = ALONE) -> dict[str, Any]:
     """The batch of the first rank of a model-parallel group, on every rank of it.
 
-    With one process per copy of the network, which is all there is here, that is the batch
-    itself.
+    Args:
+        batch: tensors and plain values by name; not looked at on the other ranks.
+        group: who shares the network; alone, the batch comes back as it is.
     """
-    return batch
+    return batch if group.size == 1 else of_first_rank(batch, group)
 
 
 def next_batch(

@@ -78,7 +78,7 @@ class DiTConfig:
     checkpoint_activations: bool = False
     checkpoint_num_layers: int = 1
     checkpoint_skip_layers: int = 0
-    model_parallel_size: int = 1
+    model_parallel_size: int = 1  # ranks that share the network
     lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
@@ -103,6 +103,7 @@ class DiTConfig:
                 where=f"{_NETWORK}.ofs_embed_dim",
                 mend=f"use {self.time_embed_dim}, the time_embed_dim",
             )
+        self._check_degree()
         wrapped = self.lora.layer_range if self.lora is not None else None
         if wrapped is not None and not all(0 <= layer < self.num_layers for layer in wrapped):
             raise ConfigError(
@@ -110,6 +111,24 @@ class DiTConfig:
                 where=f"{_LORA}.layer_range",
                 mend=f"use indices from 0 to {self.num_layers - 1}",
             )
+
+    def _check_degree(self) -> None:
+        if self.model_parallel_size in self.degrees:
+            return
+        valid = ", ".join(str(degree) for degree in self.degrees)
+        raise ConfigError(
+            f"model_parallel_size is {self.model_parallel_size}, but {self.num_attention_heads} "
+            f"heads and an MLP of width {self.inner_hidden_size} cannot be shared by as many",
+            where=f"{_NETWORK}.transformer_args.model_parallel_size",
+            mend=f"use one of {valid}",
+        )
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """Numbers of ranks that can share the network: divisors of the heads, 1 included."""
+        counts = range(1, self.num_attention_heads + 1)
+        shared = (self.num_attention_heads, self.inner_hidden_size)
+        return tuple(n for n in counts if not any(count % n for count in shared))
 
     @property
     def head_dim(self) -> int:

@@ -69,6 +69,7 @@ class TrainingConfig:
     save_rng: bool = True  # not no_save_rng
     load_rng: bool = True  # not no_load_rng
     resume_dataloader: bool = False  # read under `compat: sat` only
+    model_parallel_size: int = 1  # ranks that share one copy of the network
     distributed_backend: str = "nccl"
     device: int = -1  # GPU of this process; -1: the local rank's, or the CPU
     debug: bool = False  # log at level DEBUG

@@ -52,7 +52,6 @@ LORA = (
     Field("layer_range", optional(sequence(integer(0))), None),
     Field("qlora", exactly(False, "quantised LoRA is not built"), False, ""),
 )
-NOT_BUILT_MODEL_PARALLEL = "tensor parallelism is not built yet"
 
 
 def read_network(node: object, where: str, context: Context) -> Part[DiTConfig] | None:
@@ -94,10 +93,6 @@ def _transformer_args(params: Reader) -> dict[str, Any]:
     reader.dead(upstream.DEAD_TRANSFORMER)
     values = reader.fields(TRANSFORMER)
     reader.close()
-    if (values["model_parallel_size"] or 1) > 1:
-        params.problems.add(
-            NOT_BUILT_MODEL_PARALLEL, where=reader.path("model_parallel_size"), mend="set it to 1"
-        )
     return values
 
 

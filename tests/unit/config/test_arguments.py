@@ -41,6 +41,7 @@ OTHER_VALUE: dict[str, list[str]] = {
     "summary_dir": ["elsewhere"],
     "wandb_project_name": ["other"],
     "run_id": ["other"],
+    "model_parallel_size": ["2"],
 }
 # Read before there is a configuration, or by the command that starts processes. Those of sampling
 # are read by `cogvx sample` alone.

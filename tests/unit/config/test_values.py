@@ -200,10 +200,9 @@ def test_base_given_twice_is_joined() -> None:
 
 
 def test_argument_of_a_part_not_built_is_refused_by_name() -> None:
-    found = mistakes(*TINY, "--model-parallel-size", "2")
+    found = mistakes(*TINY, "--test-data", "clips")
 
-    assert "'model_parallel_size' cannot be used yet: tensor parallelism" in found[0]
-    assert load(*TINY, "--model-parallel-size", "1").arguments["model_parallel_size"] == 1
+    assert "'test_data' cannot be used yet: the final evaluation" in found[0]
 
 
 def test_argument_without_effect_gives_one_warning() -> None:

@@ -16,7 +16,7 @@ import torch
 from app.checkpoint.tensor_file import open_tensors
 from app.config.schema.training import EvaluationConfig
 from app.data.batch import collate
-from app.distributed.rank import RankInfo
+from app.distributed.rank_group import RankGroup
 from app.run.evaluate import Evaluator
 from app.storage.local import LocalStorage
 from app.training.loop import LoopState
@@ -66,7 +66,6 @@ def evaluator(
 ) -> Evaluator:
     source: Any = Clips()
     engine: Any = Modes()
-    environment = {"RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "h"}
     return Evaluator(
         config=EvaluationConfig(**{"interval": 1, "batch_size": 2, **how}),
         model=model or tiny_model(),
@@ -74,7 +73,7 @@ def evaluator(
         source=source,
         collate=collate,
         storage=LocalStorage(folder),
-        rank=RankInfo.from_environment(environment),
+        copies=RankGroup(rank, world_size),
         fps=8.0,
     )
 

@@ -171,6 +171,7 @@ def test_the_attempt_records_the_sizes_of_the_world(groups: ProcessGroups) -> No
         "nproc_per_node": 1,
         "micro_batch": 3,
         "accumulation": 5,
+        "model_parallel_size": 1,
     }
 
 

@@ -1,0 +1,128 @@
+"""One rank that trains a tiny transformer, shared with others or not; prints its jobs as JSON.
+
+    tensor_trainer.py JOBS.json
+
+A job is an object, see `Job`. The global batch is the same at every layout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from app.config.schema.model import LoraConfig
+from app.distributed.collectives import mean_over_ranks
+from app.distributed.groups import ProcessGroups, process_groups
+from app.distributed.rank import RankInfo
+from app.distributed.tensor_parallel import split_ranks
+from app.models.conditioning import Conditioning
+from app.models.dit.parallel import split_axis, split_network
+from app.models.dit.transformer import DiffusionTransformer
+from app.training.engine import Engine
+from tests.distributed.trainer import restore, save
+from tests.support.networks import tiny
+from tests.unit.training.configs import training_config
+
+GLOBAL_BATCH = 4
+CLIPPING = 0.01  # less than any norm: every step is clipped
+
+
+@dataclass(frozen=True)
+class Job:
+    """Train from `start` to `stop`; `load` is a folder with a save to start from."""
+
+    tensor: int  # ranks that share a network
+    stage: int
+    start: int = 0
+    stop: int = 6
+    precision: str = "fp32"
+    kind: str = "5b"
+    lora: bool = False
+    dropout: float = 0.0
+    ema: bool = False
+    accumulation: int = 1
+    poison: int | None = None
+    load: str | None = None
+    save: str | None = None
+
+
+def network_of(job: Job) -> DiffusionTransformer:
+    lora = LoraConfig(rank=4, alpha=4, dropout=job.dropout) if job.lora else None
+    torch.manual_seed(0)
+    config = tiny(job.kind, lora=lora)
+    network = DiffusionTransformer(replace(config, checkpoint_activations=True))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.add_(torch.randn(parameter.shape), alpha=0.1)
+            parameter.requires_grad_(parameter.requires_grad and (not job.lora or "lora_" in name))
+    return network
+
+
+def sample(step: int, position: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1000 * step + position)
+    return torch.randn(3, 16, 8, 12, generator=generator), torch.randn(5, 24, generator=generator)
+
+
+def train(job: Job, alone: ProcessGroups) -> dict[str, object]:
+    groups = split_ranks(alone, job.tensor)
+    copies = groups.copies
+    network = network_of(job)
+    split_network(network, groups.tensor)
+    config = training_config(
+        precision=job.precision,
+        zero_stage=job.stage,
+        accumulation=job.accumulation,
+        clipping=CLIPPING,
+        ema_decay=0.999 if job.ema else None,
+    )
+    engine = Engine.start(network, config, groups, split_axis)
+    if job.load:
+        restore(engine, Path(job.load))
+    per_micro = GLOBAL_BATCH // (copies.size * job.accumulation)
+    losses, norms, skipped = [], [], []
+    for step in range(job.start, job.stop):
+        torch.manual_seed(step)  # of the dropout
+        total = torch.zeros(())
+        for micro in range(job.accumulation):
+            first = (copies.rank * job.accumulation + micro) * per_micro
+            pairs = [sample(step, first + i) for i in range(per_micro)]
+            latents, text = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+            timesteps = torch.full((per_micro,), 100 * step)
+            answer = engine.network(latents, timesteps, Conditioning(text))
+            loss = ((answer.float() - latents) ** 2).mean()
+            if step == job.poison and groups.rank.rank == groups.rank.world_size - 1:
+                loss = loss * float("nan")
+            engine.backward(loss)
+            total += loss.detach() / job.accumulation
+        report = engine.step(lr=1e-2)
+        losses.append(float(mean_over_ranks(total)))
+        norms.append(report.grad_norm)
+        skipped.append(report.skipped)
+    if job.save:
+        save(engine, Path(job.save), groups.rank.rank)
+    return {
+        "losses": losses,
+        "norms": norms,
+        "skipped": skipped,
+        "shapes": {name: list(i.shape) for name, i in engine.parameters_info().items()},
+    }
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    jobs = [Job(**job) for job in json.loads(Path(sys.argv[1]).read_text())]
+    rank = RankInfo.from_environment(os.environ)
+    with process_groups(rank, device=torch.device("cpu"), join_s=120) as groups:
+        print(json.dumps([train(job, groups) for job in jobs]))
+    sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
