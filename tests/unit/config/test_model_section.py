@@ -31,7 +31,7 @@ T5 = "model.conditioner_config.params.emb_models.0"
         (f"{N}.transformer_args.layernorm_order=post", "'post'", "layernorm_order"),
         (f"{N}.transformer_args.is_decoder=true", "is True", "is_decoder"),
         (f"{N}.transformer_args.hidden_dropout_prob=0.1", "is 0.1", "hidden_dropout_prob"),
-        (f"{N}.transformer_args.model_parallel_size=2", "not built yet", "model_parallel_size"),
+        (f"{N}.transformer_args.model_parallel_size=3", "use one of", "model_parallel_size"),
         (f"{N}.modules.patch_embed_config=null", "missing or empty", "patch_embed_config"),
         (f"{N}.modules.adaln_layer_config.target=a.B", "unknown target 'a.B'", "adaln"),
         (
