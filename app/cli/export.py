@@ -28,6 +28,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
     parser.add_argument("--weights", choices=("master", "ema"), default="master")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument(
+        "--fold-scale",
+        action="store_true",
+        help="multiply B of the LoRA by alpha / r, for tools that ignore alpha",
+    )
     parser.add_argument("--json", action="store_true", help="print the files as JSON")
     parser.epilog = (
         "examples:\n  cogvx export s3://runs/disney --out ./disney-lora\n"
@@ -39,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Export; print the files."""
     from app.run.export import ExportRequest, export_run
 
-    request = ExportRequest(args.kind, args.step, args.weights, args.dtype)
+    request = ExportRequest(args.kind, args.step, args.weights, args.dtype, args.fold_scale)
     with tempfile.TemporaryDirectory() as cache:
         files = export_run(args.run, request, args.out, Path(cache))
     if args.json:

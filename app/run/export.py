@@ -46,12 +46,14 @@ class ExportRequest:
         step: of the checkpoint; None: the newest.
         weights: "master" or "ema".
         dtype: of the files: fp32, bf16 or fp16.
+        fold_scale: multiply B of LoRA pairs by alpha / r and write alpha = r.
     """
 
     kind: str = "auto"
     step: int | None = None
     weights: str = "master"
     dtype: str = "fp32"
+    fold_scale: bool = False
 
 
 def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Path) -> list[str]:
@@ -139,7 +141,13 @@ def write_export(
     """Write the files of one export into a local folder."""
     dtype = DTYPES[request.dtype]
     if request.kind == "lora":
-        return [export_lora(folder, tensors, config, dtype)]
+        return [export_lora(folder, tensors, config, dtype, fold_scale=request.fold_scale)]
+    if request.fold_scale:
+        raise ConfigError(
+            "--fold-scale changes LoRA pairs, and this export has none of its own",
+            where=f"--kind {request.kind}",
+            mend="leave --fold-scale out, or ask for --kind lora",
+        )
     if request.kind == "diffusers":
         return export_diffusers(folder, tensors, config, dtype)
     return [export_safetensors(folder / WHOLE_FILE, tensors, config, dtype)]

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def sat_state(folder: Path, rank: int = 0) -> dict[str, Tensor]:
 
 
 def diffusers_state(folder: Path) -> dict[str, Tensor]:
-    found = {}
+    found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with open_tensors(path) as file:
             found |= {name: file.read(name) for name in file.names()}
@@ -91,7 +91,11 @@ def assert_same_bits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 @pytest.mark.parametrize(("shards", "layout"), [(1, "head"), (2, "head"), (1, "v1")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_sat_comes_back_from_diffusers_bit_for_bit(
-    kind: str, shards: int, layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    shards: int,
+    layout: Literal["head", "v1"],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = tiny(kind)
     if layout == "v1" and config.patch.frames > 1:

@@ -156,6 +156,28 @@ def load_tokenizer(folder: Path) -> Any:
         return _load_tokenizer(place)
 
 
+def encoder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the encoder's tensors, by its config.json alone.
+
+    Raises:
+        InputMissingError: there is no such file.
+        WeightsError: it cannot be read.
+    """
+    place = _existing(folder / "text_encoder", folder)
+    _check_files(place, ("config.json",), "the T5 configuration")
+    try:
+        config = transformers.T5Config.from_pretrained(str(place), local_files_only=True)
+        with torch.device("meta"):
+            model = transformers.T5EncoderModel(config)
+    except Exception as error:  # the library raises whatever its parsers raise
+        raise WeightsError(
+            f"the T5 configuration cannot be read: {error}",
+            where=str(place),
+            mend="copy config.json again",
+        ) from error
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
 def _existing(preferred: Path, fallback: Path) -> Path:
     return preferred if preferred.is_dir() else fallback
 

@@ -39,11 +39,11 @@ def test_files_are_printed_one_a_line(
 def test_every_flag_reaches_the_request(
     asked: list[Asked], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = "--kind diffusers --step 4 --weights ema --dtype bf16 --out there --json"
+    flags = "--kind diffusers --step 4 --weights ema --dtype bf16 --out there --fold-scale --json"
 
     assert main(["export", "s3://runs/a", *flags.split()]) == 0
     assert json.loads(capsys.readouterr().out) == {"files": FILES}
-    assert asked == [("s3://runs/a", ExportRequest("diffusers", 4, "ema", "bf16"), "there")]
+    assert asked == [("s3://runs/a", ExportRequest("diffusers", 4, "ema", "bf16", True), "there")]
 
 
 @pytest.mark.parametrize("flag", [["--kind", "onnx"], ["--dtype", "int8"], ["--step", "last"]])

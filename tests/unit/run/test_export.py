@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,9 +42,13 @@ def make_run(tmp_path: Path) -> Run:
     """Writes a run `runs/a` with checkpoints of some steps; its tensors at the last of them."""
 
     def make(
-        model: str = "tiny", steps: tuple[int, ...] = (4,), url: str = "null", ema: bool = False
+        model: str = "tiny",
+        steps: tuple[int, ...] = (4,),
+        url: str = "null",
+        ema: bool = False,
+        more: tuple[str, ...] = (),
     ) -> Tensors:
-        words = ("--save", str(tmp_path / "runs"), "--run-id", "a", f"args.load={url}")
+        words = ("--save", str(tmp_path / "runs"), "--run-id", "a", f"args.load={url}", *more)
         config = load(*base(f"tiny/{model}", "tiny/tiny_train"), *words)
         assert config.model is not None
         assert open_run(config, 0, WORLD) is not None
@@ -155,6 +160,36 @@ def test_a_lora_run_gives_its_pairs_without_what_was_frozen(
 
     assert Path(file).name == "pytorch_lora_weights.safetensors"
     assert len(read(file)) == len(trained) == 16
+
+
+def test_a_folded_scale_is_in_b_and_alpha_is_the_rank(make_run: Run, tmp_path: Path) -> None:
+    alpha = "model.network_config.params.modules.lora_config.params.lora_alpha=3"
+    make_run("tiny_lora", more=(alpha,))
+    url, cache = str(tmp_path / "runs/a"), tmp_path / "cache"
+
+    def products(folded: bool) -> tuple[Tensor, float]:
+        request = ExportRequest("lora", fold_scale=folded)
+        (file,) = export_run(url, request, str(tmp_path / f"out-{folded}"), cache)
+        with open_tensors(Path(file)) as opened:
+            entries = json.loads(opened.metadata["lora_adapter_metadata"])
+            name = "transformer.transformer_blocks.0.attn1.to_q.lora_{}.weight"
+            product = opened.read(name.format("B")) @ opened.read(name.format("A"))
+        scale = entries["transformer.lora_alpha"] / entries["transformer.r"]
+        return scale * product, scale
+
+    plain, folded = products(False), products(True)
+
+    assert folded[1] == 1.0 != plain[1]
+    torch.testing.assert_close(folded[0], plain[0])
+
+
+def test_a_whole_network_has_no_scale_to_fold(make_run: Run, tmp_path: Path) -> None:
+    make_run()
+
+    with pytest.raises(ConfigError, match="--fold-scale"):
+        export_run(
+            str(tmp_path / "runs/a"), ExportRequest(fold_scale=True), None, tmp_path / "cache"
+        )
 
 
 def test_a_lora_run_gives_a_whole_network_with_the_frozen_weights_it_began_with(
