@@ -27,17 +27,31 @@ from pathlib import Path
 import numpy as np
 
 from app.data.bad_clip import CLOSED, BadClipError
-from app.data.mp4_boxes import VideoHeader, read_header
+from app.data.mp4_boxes import LARGEST_FRAME_PX, VideoHeader, read_header
 
 log = logging.getLogger(__name__)
 
 START_DEADLINE_S = 120.0  # importing takes 0.8 s; a node under load takes much longer
-DEADLINE_BASE_S = 20.0
 DEADLINE_FACTOR = 10.0  # times what clips of that many pixels took so far
+LONGEST_FACTOR = 12.0  # times the base deadline: no clip gets more, however large it says it is
 FIRST_S_PER_PIXEL = 16e-9  # measured: 49 frames over 144 of 720x480, one core
 CLIPS_PER_PROCESS = 2000  # decoders grow slowly; a new one costs 0.8 s
 # What the child may see of the environment: no credentials, no proxies.
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLimits:
+    """What one clip may cost.
+
+    Attributes:
+        deadline_s: wall time of a small clip; a large one gets what such clips took, ten times,
+            but at most twelve times this.
+        memory_bytes: address space of a decoder process, its libraries included.
+    """
+
+    deadline_s: float = 5.0
+    memory_bytes: int = 3 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +93,8 @@ class Decoder:
     is slower where few frames are wanted.
     """
 
-    def __init__(self, deadline_base_s: float = DEADLINE_BASE_S, *, strict: bool = False) -> None:
-        self._deadline_base_s = deadline_base_s
+    def __init__(self, limits: DecodeLimits | None = None, *, strict: bool = False) -> None:
+        self._limits = limits or DecodeLimits()
         self._strict = strict
         self._process: _Process | None = None
         self._closed = False
@@ -132,12 +146,17 @@ class Decoder:
         started = time.monotonic()
         pixels = header.rows * header.columns * (header.samples or round(30 * header.duration_s))
         pace = statistics.median(self._pace) if self._pace else FIRST_S_PER_PIXEL
-        deadline = started + self._deadline_base_s + DEADLINE_FACTOR * pace * pixels
-        facts = process.open(blob, header, deadline)
-        chosen = list(choose(facts))
-        if chosen:
-            process.read(chosen, take, deadline)
-            self._pace.append((time.monotonic() - started) / max(pixels, 1))
+        base_s = self._limits.deadline_s
+        deadline = started + min(base_s + DEADLINE_FACTOR * pace * pixels, LONGEST_FACTOR * base_s)
+        try:
+            facts = process.open(blob, header, deadline)
+            chosen = list(choose(facts))
+            if chosen:
+                process.read(chosen, take, deadline)
+                self._pace.append((time.monotonic() - started) / max(pixels, 1))
+        finally:
+            if process.is_answering:  # nobody reads the rest: the next answer would begin with it
+                self._stop()
         self._clips += 1
         return facts
 
@@ -146,7 +165,7 @@ class Decoder:
             self._stop()
         if self._process is None and not self._closed:
             self._clips = 0
-            self._process = _Process(strict=self._strict)
+            self._process = _Process(self._limits.memory_bytes, strict=self._strict)
         if self._process is None or self._closed:
             raise DecoderLostError(CLOSED, "the loader was closed")
         return self._process
@@ -164,7 +183,8 @@ class DecoderOfThread:
     The kernel ends a decoder with the thread that started it, so each thread has its own.
     """
 
-    def __init__(self, *, strict: bool = False) -> None:
+    def __init__(self, limits: DecodeLimits | None = None, *, strict: bool = False) -> None:
+        self._limits = limits
         self._strict = strict
         self._local = threading.local()
         self._all: list[Decoder] = []
@@ -173,7 +193,7 @@ class DecoderOfThread:
     def get(self) -> Decoder:
         decoder: Decoder | None = getattr(self._local, "decoder", None)
         if decoder is None:
-            decoder = Decoder(strict=self._strict)
+            decoder = Decoder(self._limits, strict=self._strict)
             self._local.decoder = decoder
             with self._lock:
                 self._all.append(decoder)
@@ -189,7 +209,7 @@ class DecoderOfThread:
 class _Process:
     """The child process and its two pipes, with deadlines on every byte."""
 
-    def __init__(self, *, strict: bool = False) -> None:
+    def __init__(self, memory_bytes: int, *, strict: bool = False) -> None:
         environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         # The child finds what this process finds, wherever it was installed.
         environment["PYTHONPATH"] = os.pathsep.join(
@@ -198,7 +218,8 @@ class _Process:
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._child = subprocess.Popen(
             [
-                *(sys.executable, "-m", "app.data.decode_worker", str(os.getpid())),
+                *(sys.executable, "-m", "app.data.decode_worker"),
+                *(str(os.getpid()), str(memory_bytes)),
                 *(["strict"] if strict else []),
             ],
             stdin=subprocess.PIPE,
@@ -209,6 +230,7 @@ class _Process:
         )
         assert self._child.stdin is not None
         assert self._child.stdout is not None
+        self.is_answering = False  # frames are on their way
         self._to = self._child.stdin.fileno()
         self._from = self._child.stdout.fileno()
         os.set_blocking(self._to, False)
@@ -236,9 +258,12 @@ class _Process:
 
     def read(self, frames: Sequence[int], take: Take, deadline: float) -> None:
         wanted = np.asarray(frames, dtype="<i8")
+        self.is_answering = True
         self._send(b"R" + struct.pack("<Q", len(wanted)) + wanted.tobytes(), deadline)
         self._expect(b"P", deadline)
         rows, columns = struct.unpack("<II", self._receive(8, deadline))
+        if rows * columns > LARGEST_FRAME_PX:  # the stream is not what the tables say
+            raise BadClipError("too_large", f"its frames are {columns}x{rows} pixels")
         done = 0
         while done < len(wanted):
             self._expect(b"C", deadline)
@@ -248,6 +273,7 @@ class _Process:
                 self._receive_into(memoryview(frame.reshape(-1).data), deadline)
                 take(place, frame)
             done += count
+        self.is_answering = False
 
     def end(self) -> None:
         """Kill the child and wait for it."""
@@ -269,6 +295,7 @@ class _Process:
         if got != b"E":
             raise DecoderLostError("decoder_crash", f"the decoder answered {got!r}")
         (size,) = struct.unpack("<I", self._receive(4, deadline))
+        self.is_answering = False
         problem = json.loads(self._receive(size, deadline))
         if problem["reason"] == "out_of_memory":  # may be pressure by others: worth a second try
             raise DecoderLostError("out_of_memory", problem["detail"])

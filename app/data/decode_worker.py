@@ -12,7 +12,7 @@ torch it would be 4 s per restart). One request at a time over stdin and stdout:
     instead of any of these, when the file is bad -> b"E" + uint32 size + JSON {reason, detail}
 
 Once after the start it says b"!" . All numbers are little-endian. End of input ends the process.
-Started with the word `strict` after the parent's process id, it decodes from the first frame on and
+Started with the word `strict` after its two numbers, it decodes from the first frame on and
 takes a video for bad whose decoder reports damage, which else is only painted over.
 """
 
@@ -31,7 +31,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-MEMORY_BYTES = 3 << 30
 CPU_S_PER_REQUEST = 600  # against endless loops; the parent's deadline is the real one
 OPEN_FILES = 32
 CHUNK_BYTES = 64 << 20  # frames held at once, besides the decoder's own
@@ -46,7 +45,7 @@ DAMAGE = re.compile(
 CLONE_NEWUSER_AND_NEWNET = 0x10000000 | 0x40000000
 
 
-def confine(parent: int) -> None:
+def confine(parent: int, memory_bytes: int) -> None:
     """Limit this process, and let it die with its parent."""
     libc = ctypes.CDLL(None, use_errno=True)
     # No network, where the kernel lets us; playlists and the like never get here anyway.
@@ -55,7 +54,7 @@ def confine(parent: int) -> None:
     if os.getppid() != parent:  # it died before the line above
         sys.exit(1)
     for limit, value in (
-        (resource.RLIMIT_AS, MEMORY_BYTES),
+        (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
@@ -210,12 +209,12 @@ def explain(problem: Exception) -> tuple[str, str]:
 
 
 def main() -> int:
-    """Serve on standard input and output; argument: the parent's process id."""
-    confine(int(sys.argv[1]))
+    """Serve on standard input and output; arguments: the parent's process id, bytes of memory."""
+    confine(int(sys.argv[1]), int(sys.argv[2]))
     # Libraries that print must not write into the answers.
     answers = os.fdopen(os.dup(1), "wb", buffering=1 << 20)
     os.dup2(2, 1)
-    reports = Reports() if sys.argv[2:] == ["strict"] else None
+    reports = Reports() if sys.argv[3:] == ["strict"] else None
     with contextlib.suppress(BrokenPipeError, struct.error):
         serve(sys.stdin.buffer, answers, reports)
     return 0

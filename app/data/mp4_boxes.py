@@ -15,12 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.data.bad_clip import BadClipError
+from app.data.nal_units import check_units
 
 SMALLEST_FILE_BYTES, LARGEST_FILE_BYTES = 1 << 10, 512 << 20
 SMALLEST_SIDE_PX, LARGEST_SIDE_PX, LARGEST_FRAME_PX = 16, 4096, 4096 * 2304
 LONGEST_S, MOST_FRAMES = 600.0, 20_000
 CODECS = ("avc1", "avc3", "hvc1", "hev1", "vp09", "mp4v")
 MOST_BOXES, MOST_TRACKS = 100_000, 64
+# Box in the sample entry -> its byte whose last two bits are the bytes of a unit's length, less 1.
+UNIT_LENGTHS = {"avcC": 4, "hvcC": 21}
+SAMPLE_ENTRY_BYTES = 78  # of a video, before the boxes inside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,9 @@ class _Walk:
         movie = next((box for box in top if box.kind == "moov"), None)
         if movie is None:
             raise BadClipError("truncated", "its index ('moov') is missing")
-        return self.movie(movie, any(box.kind == "moof" for box in top))
+        found = self.movie(movie, any(box.kind == "moof" for box in top))
+        self.check_frames(movie)
+        return found
 
     def movie(self, movie: Box, fragmented: bool) -> VideoHeader:
         """The first video track of a movie box."""
@@ -215,6 +221,30 @@ class _Walk:
         if timescale == 0:
             raise BadClipError("damaged", "its time scale is 0")
         return float(duration / timescale)
+
+    def check_frames(self, movie: Box) -> None:
+        """Look into the coded frames of the first video track, where they are made of units."""
+        tracks = (box for box in self.boxes(movie.start, movie.stop) if box.kind == "trak")
+        track = next(track for track in tracks if self.is_video(track))
+        table = self.need(track, "mdia", "minf", "stbl")
+        description = self.need(table, "stsd")
+        entry = next(self.boxes(description.start + 8, description.stop))
+        for box in self.boxes(entry.start + SAMPLE_ENTRY_BYTES, entry.stop):
+            if box.kind in UNIT_LENGTHS:
+                length_bytes = (self.data[box.start + UNIT_LENGTHS[box.kind]] & 3) + 1
+                check_units(self.data, *self.sample_spans(table), length_bytes)
+                return
+
+    def sample_spans(self, table: Box) -> tuple[np.ndarray, np.ndarray]:
+        """(samples,) int64 position and (samples,) int64 size of each coded frame."""
+        sizes = self.sample_sizes(self.need(table, "stsz"))
+        if sizes.size == 0:
+            return sizes, sizes
+        offsets = self.chunk_offsets(table)
+        per_chunk = self.samples_per_chunk(self.need(table, "stsc"), offsets.size)
+        before = np.cumsum(sizes) - sizes  # bytes of all frames before each one
+        first = np.repeat(np.cumsum(per_chunk) - per_chunk, per_chunk)
+        return np.repeat(offsets, per_chunk) + before - before[first], sizes
 
     def check_samples(self, table: Box) -> int:
         """Number of coded frames, after checking that each lies inside the file."""

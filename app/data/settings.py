@@ -9,6 +9,7 @@ from pathlib import Path
 
 from app.config.schema.data import DataConfig
 from app.config.schema.run import CompatConfig
+from app.data.decode import DecodeLimits, DecoderOfThread
 from app.data.shard_cache import Prefetcher, ShardCache
 from app.data.source import EMPTY, EXACT, SAT, SourceSettings
 from app.storage.node_disk import node_folder
@@ -28,6 +29,7 @@ def settings_from_config(config: DataConfig, compat: CompatConfig, seed: int) ->
         temporal_crop=config.temporal_crop,
         on_changed_shard=config.on_changed_shard,
         cache_dir=Path(config.cache_dir) if config.cache_dir else node_folder("shards"),
+        decoders=_decoders(config.decode_deadline_s, config.decode_memory_gib),
     )
 
 
@@ -56,7 +58,15 @@ def settings_from_args(args: Namespace) -> SourceSettings:
         temporal_crop=str(section.get("temporal_crop", "start")),
         on_changed_shard=str(section.get("on_changed_shard", "error")),
         cache_dir=Path(str(cache_dir)) if cache_dir else node_folder("shards"),
+        decoders=_decoders(
+            float(section.get("decode_deadline_s", 5.0)),
+            float(section.get("decode_memory_gib", 3.0)),
+        ),
     )
     return with_cache(
         settings, float(section.get("cache_gib", 20.0)), float(section.get("prefetch_gib", 4.0))
     )
+
+
+def _decoders(deadline_s: float, memory_gib: float) -> DecoderOfThread:
+    return DecoderOfThread(DecodeLimits(deadline_s, int(memory_gib * GIB)))

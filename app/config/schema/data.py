@@ -89,5 +89,7 @@ class DataConfig:
     missing_captions: str = "error"  # ours: or "empty", which trains on ""
     temporal_crop: str = "start"  # ours: or "random", keyed by the position in the order
     on_changed_shard: str = "error"  # ours: or "rescan"
+    decode_deadline_s: float = 5.0  # ours: of a small clip; large ones get more
+    decode_memory_gib: float = 3.0  # ours: address space of a decoder process
     order: OrderConfig = field(default_factory=OrderConfig)
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)

@@ -48,6 +48,8 @@ CACHE = (
     Field("missing_captions", choice("error", "empty"), "error"),
     Field("temporal_crop", choice("start", "random"), "start"),
     Field("on_changed_shard", choice("error", "rescan"), "error"),
+    Field("decode_deadline_s", real(above=0), 5.0),
+    Field("decode_memory_gib", real(0.5), 3.0),
 )
 PARAMS: dict[type, tuple[Field, ...]] = {SFTDataConfig: SFT, ShardDataConfig: SHARDS}
 

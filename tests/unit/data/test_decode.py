@@ -15,7 +15,7 @@ import pytest
 
 from app.data import decode, decode_worker
 from app.data.bad_clip import BadClipError
-from app.data.decode import Decoder, DecoderOfThread
+from app.data.decode import DecodeLimits, Decoder, DecoderOfThread
 from tests.support.clip_files import encode, number_of, run_ffmpeg
 
 
@@ -135,7 +135,7 @@ def test_a_crash_costs_one_process_and_the_second_try_works(video: bytes) -> Non
 def test_a_hanging_decoder_is_killed_twice_and_then_blamed_on_the_file(
     video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = Decoder(deadline_base_s=0.2)
+    decoder = Decoder(DecodeLimits(deadline_s=0.2))
     pids: list[int] = []
 
     def choose_and_freeze(facts: decode.VideoFacts) -> list[int]:
@@ -234,7 +234,7 @@ def test_the_worker_sees_no_credentials_and_imports_no_torch(
 
     assert b"hunter2" not in environment
     assert "libtorch" not in mapped
-    assert f"Max address space         {decode_worker.MEMORY_BYTES}" in limits
+    assert f"Max address space         {3 << 30}" in limits
     assert "Max file size             0" in limits
 
 
