@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -72,14 +73,14 @@ class LatentEntry:
                 "data_offsets": [len(data), len(data) + len(raw)],
             }
             data += raw
-        table["__metadata__"] = {
+        notes = {
             "format": FORMAT,
             "key": key,
             "caption": self.caption,
             "num_frames": str(self.num_frames),
             "fps": repr(self.fps),
-            "sha256": hashlib.sha256(data).hexdigest(),
         }
+        table["__metadata__"] = {**notes, "sha256": _digest(table, notes, data)}
         head = json.dumps(table, sort_keys=True).encode()
         head += b" " * (-len(head) % ALIGNMENT)
         return len(head).to_bytes(LENGTH_BYTES, "little") + head + bytes(data)
@@ -101,6 +102,15 @@ class LatentEntry:
             ) from problem
 
 
+def _digest(
+    table: Mapping[str, object], notes: Mapping[str, str], data: bytearray | memoryview
+) -> str:
+    """sha256 of everything in the file but itself."""
+    digest = hashlib.sha256(json.dumps([table, notes], sort_keys=True).encode())
+    digest.update(data)
+    return digest.hexdigest()
+
+
 def _parsed(data: bytearray, key: str) -> LatentEntry:
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
     start = LENGTH_BYTES + length
@@ -112,7 +122,8 @@ def _parsed(data: bytearray, key: str) -> LatentEntry:
         raise ValueError(f"its format is {notes['format']!r}, not {FORMAT}")
     if notes["key"] != key:
         raise ValueError(f"it is the entry {notes['key']}")
-    if hashlib.sha256(memoryview(data)[start:]).hexdigest() != notes["sha256"]:
+    claimed = notes.pop("sha256")
+    if _digest(table, notes, memoryview(data)[start:]) != claimed:
         raise ValueError("its digest does not fit its content")
     tensors = {name: _tensor(data, start, row) for name, row in table.items()}
     return LatentEntry(
