@@ -1,0 +1,95 @@
+"""Resident memory while many samples are read: shards in a bucket, two decoder workers.
+
+    python benchmarks/data_soak.py [--samples 20000] > benchmarks/results/data_soak_<cpu>_<date>.md
+
+Clips of 25 frames of 96x128 pixels, 17 of them decoded and cut to 64x96, from an S3 server on
+this machine, in the global order, epoch after epoch. Counted are the reading process and its
+decoders; the server is a process of its own and is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from app.config.load import load_config
+from app.data.opening import LoaderRequest, open_loader
+from app.data.pack import PackRules, pack
+from app.data.share import Share
+from app.registry import TARGETS
+from app.rehearsal.clips import make_clips
+from app.rehearsal.embedded_s3 import EmbeddedS3
+
+ROOT = Path(__file__).parents[1]
+CLIPS, ROWS = 200, 20  # rows of the table
+WORDS = [
+    *("--base", str(ROOT / "configs/tiny/tiny.yaml"), str(ROOT / "configs/tiny/tiny_train.yaml")),
+    *("args.train_data=[s3://clips/train]", "args.valid_data=[]", "args.eval_interval=null"),
+    *("data.params.num_frames=17", "data.params.image_size=[64,96]", "--num-workers", "2"),
+]
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process and of all below it that are children of it."""
+    total = 0
+    for name in [str(pid), *children(pid)]:
+        try:
+            pages = int(Path(f"/proc/{name}/statm").read_text().split()[1])
+        except FileNotFoundError:
+            continue
+        total += pages * os.sysconf("SC_PAGE_SIZE")
+    return total / 2**20
+
+
+def children(pid: int) -> list[str]:
+    """Processes started by any thread of the process."""
+    found: list[str] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += (task / "children").read_text().split()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=20_000)
+    samples = parser.parse_args().samples
+    with tempfile.TemporaryDirectory() as scratch, EmbeddedS3(Path(scratch) / "s3") as server:
+        os.environ.update(server.environment(), TMPDIR=scratch)
+        tempfile.tempdir = None
+        server.create_bucket("clips")
+        make_clips(Path(scratch) / "clips", CLIPS, (96, 128), 12, 2.1, 1)
+        pack(str(Path(scratch) / "clips"), "s3://clips/train", PackRules(shard_bytes=1 << 20))
+        soak(samples, server)
+
+
+def soak(samples: int, server: EmbeddedS3) -> None:
+    """Read and print the table."""
+    config = load_config(WORDS, TARGETS)
+    assert config.data is not None
+    request = LoaderRequest(paths=["s3://clips/train"], share=Share(0, 1, 1, 1), seed=1)
+    print(f"# {samples} samples through 2 workers, {platform.machine()}, {os.cpu_count()} cores\n")
+    print("| samples | seconds | resident, reader and decoders (MiB) |\n|---|---|---|")
+    known = {str(server.pid)} if hasattr(server, "pid") else set(children(os.getpid()))
+    began = time.monotonic()
+    seen: list[float] = []
+    with open_loader(config.data, request) as loader:
+        for number, _ in enumerate(loader.batches(0, samples), 1):
+            if number % max(1, samples // ROWS) == 0:
+                own = resident_mib(os.getpid())
+                own -= sum(resident_mib(int(pid)) for pid in known)
+                seen.append(own)
+                print(f"| {number} | {time.monotonic() - began:.0f} | {own:.1f} |", flush=True)
+    half = len(seen) // 2
+    print(f"\nHighest of the first half {max(seen[:half]):.1f} MiB, ", end="")
+    print(f"of the second half {max(seen[half:]):.1f} MiB.")
+
+
+if __name__ == "__main__":
+    main()
