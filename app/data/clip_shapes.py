@@ -9,6 +9,7 @@ import numpy as np
 
 from app.data.clip import ClipShape
 from app.data.clip_sizes import Sizes, sizes_from_json, sizes_to_json
+from app.data.source import Source
 from app.storage.objects import Storage
 
 
@@ -20,6 +21,7 @@ class ClipShapes:
     """
 
     def __init__(self, shape: ClipShape) -> None:
+        self.configured = shape
         self._shapes: Sequence[ClipShape] = [shape]
         self._of: np.ndarray | None = None
 
@@ -32,21 +34,23 @@ class ClipShapes:
         return self._shapes[0 if self._of is None else int(self._of[index])]
 
     @property
-    def first(self) -> ClipShape:
-        """The shape that was configured; frame rate and skipped frames are those of all."""
-        return self._shapes[0]
-
-    @property
     def bytes(self) -> int:
         """Memory of the largest sample."""
         return max(shape.bytes for shape in self._shapes)
 
 
 @runtime_checkable
-class SizedSource(Protocol):
+class SizedSource(Source, Protocol):
     """A source whose samples can be read at several sizes. Implemented by ours."""
 
-    shapes: ClipShapes
+    @property
+    def shape(self) -> ClipShape:
+        """The configured one; its frame rate and skipped frames are those of all shapes."""
+        ...
+
+    def use_shapes(self, shapes: Sequence[ClipShape], of: np.ndarray) -> None:
+        """From now on sample i is read at shape number of[i]; -1: it is never read."""
+        ...
 
     def clip_sizes(self) -> Sizes:
         """Size and length of every video, without decoding; looks through the data once."""

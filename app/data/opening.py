@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.config.schema.buckets import Bucket
 from app.config.schema.data import DataConfig, OrderConfig, SFTDataConfig, ShardDataConfig
 from app.config.schema.run import CompatConfig
 from app.config.target import load_class
 from app.data.batch import Collate
-from app.data.cursor import Cursor
 from app.data.loader import JoinedSource, Loader, LoaderSettings
-from app.data.order import EpochOrder, MixedOrder, Order, SatOrder
+from app.data.ordering import OrderWish, ordered
 from app.data.settings import settings_from_config, with_cache
 from app.data.share import Share
 from app.data.source import MapSource, Source, SourceSettings
 from app.data.sources.sft import SFTSource
 from app.data.sources.webdataset import ShardSource
+from app.data.split import part_of
 from app.errors import ConfigError
 from app.storage.opening import is_remote
 
@@ -36,6 +36,8 @@ class LoaderRequest:
     `weights`: how often each path counts; None or equal ones: every sample once per epoch.
     `create`: the caller's create_dataset_function(path, args), instead of the configured class.
     `replace`: what reads the samples instead of each source (the latent cache); None: itself.
+    `split`, `part`: shares of training, validation and test data, and which of them is wanted.
+    `cost`: modelled time of one clip of a bucket, for `data.bucket_batch: cost`.
     """
 
     paths: Sequence[str]
@@ -47,6 +49,9 @@ class LoaderRequest:
     create: CreateDataset | None = None
     replace: Replace | None = None
     collate_fn: Collate | None = None
+    split: Sequence[float] = (1.0, 0.0, 0.0)
+    part: str = "train"
+    cost: Callable[[Bucket], float] | None = None
 
 
 def open_loader(config: DataConfig, request: LoaderRequest) -> Loader:
@@ -67,18 +72,15 @@ def open_loader(config: DataConfig, request: LoaderRequest) -> Loader:
     if request.replace is not None:
         pairs = zip(sources, request.paths, strict=True)
         sources = [request.replace(source, path, settings) for source, path in pairs]
-    order, identity = _ordered(config, request, sources)
-    share = request.share
-    if identity.order == "sat":
-        share = Share(
-            share.rank, share.world_size, share.micro_batch, share.accumulation, interleaved=True
-        )
+    parts = zip(sources, request.paths, strict=True)
+    sources = [part_of(source, request.split, request.part, path) for source, path in parts]
+    found = ordered(sources, _wish(config, request))
     return Loader(
         _Owner(sources, settings),
-        order,
-        share,
+        found.order,
+        found.share,
         settings=LoaderSettings(config.num_workers, config.prefetch_factor, config.quarantine),
-        identity=identity,
+        identity=found.identity,
         collate_fn=request.collate_fn,
     )
 
@@ -120,36 +122,25 @@ class _Owner(JoinedSource):
             self._settings.cache.close()
 
 
-def _ordered(
-    config: DataConfig, request: LoaderRequest, sources: Sequence[Source]
-) -> tuple[Order, Cursor]:
-    """The order of the samples, and the cursor at step 0."""
-    weights = request.weights
-    if weights is not None and len(weights) != len(sources):
-        raise ConfigError(
-            f"{len(weights)} weights for {len(sources)} datasets",
-            where="args.train_data_weights",
-            mend="give one weight per entry of train_data",
-        )
-    lengths = [len(source) for source in sources]
-    batch, seed = request.share.batch, request.seed
-    fingerprints = "\n".join(source.fingerprint() for source in sources)
-    sha256 = hashlib.sha256(fingerprints.encode()).hexdigest()
+def _wish(config: DataConfig, request: LoaderRequest) -> OrderWish:
     lanes, window = _lanes_and_window(config)
-    if request.compat.order == "sat":
-        sat = SatOrder(lengths, list(weights) if weights is not None else None)
-        shares = tuple(weights or ())
-        # This order knows neither seed nor lanes: they must not forbid a resume.
-        return sat, Cursor(0, 0, 1, 1, batch, sha256, order="sat", shares=shares)
-    counts = [list(source.shard_sizes()) for source in sources]
-    if weights is None or len(set(weights)) == 1:
-        together = [size for part in counts for size in part]
-        plain = EpochOrder(together, seed=seed, batch=batch, lanes=lanes, window=window)
-        return plain, Cursor(0, seed, plain.lanes, window, batch, sha256)
-    # A weight is how often a dataset counts, so its share is weight times length, as upstream's.
-    wished = [weight * length for weight, length in zip(weights, lengths, strict=True)]
-    mixed = MixedOrder(counts, wished, seed=seed, batch=batch, lanes=lanes, window=window)
-    return mixed, Cursor(0, seed, mixed.lanes, window, batch, sha256, shares=tuple(mixed.quotas))
+    by_cost = config.bucket_batch == "cost"
+    if by_cost and config.buckets and request.cost is None:
+        raise ConfigError(
+            "the time of a clip is not known for this network",
+            where="data.bucket_batch: cost",
+            mend="use bucket_batch: fixed",
+        )
+    return OrderWish(
+        share=request.share,
+        seed=request.seed,
+        lanes=lanes,
+        window=window,
+        kind=request.compat.order,
+        weights=request.weights,
+        buckets=config.buckets,
+        cost=request.cost if by_cost else None,
+    )
 
 
 def _lanes_and_window(config: DataConfig) -> tuple[int, int]:

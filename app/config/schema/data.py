@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from app.config.schema.buckets import Bucket
 from app.errors import ConfigError
 
 
@@ -78,7 +79,7 @@ class DataConfig:
     valid: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     train_weights: tuple[int, ...] | None = None
-    split: str = "1000,1,1"
+    split: str = "1,0,0"  # args.split where it is given
     num_workers: int = 1
     prefetch_factor: int = 4
     latent_cache: str | None = None  # ours: root of encoded clips (cogvx encode)
@@ -93,3 +94,5 @@ class DataConfig:
     decode_memory_gib: float = 3.0  # ours: address space of a decoder process
     order: OrderConfig = field(default_factory=OrderConfig)
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
+    buckets: tuple[Bucket, ...] = ()  # ours: several clip sizes; none: the one of `params`
+    bucket_batch: str = "fixed"  # ours: or "cost": batches of about the same time

@@ -7,6 +7,7 @@ from typing import Any
 from app.config import upstream
 from app.config.kinds import choice, integer, optional, real, sequence, text
 from app.config.reading import Context, Field, Reader, open_part
+from app.config.schema.buckets import Bucket, parse_bucket
 from app.config.schema.data import (
     DataConfig,
     OrderConfig,
@@ -65,6 +66,7 @@ def read_data(node: object, where: str, context: Context) -> DataConfig | None:
     values: dict[str, Any] = part.node.fields(CACHE)
     values["order"] = _order(part.node, context)
     values["quarantine"] = _quarantine(part.node, context)
+    values["buckets"] = _buckets(part.node)
     part.node.close()
     if part.registered:
         values["params"] = dict(part.params.values)
@@ -114,3 +116,19 @@ def _quarantine(reader: Reader, context: Context) -> QuarantineConfig | None:
     values = child.fields(QUARANTINE)
     child.close()
     return context.problems.build(QuarantineConfig, values)
+
+
+def _buckets(reader: Reader) -> tuple[Bucket, ...]:
+    """`buckets`: a list of FRAMESxROWSxCOLUMNS, or of three numbers each."""
+    if not reader.has("buckets") or reader.values["buckets"] is None:
+        return ()
+    given, where = reader.values["buckets"], reader.path("buckets")
+    found: list[Bucket] = []
+    for entry in given if isinstance(given, list | tuple) else [given]:
+        try:
+            found.append(parse_bucket(entry, where))
+        except ConfigError as error:
+            reader.problems.add(error.what, where=where, mend=error.mend)
+    if len(set(found)) < len(found):
+        reader.problems.add("a bucket is named twice", where=where, mend="name each size once")
+    return tuple(found)

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from app.config.schema.data import SFTDataConfig
 from app.data import frames
 from app.data.bad_clip import BadClipError
@@ -56,7 +58,7 @@ class SFTSource:
         self._settings = settings
         self._crop_is_random = settings.temporal_crop == RANDOM
         wish = FrameWish(params.max_num_frames, params.fps, params.skip_frms_num)
-        self.shapes = ClipShapes(ClipShape(wish, *params.video_size))
+        self._shapes = ClipShapes(ClipShape(wish, *params.video_size))
         self._fps = params.fps
         self._captions = CaptionFiles(self._storage, entries, settings)
         self._captions.check(self.keys)
@@ -71,7 +73,7 @@ class SFTSource:
 
     @property
     def sample_bytes(self) -> int:
-        return self.shapes.bytes
+        return self._shapes.bytes
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -87,6 +89,13 @@ class SFTSource:
         for key in self.keys:
             digest.update(json.dumps([key, self._files.entries[key].size_bytes]).encode() + b"\n")
         return digest.hexdigest()
+
+    @property
+    def shape(self) -> ClipShape:
+        return self._shapes.configured
+
+    def use_shapes(self, shapes: Sequence[ClipShape], of: np.ndarray) -> None:
+        self._shapes.use(shapes, of)
 
     def clip_sizes(self) -> Sizes:
         """Size and length of every video; kept in `dataset.sizes.json` beside the folders."""
@@ -131,7 +140,7 @@ class SFTSource:
         return "", self.keys[index]
 
     def read(self, index: int, position: int) -> Item:
-        key, shape = self.keys[index], self.shapes.at(index)
+        key, shape = self.keys[index], self._shapes.at(index)
         try:
             caption = self.caption(index)
             blob = self._files.read(key)

@@ -16,6 +16,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from app.config.schema.data import ShardDataConfig
 from app.data import frames
 from app.data.bad_clip import BadClipError
@@ -94,7 +96,7 @@ class ShardSource:
         self._counts = [place.shard.samples for place in self._places]
         self._ends = list(accumulate(self._counts))
         wish = FrameWish(params.num_frames, params.fps, params.skip_frms_num)
-        self.shapes = ClipShapes(ClipShape(wish, *params.image_size))
+        self._shapes = ClipShapes(ClipShape(wish, *params.image_size))
         self._may_be_missing = settings.missing_captions == EMPTY or settings.caption_rule == SAT
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._sidecars: dict[int, Records] = {}
@@ -110,7 +112,7 @@ class ShardSource:
 
     @property
     def sample_bytes(self) -> int:
-        return self.shapes.bytes
+        return self._shapes.bytes
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -123,6 +125,13 @@ class ShardSource:
 
     def fingerprint(self) -> str:
         return fingerprint((str(place.folder), place.shard) for place in self._places)
+
+    @property
+    def shape(self) -> ClipShape:
+        return self._shapes.configured
+
+    def use_shapes(self, shapes: Sequence[ClipShape], of: np.ndarray) -> None:
+        self._shapes.use(shapes, of)
 
     def clip_sizes(self) -> Sizes:
         """Size and length of every video; kept beside each shard in `<shard>.sizes.json`."""
@@ -197,7 +206,7 @@ class ShardSource:
             where = f"{shard.url}, sample {key}"
             try:
                 facts, caption = self._words(which, shard, sample)
-                shape = self.shapes.at(index)
+                shape = self._shapes.at(index)
                 rule = partial(self._rule, facts, position, shape.wish)
                 video, count = read_clip(
                     shard.read(sample[VIDEO]), shape, rule, self._settings.decoders
