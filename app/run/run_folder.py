@@ -130,7 +130,12 @@ def _check_identity(storage: Storage, config: RunConfig) -> None:
 
 # They change how a step is computed, not what is learned.
 _CHANGEABLE = frozenset(
-    {"checkpoint_activations", "checkpoint_num_layers", "checkpoint_skip_layers"}
+    {
+        "checkpoint_activations",
+        "checkpoint_num_layers",
+        "checkpoint_skip_layers",
+        "model_parallel_size",
+    }
 )
 
 
