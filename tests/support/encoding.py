@@ -1,4 +1,4 @@
-"""Tiny clips and random frozen weights in their real file formats, for tests of the latent cache."""
+"""Tiny clips and random frozen weights in their real formats, for tests of the latent cache."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Inputs:
 
     def encode(self, *overrides: str, out: str = "", part: Part | None = None) -> EncodeReport:
         """What `cogvx encode` does, in this process."""
-        request = EncodeRequest(out=out or str(self.cache), part=part or Part())
+        request = EncodeRequest(out=out or str(self.cache), part=part or Part(), workers=1)
         return encode(self.config(*overrides), request)
 
     def shards(self) -> dict[str, int]:
