@@ -42,6 +42,8 @@ DAMAGE = re.compile(
     r"concealing|overread|out of range|unavailable for requested|invalid level prefix",
     re.IGNORECASE,
 )
+# What decord puts before a message: "[07:40:33] /where/it/was/built/x.cc:292: ".
+SOURCE_PLACE = re.compile(r"\[[\d:]+\] \S+:\d+: ")
 CLONE_NEWUSER_AND_NEWNET = 0x10000000 | 0x40000000
 
 
@@ -205,7 +207,7 @@ def explain(problem: Exception) -> tuple[str, str]:
     if "cannot find video stream" in text.lower():
         return "unsupported_codec", "the decoder finds no video stream that it knows"
     line = next((part for part in text.splitlines() if part.strip()), text)
-    return "undecodable", line.strip()
+    return "undecodable", SOURCE_PLACE.sub("", line).strip()
 
 
 def main() -> int:
