@@ -90,9 +90,8 @@ DATA_ARGUMENTS: tuple[Argument, ...] = (
         kind=text(),
         default="1000,1,1",
         group=DATA,
-        disposition=Disposition.ACCEPTED,
-        note="nothing is split off the training data: name valid_data",
-        help="shares of training, validation and test data, where none are named",
+        help="shares of training, validation and test data in train_data; named data goes before "
+        "its share, and without `split` nothing is split off",
     ),
     Argument(
         name="num_workers",

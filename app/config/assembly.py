@@ -11,7 +11,7 @@ from app.config import upstream
 from app.config.merge import Merged
 from app.config.problems import Problems
 from app.config.reading import Context
-from app.config.schema.data import DataConfig
+from app.config.schema.data import NO_SPLIT, DataConfig
 from app.config.schema.model import DiTConfig, ModelConfig
 from app.config.schema.part import Part
 from app.config.schema.run import RunConfig
@@ -30,6 +30,7 @@ from app.config.sections.deepspeed import (
     value_at,
     written_back,
 )
+from app.config.sections.encoders import check_clip_shares
 from app.config.sections.model import read_model
 from app.config.target import Targets
 from app.config.values import Values
@@ -64,6 +65,7 @@ def assemble(
         data = _with_arguments(data, resolved, problems)
     if model is not None:
         model = _adjusted(model, data, resolved, problems)
+        check_clip_shares(model, data, problems)
     return RunConfig(
         run_id=run_id,
         compat=resolved.compat,
@@ -202,7 +204,7 @@ def _with_arguments(data: DataConfig, resolved: Values, problems: Problems) -> D
         valid=paths["valid_data"],
         test=paths["test_data"],
         train_weights=values["train_data_weights"],
-        split=values["split"],
+        split=values["split"] if resolved.given("split") else NO_SPLIT,
         num_workers=values["num_workers"],
         prefetch_factor=values["prefetch_factor"],
         frame_rule=resolved.compat.frame_rule,

@@ -10,6 +10,7 @@ from app.config import upstream
 from app.config.problems import Problems
 from app.config.schema.run import RunConfig
 from app.config.schema.vae import VAEConfig
+from app.config.split import split_shares
 
 # What the encoder of clips reads.
 ENCODED = (
@@ -52,9 +53,16 @@ def lacking(config: RunConfig) -> Problems:
         problems.add(
             "'save' is missing", where="args.save", mend="give a folder or an s3:// prefix"
         )
-    if config.training.evaluation.interval and not config.arguments["valid_data"]:
+    if config.training.evaluation.interval and not _has_validation(config):
         problems.warn("eval_interval is set, but there is no valid_data: nothing is validated")
     return problems
+
+
+def _has_validation(config: RunConfig) -> bool:
+    """Whether validation data is named, or split off the training data."""
+    if config.arguments["valid_data"] or config.data is None:
+        return bool(config.arguments["valid_data"])
+    return split_shares(config.data.split, has_valid=False)[1] > 0
 
 
 def check_runnable(config: RunConfig) -> None:

@@ -15,6 +15,8 @@ from app.config.problems import Problems
 from app.config.reading import Reader
 from app.config.schema.data import DataConfig, ShardDataConfig
 from app.config.schema.model import PatchSize
+from app.config.split import split_shares
+from app.errors import ConfigError
 
 CONSTRUCTION = "it only sized parts that upstream throws away after construction"
 BOOKKEEPING = "nothing reads it"
@@ -220,17 +222,12 @@ def check_iterable(values: Mapping[str, Any], data: DataConfig, problems: Proble
 
 
 def check_split(values: Mapping[str, Any], problems: Problems) -> None:
-    """`split`: only `1,0,0` in effect. Upstream's automatic split overlaps its parts (C10)."""
-    text = str(values["split"])
+    """`split`: shares of training, validation and test data; named data goes before its share.
+
+    Upstream's parts overlap between ranks, ours never do (C10, app/data/split.py).
+    """
     try:
-        shares = [float(share) for share in re.split(r"[,/]", text)]
-    except ValueError:
-        shares = []
-    if not shares or min(shares) < 0 or sum(shares) <= 0:
-        problems.add(f"'split' is {text!r}", where="args.split", mend="give numbers, such as 1,0,0")
-    elif len(shares) > 1 and shares[1] > 0 and values["valid_data"] is None:
-        problems.add(
-            f"'split' is {text!r}: an automatic split is not built yet",
-            where="args.split",
-            mend="name valid_data and write split: 1,0,0",
-        )
+        given = {name: values.get(f"{name}_data") is not None for name in ("valid", "test")}
+        split_shares(str(values["split"]), has_valid=given["valid"], has_test=given["test"])
+    except ConfigError as error:
+        problems.add(error.what, where=error.where, mend=error.mend)

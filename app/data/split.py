@@ -21,34 +21,10 @@ from app.data.clip_sizes import Sizes
 from app.data.quarantine import SampleId, sample_id, shard_id
 from app.data.source import Source
 from app.distributed.mix import permutation
-from app.errors import ConfigError, DataError
+from app.errors import DataError
 
 SPLIT_KEY = 7  # first key of the permutation, beside those of the orders
 PARTS = ("train", "valid", "test")
-
-
-def split_shares(text: str, *, has_valid: bool, has_test: bool) -> tuple[float, float, float]:
-    """`split` as shares of training, validation and test data that sum to 1.
-
-    A part for which data is named gets nothing, as upstream has it.
-
-    Raises:
-        ConfigError: no numbers, or nothing is left for training.
-    """
-    try:
-        numbers = [float(part) for part in text.replace("/", ",").split(",")]
-    except ValueError:
-        numbers = []
-    numbers = [*numbers, 0.0, 0.0][:3] if numbers else []
-    if numbers:
-        numbers[1] = 0.0 if has_valid else numbers[1]
-        numbers[2] = 0.0 if has_test else numbers[2]
-    if not numbers or min(numbers) < 0 or numbers[0] <= 0:
-        raise ConfigError(
-            f"'split' is '{text}'", where="args.split", mend="give shares, such as 90,5,5 or 1,0,0"
-        )
-    train, valid, test = (number / sum(numbers) for number in numbers)
-    return train, valid, test
 
 
 def members(length: int, shares: Sequence[float], part: str, where: str) -> np.ndarray:

@@ -23,6 +23,7 @@ from app.data.loader import Loader
 from app.data.opening import LoaderRequest, open_loader
 from app.data.quarantine import ReplacedSource
 from app.data.share import Share
+from app.data.split import PARTS
 from app.diffusion.timesteps import RankStratum, Strata
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
@@ -32,6 +33,7 @@ from app.run.cached_clips import CachedClips
 from app.run.evaluate import Evaluator
 from app.run.quarantine import QuarantineKeeper
 from app.run.reporting import make_trackers, save_arguments, write_progress
+from app.run.run_data import clip_cost_in, frames_per_second, split_of
 from app.run.run_folder import RunFolder, finish_run
 from app.run.saving import Saver, restore
 from app.storage.node_disk import node_folder
@@ -45,8 +47,6 @@ from app.training.signals import StopFlag
 from app.training.step import DiffusionModel, Randomness
 
 log = logging.getLogger(__name__)
-
-UNKNOWN_FPS = 8.0  # of sampled videos, where the dataset does not say: upstream's sampling_fps
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Attempt:
             cached = CachedClips.of_run(self.config)
             loader = stack.enter_context(self.loader(seams, cached))
             training = self.resolved(loader)
-            model, engine = self.model(seams.model_cls, times, training)
+            model, engine = self.model(seams.model_cls, times, training, loader.share.batch)
             if init is not None:
                 init(self.args, model)
             saver = Saver(self.config, self.run, self.groups, engine, loader, self.scratch)
@@ -133,6 +133,8 @@ class Attempt:
             create=seams.create_dataset,
             replace=cached.in_place_of if cached is not None else None,
             collate_fn=seams.collate_fn,
+            split=split_of(data),
+            cost=clip_cost_in(self.model_config),
         )
         return open_loader(data, request)
 
@@ -148,7 +150,11 @@ class Attempt:
         return training
 
     def model(
-        self, model_cls: type[DiffusionModel], times: PartTimes, training: TrainingConfig
+        self,
+        model_cls: type[DiffusionModel],
+        times: PartTimes,
+        training: TrainingConfig,
+        batch: int,
     ) -> tuple[DiffusionModel, Engine]:
         """The parts with their weights, the network under DeepSpeed."""
         model = self.model_config
@@ -174,22 +180,24 @@ class Attempt:
         )
         engine = Engine.start(parts.network, training, self.groups, split_axis)
         diffusion = model_cls(
-            parts, model, self.randomness(training), device=device, dtype=dtype, times=times
+            parts, model, self.randomness(training, batch), device=device, dtype=dtype, times=times
         )
         diffusion.network = engine.network
         return diffusion, engine
 
-    def randomness(self, training: TrainingConfig) -> Randomness:
-        """Draws keyed by position, or upstream's global ones; strata of the timesteps."""
+    def randomness(self, training: TrainingConfig, batch: int) -> Randomness:
+        """Draws keyed by position, or upstream's global ones; strata of the timesteps.
+
+        `batch` is the number of positions of a step.
+        """
         compat, copies = self.config.compat, self.groups.copies
         timesteps = self.model_config.loss.timesteps
-        total = training.micro_batch * training.accumulation * copies.size
         strata: Callable[[Sequence[int]], Strata | RankStratum | None] = lambda positions: None  # noqa: E731
         if compat.strata == "sat":
             of_rank = RankStratum.of_rank(timesteps, copies.rank, copies.size)
             strata = lambda positions: of_rank  # noqa: E731
         elif timesteps.uniform_sampling:
-            strata = partial(Strata.from_positions, total=total, seed=training.seed)
+            strata = partial(Strata.from_positions, total=batch, seed=training.seed)
         draws: Callable[[Sequence[int]], Draws] = partial(KeyedDraws, training.seed)
         if compat.draws == "sat":
             device = self.groups.device
@@ -206,11 +214,14 @@ class Attempt:
     ) -> Evaluator | None:
         """Validation, if the configuration names data for it."""
         data, training = self.data, self.training
-        if not data.valid or not training.evaluation.interval:
+        split = split_of(data)
+        if not (data.valid or split[1]) or not training.evaluation.interval:
             return None
         copies = self.groups.copies
         request = LoaderRequest(
-            paths=data.valid,
+            paths=data.valid or data.train,
+            split=(1.0, 0.0, 0.0) if data.valid else split,
+            part=PARTS[0] if data.valid else PARTS[1],
             share=Share(copies.rank, copies.size, training.evaluation.batch_size),
             seed=training.seed,
             compat=replace(self.config.compat, order="epoch"),
@@ -218,7 +229,9 @@ class Attempt:
             create=seams.create_dataset,
             replace=cached.where_it_can if cached is not None else None,
         )
-        loader = stack.enter_context(open_loader(replace(data, num_workers=0), request))
+        # One size for all of them, so that losses of two runs can be compared.
+        of_one_size = replace(data, num_workers=0, buckets=())
+        loader = stack.enter_context(open_loader(of_one_size, request))
         return Evaluator(
             config=training.evaluation,
             model=model,
@@ -354,13 +367,6 @@ class Attempt:
             write_progress(self.run, state, plan.steps, {}, "finished")
             finish_run(self.run, state.step)
         log.info("finished", extra={"steps_done": state.step, "url": self.run.storage.url})
-
-
-def frames_per_second(data: DataConfig) -> float:
-    """Of the clips; a registered class may have it among its parameters."""
-    if isinstance(data.params, dict):
-        return float(str(data.params.get("fps", UNKNOWN_FPS)))
-    return data.params.fps
 
 
 def _told(batch: Batch) -> Batch:

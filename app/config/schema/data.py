@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from app.config.schema.buckets import Bucket
 from app.errors import ConfigError
 
+NO_SPLIT = "1,0,0"  # everything is training data
+
 
 def check_frame_count(frames: int, *, where: str) -> None:
     """Raise ConfigError unless `frames` is 4k + 1."""
@@ -79,7 +81,7 @@ class DataConfig:
     valid: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     train_weights: tuple[int, ...] | None = None
-    split: str = "1,0,0"  # args.split where it is given
+    split: str = NO_SPLIT  # args.split where it is given
     num_workers: int = 1
     prefetch_factor: int = 4
     latent_cache: str | None = None  # ours: root of encoded clips (cogvx encode)

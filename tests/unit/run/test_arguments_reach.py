@@ -176,7 +176,8 @@ def test_sdedit_reaches_the_sampler() -> None:
 def randomness(*words: str) -> Randomness:
     config = load(*TINY, *words)
     assert config.training is not None
-    return attempt_of(config).randomness(config.training)
+    training = config.training
+    return attempt_of(config).randomness(training, training.micro_batch * training.accumulation)
 
 
 def attempt_of(config: RunConfig) -> Attempt:

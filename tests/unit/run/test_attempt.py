@@ -15,7 +15,8 @@ import pytest
 from app.config.schema.data import DataConfig
 from app.data.quarantine import Quarantine
 from app.distributed.groups import ProcessGroups
-from app.run.attempt import Attempt, Seams, frames_per_second
+from app.run.attempt import Attempt, Seams
+from app.run.run_data import frames_per_second
 from app.telemetry.logging import LogContext
 from app.telemetry.metrics import Trackers
 from app.telemetry.timing import PartTimes

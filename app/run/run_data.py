@@ -1,0 +1,34 @@
+"""What a run asks of its data: which part of it, and what a clip costs the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from app.config.schema.buckets import Bucket
+from app.config.schema.data import DataConfig
+from app.config.schema.model import DiTConfig, ModelConfig
+from app.config.split import split_shares
+from app.data.bucket_batch import clip_cost
+
+UNKNOWN_FPS = 8.0  # of sampled videos, where the dataset does not say: upstream's sampling_fps
+
+
+def split_of(data: DataConfig) -> tuple[float, float, float]:
+    """Shares of `train_data` that train, validate and are held out for a test."""
+    return split_shares(data.split, has_valid=bool(data.valid), has_test=bool(data.test))
+
+
+def clip_cost_in(model: ModelConfig) -> Callable[[Bucket], float] | None:
+    """Modelled time of a clip in the network; None for a network of the user's own."""
+    network = model.network.params
+    if not isinstance(network, DiTConfig):
+        return None
+    return partial(clip_cost, network=network, text_tokens=model.conditioner.text.max_length)
+
+
+def frames_per_second(data: DataConfig) -> float:
+    """Of the clips; a registered class may have it among its parameters."""
+    if isinstance(data.params, dict):
+        return float(str(data.params.get("fps", UNKNOWN_FPS)))
+    return data.params.fps
