@@ -42,8 +42,12 @@ def network_of(config: DiTConfig) -> DiffusionTransformer:
 
 
 @torch.no_grad()
-def their_output(model: CogVideoXTransformer3DModel, config: DiTConfig) -> Tensor:
-    model.norm_out.norm.eps = 1e-6  # theirs is 1e-5; the released networks were trained with this
+def their_output(
+    model: CogVideoXTransformer3DModel, config: DiTConfig, *, as_converted: bool = False
+) -> Tensor:
+    if not as_converted:
+        # Theirs is 1e-5; the released networks were trained with this one.
+        model.norm_out.norm.eps = 1e-6
     latents, timesteps, conditioning = inputs(config)
     grid = grid_of(tuple(latents.shape), config.patch)
     rope = config.position.kind == "rope3d"
@@ -73,6 +77,8 @@ def test_diffusers_folder_opens_and_gives_the_same_output(kind: str, tmp_path: P
         file.name for file in (tmp_path / "transformer").iterdir()
     )
     ours = network(*inputs(config))
+    unchanged = their_output(model, config, as_converted=True)
+    torch.testing.assert_close(unchanged, ours, rtol=0, atol=1e-4)
     torch.testing.assert_close(their_output(model, config), ours, rtol=0, atol=5e-6)
 
 
@@ -89,15 +95,16 @@ def test_diffusers_folder_of_a_lora_network_holds_the_merged_weights(tmp_path: P
 
 
 @pytest.mark.parametrize("fold_scale", [False, True])
-@pytest.mark.parametrize("layer_range", [None, (1,)])
+@pytest.mark.parametrize(("kind", "layer_range"), [*((kind, None) for kind in KINDS), ("5b", (1,))])
 def test_adapter_opens_in_a_diffusers_pipeline_and_acts_as_ours(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     fold_scale: bool,
+    kind: str,
     layer_range: tuple[int, ...] | None,
 ) -> None:
     lora = LoraConfig(rank=2, alpha=6.0, layer_range=layer_range)
-    config = tiny("5b", lora=lora)
+    config = tiny(kind, lora=lora)
     network = network_of(config)
     base = {name: t for name, t in network.state_dict().items() if ".lora_" not in name}
     export_diffusers(tmp_path / "base", base, replace(config, lora=None))
@@ -115,6 +122,8 @@ def test_adapter_opens_in_a_diffusers_pipeline_and_acts_as_ours(
     loaded = [name for name, _ in model.named_parameters() if "lora_" in name]
     assert len(loaded) == 8 * len(layer_range or (0, 1))
     ours = network(*inputs(config))
+    unchanged = their_output(model, config, as_converted=True)
+    torch.testing.assert_close(unchanged, ours, rtol=0, atol=1e-4)
     torch.testing.assert_close(their_output(model, config), ours, rtol=0, atol=5e-6)
 
 
