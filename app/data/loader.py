@@ -20,7 +20,7 @@ from app.config.schema.data import QuarantineConfig
 from app.data.batch import Batch, Collate, Item, collate, with_names
 from app.data.cursor import Cursor
 from app.data.order import Order
-from app.data.quarantine import Filled, Filler, Quarantine, SampleId, sample_id, shard_id
+from app.data.quarantine import Filled, Filler, Quarantine, SampleId, left_out, sample_id, shard_id
 from app.data.share import Share
 from app.data.source import Source
 
@@ -268,6 +268,15 @@ class JoinedSource:
     def close(self) -> None:
         for source in self.sources:
             source.close()
+
+    def left_out(self) -> list[tuple[int, str, str, str]]:
+        """(dataset, shard, key, reason) of what has no place in the order."""
+        several = len(self.sources) > 1
+        return [
+            (which, f"{which}:" * several + shard, key, reason)
+            for which, source in enumerate(self.sources)
+            for shard, key, reason in left_out(source)
+        ]
 
     def which(self, index: int) -> int:
         """Which of the datasets a sample belongs to."""

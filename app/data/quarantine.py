@@ -163,6 +163,12 @@ def sample_id(source: Source, index: int) -> SampleId:
     return source.sample_id(index) if isinstance(source, NamedSamples) else ("", f"#{index}")
 
 
+def left_out(source: Source) -> list[tuple[str, str, str]]:
+    """(shard, key, reason) of samples that got no index, from sources that know of such."""
+    found = getattr(source, "left_out", None)
+    return found() if callable(found) else []
+
+
 class Filler:
     """Finds a good sample for a position; called from many threads."""
 

@@ -307,7 +307,7 @@ class Attempt:
         rank = self.groups.rank.rank
         keeper = QuarantineKeeper(self.run, rank, saver.loader, self.data.train)
         stack.callback(keeper.close)
-        keeper.restored()
+        keeper.begin()
 
         def before_step(step: int) -> None:
             keeper.check(step)

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 30.0  # the file is written whole each time; saves and the end write it too
 MOST_TOLD = 20  # log lines of one step
+LEFT_OUT = "left out when the shard was indexed"
 
 
 @dataclass(slots=True)
@@ -46,10 +47,24 @@ class QuarantineKeeper:
     _last_write: float = -math.inf
     _step: int = 0  # optimizer steps done
 
-    def restored(self) -> None:
-        """Look up why the ids of the checkpoint are there. Only numbers follow from it."""
+    def begin(self) -> None:
+        """List what the data's index left out, and look up why the checkpoint's ids are there.
+
+        Only the list and the numbers follow from it, so one rank does it.
+        """
+        if self.rank:
+            return
+        source = self.loader.source
+        for which, shard, key, reason in (
+            source.left_out() if isinstance(source, JoinedSource) else ()
+        ):
+            self._lines.append(self._line(self._path(which), shard, key, reason, LEFT_OUT))
+        self.write()
+        self._look_up()
+
+    def _look_up(self) -> None:
         ids = set(self.loader.quarantine.ids())
-        if not ids or self.rank:
+        if not ids:
             return
         try:
             listed = {
@@ -118,29 +133,28 @@ class QuarantineKeeper:
         self.write()
 
     def _keep(self, found: Sequence[BadSample]) -> None:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._lines += [
-            {
-                "source": self._source(bad.index),
-                "shard": bad.shard,
-                "key": bad.key,
-                "reason": bad.reason,
-                "detail": bad.detail,
-                "sha256": bad.sha256,
-                "step": self._step,
-                "position": bad.position,
-                "attempt": self.run.attempt.number,
-                "rank": self.rank,
-                "time": now,
-            }
-            for bad in found
-        ]
+        for bad in found:
+            source = self.loader.source
+            which = source.which(bad.index) if isinstance(source, JoinedSource) else 0
+            line = self._line(self._path(which), bad.shard, bad.key, bad.reason, bad.detail)
+            self._lines.append({**line, "sha256": bad.sha256, "position": bad.position})
 
-    def _source(self, index: int) -> str:
-        """The entry of `train_data` that a sample belongs to."""
-        source = self.loader.source
-        which = source.which(index) if isinstance(source, JoinedSource) else 0
+    def _path(self, which: int) -> str:
+        """The entry of `train_data` that a dataset comes from."""
         return self.sources[which] if which < len(self.sources) else ""
+
+    def _line(self, source: str, shard: str, key: str, reason: str, detail: str) -> dict[str, Any]:
+        return {
+            "source": source,
+            "shard": shard,
+            "key": key,
+            "reason": reason,
+            "detail": detail,
+            "step": self._step,
+            "attempt": self.run.attempt.number,
+            "rank": self.rank,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
 
     def _tell(self, fresh: Sequence[BadSample]) -> None:
         if self.rank:

@@ -189,8 +189,7 @@ class ShardSource:
 
     def shard_id(self, index: int) -> str:
         """The shard's key, with the number of its folder where there are several."""
-        place = self._places[self._place(index)[0]]
-        return f"{place.folder}/" * (len(self._folders) > 1) + place.shard.name
+        return self._shard_id(self._places[self._place(index)[0]])
 
     def sample_id(self, index: int) -> tuple[str, str]:
         which, offset = self._place(index)
@@ -272,6 +271,20 @@ class ShardSource:
             where=self._folders[0].storage.url,
             mend="add .txt members, or set data.missing_captions: empty to train on ''",
         )
+
+    def left_out(self) -> list[tuple[str, str, str]]:
+        """(shard, key, reason) of what has no place in the order, by the shards' indexes."""
+        found: dict[tuple[str, str], str] = {}
+        for place in self._places:
+            index = None
+            if place.shard.left_out:
+                index = self._folders[place.folder].indexes.index(place.shard)
+            for key, reason in index.left_out if index is not None else ():
+                found[self._shard_id(place), key] = reason
+        return [(shard, key, reason) for (shard, key), reason in found.items()]
+
+    def _shard_id(self, place: _Place) -> str:
+        return f"{place.folder}/" * (len(self._folders) > 1) + place.shard.name
 
     def _keys_of(self, which: int) -> tuple[str, ...]:
         """Keys of a shard's samples, without fetching the shard where its index is beside it."""

@@ -187,7 +187,7 @@ def test_numbers_of_a_validation_are_returned_and_the_best_remembered(
     saver: Any = SimpleNamespace(
         save=None,
         note_validation=lambda step, numbers: noted.append((step, numbers)),
-        loader=SimpleNamespace(quarantine=Quarantine()),
+        loader=SimpleNamespace(quarantine=Quarantine(), source=None),
     )
     evaluate: Any = lambda state: {"valid_loss": 0.5}  # noqa: E731
 
@@ -202,7 +202,7 @@ def test_numbers_of_a_validation_are_returned_and_the_best_remembered(
 
 def test_log_lines_rewrite_progress(groups: ProcessGroups, tmp_path: Path) -> None:
     made = attempt(groups, tmp_path)
-    loader = SimpleNamespace(quarantine=Quarantine())
+    loader = SimpleNamespace(quarantine=Quarantine(), source=None)
     saver: Any = SimpleNamespace(save=None, note_validation=None, loader=loader)
 
     with ExitStack() as stack:
@@ -218,7 +218,7 @@ def test_other_ranks_write_no_progress_and_have_no_trackers(
 ) -> None:
     second = replace(groups, rank=replace(groups.rank, rank=1, world_size=2))
     made = attempt(second, tmp_path)
-    loader = SimpleNamespace(quarantine=Quarantine())
+    loader = SimpleNamespace(quarantine=Quarantine(), source=None)
     saver: Any = SimpleNamespace(save=None, note_validation=None, loader=loader)
 
     with ExitStack() as stack:
