@@ -46,6 +46,7 @@ class ProcessGroups:
     device: torch.device
     store: dist.Store  # small values by key, shared by all ranks
     tensor: RankGroup = ALONE  # the ranks that share our copy of the network
+    clips: RankGroup = ALONE  # those that encode their clips together
     data: RankGroup | None = None  # those that hold our part of the other copies; None: all ranks
 
     @property

@@ -93,6 +93,22 @@ def check_copies(world_size: int, size: int) -> None:
         )
 
 
+def check_clip_groups(world_size: int, size: int) -> None:
+    """Refuse a number of processes that does not divide into groups of `size`.
+
+    Raises:
+        ConfigError: with the sizes that it divides into.
+    """
+    if world_size % size:
+        valid = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+        raise ConfigError(
+            f"{world_size} processes cannot encode clips in groups of {size}",
+            where="model.first_stage_config.params.cp_size and the number of processes "
+            "(WORLD_SIZE)",
+            mend=f"use cp_size {valid}",
+        )
+
+
 def _from_openmpi(environment: Mapping[str, str]) -> dict[str, str]:
     names = {
         "RANK": "OMPI_COMM_WORLD_RANK",

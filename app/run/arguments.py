@@ -21,8 +21,9 @@ from app.config.arguments import ARGUMENTS
 from app.config.command_line import CommandLine, read_command_line
 from app.config.load import config_of
 from app.config.schema.run import RunConfig
+from app.config.schema.vae import VAEConfig
 from app.config.section import as_section
-from app.distributed.rank import RankInfo, check_copies
+from app.distributed.rank import RankInfo, check_clip_groups, check_copies
 from app.errors import ConfigError, ConfigErrors
 from app.registry import TARGETS
 
@@ -107,12 +108,14 @@ def render(args: argparse.Namespace, config: RunConfig) -> None:
 def start_distributed(args: argparse.Namespace) -> None:
     """Join the process group named by the environment, or find the one this process is in.
 
-    Its ranks are told who shares a network with whom (`model_parallel_size`).
+    Its ranks are told who shares a network with whom (`model_parallel_size`), and who encodes
+    clips with whom (`cp_size`).
     """
     import torch
     import torch.distributed as dist
 
     from app.distributed.groups import found_groups, process_groups
+    from app.distributed.neighbours import share_clips
     from app.distributed.tensor_parallel import split_ranks
 
     args.cuda = torch.cuda.is_available()
@@ -125,7 +128,8 @@ def start_distributed(args: argparse.Namespace) -> None:
         groups = _lifetime.enter_context(
             process_groups(rank, device=device, backend=args.distributed_backend)
         )
-    args.groups = split_ranks(groups, _sharers(args.run_config))
+    groups = split_ranks(groups, _sharers(args.run_config))
+    args.groups = share_clips(groups, _clip_sharers(args.run_config))
 
 
 def leave_distributed() -> None:
@@ -147,6 +151,7 @@ def seed_from(args: argparse.Namespace) -> None:
 def _set_rank(args: argparse.Namespace, config: RunConfig, rank: RankInfo) -> None:
     _check_device(config, rank)
     check_copies(rank.world_size, _sharers(config))
+    check_clip_groups(rank.world_size, _clip_sharers(config))
     args.rank = rank.rank
     args.world_size = rank.world_size
     args.local_rank = rank.local_rank
@@ -158,6 +163,14 @@ def _set_rank(args: argparse.Namespace, config: RunConfig, rank: RankInfo) -> No
 def _sharers(config: RunConfig) -> int:
     """How many processes share one copy of the network; sampling gives each its own."""
     return config.training.model_parallel_size if config.training is not None else 1
+
+
+def _clip_sharers(config: RunConfig) -> int:
+    """How many processes encode their clips together, in training."""
+    if config.training is None or config.model is None:
+        return 1
+    first_stage = config.model.first_stage.params
+    return first_stage.cp_size if isinstance(first_stage, VAEConfig) else 1
 
 
 def _check_device(config: RunConfig, rank: RankInfo) -> None:

@@ -28,7 +28,14 @@ from app.diffusion.timesteps import RankStratum, Strata
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
 from app.models.dit.parallel import split_axis
-from app.run.build import DTYPES, InitialWeights, Place, build_network, build_parts
+from app.run.build import (
+    DTYPES,
+    InitialWeights,
+    Place,
+    build_network,
+    build_parts,
+    share_encoding,
+)
 from app.run.cached_clips import CachedClips
 from app.run.evaluate import Evaluator
 from app.run.quarantine import QuarantineKeeper
@@ -174,6 +181,7 @@ class Attempt:
         place = Place(device, dtype, node_folder("weights"))
         from_cache = self.data.latent_cache is not None
         parts = build_parts(model, network.to(device), place, from_cache=from_cache)
+        share_encoding(parts.vae, self.groups)
         log.info(
             "parameters",
             extra={"trainable": report.trainable_count, "frozen": report.frozen_count},

@@ -22,6 +22,7 @@ from app.conversion.loading import load_network_weights, load_vae_weights
 from app.conversion.sat import sat_names
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.loss import VideoDiffusionLoss
+from app.distributed.groups import ProcessGroups
 from app.distributed.rank_group import ALONE, RankGroup
 from app.models.conditioning import joined
 from app.models.dit.initialization import init_from_scratch
@@ -29,6 +30,7 @@ from app.models.dit.parallel import split_network
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.text.conditioner import Conditioner
 from app.models.trainable import TrainableReport, TrainableRules, select_trainable
+from app.models.vae.autoencoder import VideoAutoencoder
 from app.run.visiting import VisitingTextEncoder, VisitingVae
 from app.storage.fetch import fetch
 
@@ -152,6 +154,15 @@ def build_vae(model: ModelConfig, place: Place) -> Any:
         count = load_vae_weights(vae, local, part.params.ignore_keys)
         log.info("VAE loaded", extra={"path": path, "tensors": count})
     return vae.to(device=place.device, dtype=place.dtype).eval().requires_grad_(False)
+
+
+def share_encoding(vae: Any, groups: ProcessGroups) -> None:
+    """Let the ranks of `groups.clips` (cp_size) encode their clips together, in place."""
+    clips, tensor = groups.clips, groups.tensor
+    if clips.size > 1 and isinstance(vae, VideoAutoencoder):
+        # Both kinds of group are neighbours, so one that divides the other lies inside it; and
+        # ranks that share a network have the same batch.
+        vae.share_encoding(clips, has_same_clip=tensor.size % clips.size == 0)
 
 
 def build_conditioner(config: ConditionerConfig, place: Place) -> Conditioner:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.errors import ConfigError
+
+_WHERE = "model.first_stage_config.params"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VAEPartConfig:
@@ -21,6 +25,19 @@ class VAEPartConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VAEMemoryConfig:
+    """How the VAE cuts its work so that it fits into memory.
+
+    Pieces of time change no result. Tiles do, a little, near their seams.
+    """
+
+    encode_frames: int | None = None  # frames per piece of an encode; None: the whole clip at once
+    parking: str = "host"  # where other pieces wait: device, host or disk
+    tile_size: tuple[int, int] | None = None  # rows and columns of pixels; None: whole frames
+    tile_overlap: int = 128  # pixels that neighbouring tiles share at least
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VAEConfig:
     """`first_stage_config.params` (VideoAutoencoderInferenceWrapper)."""
 
@@ -28,5 +45,34 @@ class VAEConfig:
     decoder: VAEPartConfig
     ckpt_path: str | None = None  # 3d-vae.pt, local or s3://
     ignore_keys: tuple[str, ...] = ()  # key prefixes of the file that are left out
-    cp_size: int = 1
+    cp_size: int = 1  # ranks that encode their clips together, each a part of the time
+    memory: VAEMemoryConfig = VAEMemoryConfig()
     sample_posterior: bool = True  # regularizer_config.params.sample
+
+    def __post_init__(self) -> None:
+        self._check_multiple(
+            "encode_frames", self.memory.encode_frames, self.encoder.temporal_compress_times
+        )
+        pixels = 2 ** (len(self.encoder.ch_mult) - 1)
+        for size in self.memory.tile_size or ():
+            self._check_multiple("tile_size", size, pixels)
+            if self.memory.tile_overlap >= size:
+                raise ConfigError(
+                    f"tiles of {size} pixels cannot overlap by {self.memory.tile_overlap}",
+                    where=f"{_WHERE}.tile_overlap",
+                    mend="make the overlap smaller than both sides of a tile",
+                )
+        if self.memory.tile_size is not None:
+            self._check_multiple("tile_overlap", self.memory.tile_overlap, pixels, least=0)
+
+    def _check_multiple(
+        self, key: str, value: int | None, unit: int, *, least: int | None = None
+    ) -> None:
+        least = unit if least is None else least
+        if value is None or (value >= least and value % unit == 0):
+            return
+        raise ConfigError(
+            f"{key} is {value}, not a multiple of {unit}",
+            where=f"{_WHERE}.{key}",
+            mend=f"use {max(least, round(value / unit) * unit)}",
+        )

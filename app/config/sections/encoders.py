@@ -5,16 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from app.config import upstream
-from app.config.kinds import boolean, exactly, integer, optional, real, sequence, text
+from app.config.kinds import boolean, choice, exactly, integer, optional, real, sequence, text
+from app.config.problems import Problems
 from app.config.reading import Context, Field, Reader, open_part
+from app.config.schema.data import DataConfig, SFTDataConfig, ShardDataConfig
+from app.config.schema.model import ModelConfig
 from app.config.schema.part import Part
 from app.config.schema.text import ConditionerConfig, T5Config
-from app.config.schema.vae import VAEConfig, VAEPartConfig
+from app.config.schema.vae import VAEConfig, VAEMemoryConfig, VAEPartConfig
 
 FIRST_STAGE = (
     Field("cp_size", integer(1), 1),
     Field("ckpt_path", optional(text()), None),
     Field("ignore_keys", sequence(text()), ()),
+)
+MEMORY = (
+    Field("encode_frames", optional(integer(1)), None),
+    Field("parking", choice("device", "host", "disk"), "host"),
+    Field("tile_size", optional(sequence(integer(1), length=2)), None),
+    Field("tile_overlap", integer(0), 128),
 )
 CODER = (
     Field("ch", integer(1), 128),
@@ -39,7 +48,6 @@ EMBEDDER = (
 )
 T5 = (Field("model_dir", text()), Field("max_length", integer(1), 77))
 GROUPS = 32  # of every group norm in this VAE
-NOT_BUILT_CONTEXT_PARALLEL = "context parallelism of the VAE is not built yet"
 
 
 def read_first_stage(node: object, where: str, context: Context) -> Part[VAEConfig] | None:
@@ -57,8 +65,7 @@ def read_first_stage(node: object, where: str, context: Context) -> Part[VAEConf
     params = part.params
     params.dead(upstream.DEAD_FIRST_STAGE)
     values = params.fields(FIRST_STAGE)
-    if (values["cp_size"] or 1) > 1:
-        problems.add(NOT_BUILT_CONTEXT_PARALLEL, where=params.path("cp_size"), mend="set it to 1")
+    values["memory"] = VAEMemoryConfig(**params.fields(MEMORY))
     values["sample_posterior"] = _regularizer(params, context)
     values["encoder"] = _coder(params, "encoder_config", "vae encoder", context)
     values["decoder"] = _coder(params, "decoder_config", "vae decoder", context)
@@ -69,6 +76,22 @@ def read_first_stage(node: object, where: str, context: Context) -> Part[VAEConf
         return None
     config = problems.build(VAEConfig, values)
     return Part(part.name, part.target.implementation, config) if config else None
+
+
+def check_clip_shares(model: ModelConfig, data: DataConfig | None, problems: Problems) -> None:
+    """Ranks that encode a clip together have a latent frame each."""
+    vae, clips = model.first_stage.params, data.params if data is not None else None
+    if not isinstance(vae, VAEConfig) or not isinstance(clips, SFTDataConfig | ShardDataConfig):
+        return
+    frames = clips.num_frames if isinstance(clips, ShardDataConfig) else clips.max_num_frames
+    latents = (frames - 1) // vae.encoder.temporal_compress_times + 1
+    if vae.cp_size > latents:
+        problems.add(
+            f"{vae.cp_size} ranks cannot share clips of {frames} frames, which have {latents} "
+            "latent frames",
+            where="model.first_stage_config.params.cp_size",
+            mend=f"use 1 to {latents}, or longer clips",
+        )
 
 
 def _check_coders(encoder: VAEPartConfig, decoder: VAEPartConfig, params: Reader) -> None:

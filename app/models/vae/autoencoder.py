@@ -13,12 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from app.config.schema.vae import VAEConfig, VAEPartConfig
+from app.config.schema.vae import VAEConfig, VAEMemoryConfig, VAEPartConfig
+from app.distributed.neighbours import broadcast_from, shapes_of_ranks
+from app.distributed.rank_group import ALONE, RankGroup
 from app.errors import ConfigError, ShapeError, WeightsError
 from app.models.vae.blocks import NORM_GROUPS
 from app.models.vae.decoder import Decoder, DecoderPast
 from app.models.vae.encoder import Encoder
 from app.models.vae.gaussian import Gaussian
+from app.models.vae.parts import Cuts, decode_in_parts, encode_in_parts
+from app.models.vae.tiles import Tiling
+from app.models.vae.time_split import check_shares
 
 MAX_LISTED = 5  # keys that an error message lists
 
@@ -69,6 +74,9 @@ class VideoAutoencoder(nn.Module):
                 mend="set both to the same number",
             )
         self.config = config
+        self.memory: VAEMemoryConfig = config.memory
+        self._sharers: RankGroup = ALONE
+        self._has_same_clip = False
         self.encoder = Encoder(config.encoder, device=device, dtype=dtype)
         self.decoder = Decoder(config.decoder, device=device, dtype=dtype)
 
@@ -120,9 +128,21 @@ class VideoAutoencoder(nn.Module):
             )
         self.load_state_dict(kept)
 
+    def share_encoding(self, group: RankGroup, *, has_same_clip: bool = False) -> None:
+        """From now on `encode` is called by all ranks of `group` at once and shared by them.
+
+        Args:
+            group: the ranks; each works on a part of the time of every clip.
+            has_same_clip: they all give the same clips. Else each has its own, and they take
+                turns: the memory for a clip goes down, the time for all of them stays.
+        """
+        self._sharers, self._has_same_clip = group, has_same_clip
+
     @torch.no_grad()
     def encode(self, video: Tensor, samples_at_a_time: int | None = None) -> Gaussian:
-        """Encode whole clips.
+        """Encode whole clips; group norms see all frames of a clip, however it is cut in time.
+
+        After `share_encoding` every rank of the group calls this at the same time.
 
         Args:
             video: (B, T, 3, H, W), T = 4k + 1, values -1 to 1, any float dtype.
@@ -135,11 +155,27 @@ class VideoAutoencoder(nn.Module):
             ShapeError: T is not 4k + 1, or H or W is not a multiple of 8.
         """
         self._check_video(video)
-        batch = video.transpose(1, 2).to(self.dtype)
-        pieces = batch.split(samples_at_a_time or len(batch))
-        moments = torch.cat([self.encoder(piece) for piece in pieces])
-        moments = moments.transpose(1, 2).contiguous()
-        return Gaussian.from_moments(moments, is_sampled=self.config.sample_posterior)
+        if self._sharers.size > 1 and not self._has_same_clip:
+            return self._encode_in_turn(video, samples_at_a_time)
+        # An image has no time to share.
+        can_share = self._latents_of(video.shape[1]) >= self._sharers.size
+        return self._encode(video, self._sharers if can_share else ALONE, samples_at_a_time)
+
+    @torch.no_grad()
+    def encode_together(
+        self, video: Tensor, group: RankGroup, samples_at_a_time: int | None = None
+    ) -> Gaussian:
+        """Encode a clip that every rank of `group` has; each works on a part of its time.
+
+        Returns:
+            As `encode`, on every rank.
+
+        Raises:
+            ShapeError: as `encode`, or fewer latent frames than ranks; before anything is sent.
+        """
+        self._check_video(video)
+        check_shares(self._latents_of(video.shape[1]), group.size, self.time_stride)
+        return self._encode(video, group, samples_at_a_time)
 
     @torch.no_grad()
     def decode(
@@ -161,12 +197,102 @@ class VideoAutoencoder(nn.Module):
         Raises:
             ShapeError: the latents have the wrong channels, or the plan does not add up to t.
         """
-        chunks = list(decode_plan(latents.shape[1]) if plan is None else plan)
+        return self._decode(latents, ALONE, plan, samples_at_a_time)
+
+    @torch.no_grad()
+    def decode_together(
+        self,
+        latents: Tensor,
+        group: RankGroup,
+        plan: Sequence[int] | None = None,
+        samples_at_a_time: int | None = None,
+    ) -> Tensor:
+        """Decode latents that every rank of `group` has; each works on a part of every chunk.
+
+        Returns:
+            As `decode`, on every rank.
+
+        Raises:
+            ShapeError: as `decode`, or fewer latent frames than ranks; before anything is sent.
+        """
+        self._check_latents(latents, self._chunks(latents, plan))
+        check_shares(latents.shape[1], group.size, self.time_stride)
+        return self._decode(latents, group, plan, samples_at_a_time)
+
+    def _encode(self, video: Tensor, group: RankGroup, samples_at_a_time: int | None) -> Gaussian:
+        self._check_video(video)
+        batch = video.transpose(1, 2).to(self.dtype)
+        pieces = batch.split(samples_at_a_time or len(batch))
+        moments = torch.cat([self._moments(piece, group) for piece in pieces])
+        moments = moments.transpose(1, 2).contiguous()
+        return Gaussian.from_moments(moments, is_sampled=self.config.sample_posterior)
+
+    def _moments(self, video: Tensor, group: RankGroup) -> Tensor:
+        """(B, 3, T, H, W) -> (B, 2 C, t, h, w)."""
+        pixels = self.space_stride
+        cuts = self._cuts(group, video.shape[3] // pixels, video.shape[4] // pixels)
+        if not cuts.is_whole:
+            return encode_in_parts(self.encoder, video, cuts)
+        moments: Tensor = self.encoder(video)
+        return moments
+
+    def _encode_in_turn(self, video: Tensor, samples_at_a_time: int | None) -> Gaussian:
+        """The ranks' own clips, one rank after the other."""
+        group, video = self._sharers, video.to(self.dtype)
+        shapes = shapes_of_ranks(video.shape, group)
+        for shape in shapes:  # all ranks see the same mistake, so none waits for another
+            self._check_video(torch.empty(shape, device="meta"))
+        own: Gaussian | None = None
+        for rank, shape in enumerate(shapes):
+            is_own = rank == group.rank
+            if self._latents_of(shape[1]) < group.size:  # an image
+                if is_own:
+                    own = self._encode(video, ALONE, samples_at_a_time)
+                continue
+            clip = video if is_own else video.new_empty(shape)
+            clip = broadcast_from(clip, group, rank)
+            found = self._encode(clip, group, samples_at_a_time)
+            own = found if is_own else own
+        assert own is not None, "every rank has its turn"
+        return own
+
+    def _decode(
+        self,
+        latents: Tensor,
+        group: RankGroup,
+        plan: Sequence[int] | None,
+        samples_at_a_time: int | None,
+    ) -> Tensor:
+        chunks = self._chunks(latents, plan)
         self._check_latents(latents, chunks)
         batch = latents.transpose(1, 2).to(self.dtype)
         pieces = batch.split(samples_at_a_time or len(batch))
-        videos = [torch.cat(list(self._decode_chunks(piece, chunks)), dim=2) for piece in pieces]
+        videos = [self._frames(piece, chunks, group) for piece in pieces]
         return torch.cat(videos).transpose(1, 2).contiguous()
+
+    def _frames(self, latents: Tensor, chunks: Sequence[int], group: RankGroup) -> Tensor:
+        """(B, C, t, h, w) -> (B, 3, T, H, W)."""
+        cuts = self._cuts(group, latents.shape[3], latents.shape[4])
+        if group.size == 1 and len(cuts.tiling.starts) == 1:
+            return torch.cat(list(self._decode_chunks(latents, chunks)), dim=2)
+        return decode_in_parts(self.decoder, latents, chunks, cuts)
+
+    def _cuts(self, group: RankGroup, rows: int, columns: int) -> Cuts:
+        """Of a clip whose latents have so many rows and columns."""
+        memory, pixels = self.memory, self.space_stride
+        tiling = Tiling((rows, columns), (rows, columns), 0)
+        if memory.tile_size is not None:
+            high, wide = (size // pixels for size in memory.tile_size)
+            size = (min(rows, high), min(columns, wide))
+            tiling = Tiling((rows, columns), size, memory.tile_overlap // pixels)
+        strides = (self.time_stride, pixels)
+        return Cuts(group, tiling, strides, memory.encode_frames, memory.parking)
+
+    def _latents_of(self, frames: int) -> int:
+        return (frames - 1) // self.time_stride + 1
+
+    def _chunks(self, latents: Tensor, plan: Sequence[int] | None) -> list[int]:
+        return list(decode_plan(latents.shape[1]) if plan is None else plan)
 
     def _decode_chunks(self, latents: Tensor, chunks: Sequence[int]) -> Iterator[Tensor]:
         """Frames (B, 3, T_i, H, W) of every chunk of `latents` (B, C, t, h, w)."""

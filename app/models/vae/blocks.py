@@ -63,12 +63,15 @@ class SpatialNorm(nn.Module):
             x: (B, C, T, H, W); H and W are multiples of h and w.
             latents: (B, c, t, h, w). T is a multiple of t; in the first chunk, T - 1 of t - 1.
         """
-        normed = self.norm_layer(x)
+        return self.modulate(self.norm_layer(x), latents, is_first_chunk=is_first_chunk)
+
+    def modulate(self, normed: Tensor, latents: Tensor, *, is_first_chunk: bool) -> Tensor:
+        """Scale and shift `normed`, which is what the norm made of `x`; else as `forward`."""
         # Upstream resizes the latents and convolves then. The kernel is a single point, so the
         # order makes no difference to the values, and this way costs (T H W) / (t h w) times less.
         scale, _ = self.conv_y(latents, None)
         shift, _ = self.conv_b(latents, None)
-        if not is_first_chunk or x.shape[2] == 1:
+        if not is_first_chunk or normed.shape[2] == 1:
             return _modulate(normed, scale, shift)
         first = _modulate(normed[:, :, :1], scale[:, :, :1], shift[:, :, :1])
         rest = _modulate(normed[:, :, 1:], scale[:, :, 1:], shift[:, :, 1:])

@@ -1,0 +1,64 @@
+"""A clip whose time is shared by ranks is encoded and decoded as in one process."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.distributed.gang import outputs, run_gang
+
+TOLERANCE = 1e-5  # fp32; statistics are summed in another order
+OF_BF16 = 0.05  # its own statistics are rounded elsewhere
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def found(request: pytest.FixtureRequest) -> tuple[int, list[dict[str, Any]]]:
+    """The number of ranks, and what each of them found."""
+    world_size = request.param
+    ended = run_gang(["tests/distributed/vae_peer.py"], range(world_size), world_size)
+    return world_size, [json.loads(text) for text in outputs(ended)]
+
+
+def deviations(reports: list[dict[str, Any]], prefix: str) -> dict[str, float]:
+    """The largest over the ranks, by case."""
+    names = [name for name in reports[0] if name.startswith(prefix)]
+    return {name: max(report[name] for report in reports) for name in names}
+
+
+def test_encode_equals_one_process(found: tuple[int, list[dict[str, Any]]]) -> None:
+    cases = deviations(found[1], "encode")
+
+    assert len(cases) >= 7
+    assert max(cases.values()) <= TOLERANCE, cases
+
+
+def test_decode_equals_one_process_in_every_plan(found: tuple[int, list[dict[str, Any]]]) -> None:
+    cases = deviations(found[1], "decode")
+
+    assert len(cases) >= 9
+    assert max(cases.values()) <= TOLERANCE, cases
+
+
+def test_clips_of_different_ranks_take_turns(found: tuple[int, list[dict[str, Any]]]) -> None:
+    cases = deviations(found[1], "in turn")
+
+    assert max(cases.values()) <= TOLERANCE, cases
+
+
+def test_bf16_is_close(found: tuple[int, list[dict[str, Any]]]) -> None:
+    assert 0 < deviations(found[1], "bf16")["bf16"] <= OF_BF16
+
+
+def test_fewer_latent_frames_than_ranks_are_refused_before_anything_is_sent(
+    found: tuple[int, list[dict[str, Any]]],
+) -> None:
+    size, reports = found
+    frames = 4 * size - 3  # that would do
+
+    for report in reports:
+        for case in ("refused encode", "refused decode"):
+            assert f"({size - 1} latent frames) cannot be split over {size} ranks" in report[case]
+            assert f"use cp_size {', '.join(str(n) for n in range(1, size))}" in report[case]
+            assert f"clips of at least {frames} frames ({size} latent frames)" in report[case]

@@ -1,0 +1,126 @@
+"""One of the ranks that share a clip: each case against the same VAE in one process.
+
+    vae_peer.py
+
+prints {case: largest deviation, or the text of the refusal}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from app.config.schema.vae import VAEConfig, VAEMemoryConfig, VAEPartConfig
+from app.distributed.groups import process_groups
+from app.distributed.rank import RankInfo
+from app.distributed.rank_group import RankGroup
+from app.errors import ShapeError
+from app.models.vae.autoencoder import VideoAutoencoder
+from app.models.vae.gaussian import Gaussian
+
+PART = VAEPartConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, z_channels=4)
+# Upstream's decoder of the 1.0 files; there the statistics of each rank are its own.
+UNGATHERED = replace(PART, gather_norm=False)
+
+
+def tiny(dtype: torch.dtype = torch.float32) -> VideoAutoencoder:
+    torch.manual_seed(0)
+    vae = VideoAutoencoder(VAEConfig(encoder=PART, decoder=UNGATHERED))
+    return vae.eval().requires_grad_(False).to(dtype)
+
+
+def random(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.rand(*shape, generator=generator) * 2 - 1
+
+
+def moments(posterior: Gaussian) -> Tensor:
+    return torch.cat([posterior.mean, posterior.logvar], dim=2)
+
+
+def deviation(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape, f"{found.shape} is not {expected.shape}"
+    return float((found - expected).abs().max())
+
+
+def encoded(vae: VideoAutoencoder, group: RankGroup, frames: int, batch: int = 1) -> float:
+    video = random(batch, frames, 3, 16, 24)
+    memory, vae.memory = vae.memory, VAEMemoryConfig(tile_size=vae.memory.tile_size, tile_overlap=8)
+    alone = moments(vae.encode(video))
+    vae.memory = memory
+    return deviation(moments(vae.encode_together(video, group)), alone)
+
+
+def decoded(
+    vae: VideoAutoencoder, group: RankGroup, count: int, plan: list[int] | None = None
+) -> float:
+    latents = random(1, count, 4, 2, 3)
+    return deviation(vae.decode_together(latents, group, plan), vae.decode(latents, plan))
+
+
+def in_turn(vae: VideoAutoencoder, group: RankGroup, frames: int) -> float:
+    """Every rank has a clip of its own, of its own length."""
+    video = random(1, frames + 4 * group.rank, 3, 16, 24) * (1 + group.rank)
+    alone = moments(vae.encode(video))
+    vae.share_encoding(group)
+    together = moments(vae.encode(video))
+    vae.share_encoding(RankGroup())
+    return deviation(together, alone)
+
+
+def refused(call: Callable[[], object]) -> str:
+    started = time.monotonic()
+    try:
+        call()
+    except ShapeError as error:
+        assert time.monotonic() - started < 1, "only after a collective"
+        return f"{error.what}; {error.mend}"
+    return "went through"
+
+
+def cases(group: RankGroup) -> dict[str, float | str]:
+    vae, size = tiny(), group.size
+    found: dict[str, float | str] = {}
+    for frames in (4 * size - 3, 4 * size + 1, 21, 33):
+        found[f"encode {frames}"] = encoded(vae, group, frames)
+    found["encode of a batch"] = encoded(vae, group, 13, batch=2)
+    for pieces in (4, 8):
+        vae.memory = VAEMemoryConfig(encode_frames=pieces)
+        found[f"encode by {pieces}"] = encoded(vae, group, 33)
+    vae.memory = VAEMemoryConfig(tile_size=(16, 16), tile_overlap=8)
+    found["encode tiled"] = encoded(vae, group, 13)
+    found["decode tiled"] = decoded(vae, group, 5)
+    vae.memory = VAEMemoryConfig()
+    for count in (size, 5, 6, 7):
+        found[f"decode {count}"] = decoded(vae, group, count)
+        found[f"decode {count} whole"] = decoded(vae, group, count, [count])
+    found["decode one by one"] = decoded(vae, group, 4, [1, 1, 1, 1])
+    found["decode 1, 4, 2"] = decoded(vae, group, 7, [1, 4, 2])
+    found["in turn"] = in_turn(vae, group, 13)
+    found["in turn, images"] = in_turn(vae, group, 1)
+    short = random(1, 4 * size - 7, 3, 16, 16)
+    found["refused encode"] = refused(lambda: vae.encode_together(short, group))
+    found["refused decode"] = refused(
+        lambda: vae.decode_together(random(1, size - 1, 4, 2, 2), group)
+    )
+    found["bf16"] = encoded(tiny(torch.bfloat16), group, 21)
+    return found
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    rank = RankInfo.from_environment(os.environ)
+    with process_groups(rank, device=torch.device("cpu"), join_s=60):
+        print(json.dumps(cases(RankGroup(rank.rank, rank.world_size))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
