@@ -1,10 +1,11 @@
 """Resident memory while many samples are read: shards in a bucket, two decoder workers.
 
     python benchmarks/data_soak.py [--samples 20000] > benchmarks/results/data_soak_<cpu>_<date>.md
+    python benchmarks/data_soak.py --samples 60 --clips 6 --size 49x480x720    # memory of one rank
 
-Clips of 25 frames of 96x128 pixels, 17 of them decoded and cut to 64x96, from an S3 server on
-this machine, in the global order, epoch after epoch. Counted are the reading process and its
-decoders; the server is a process of its own and is not.
+Clips half as large again as what is cut out of them, from an S3 server on this machine, in the
+global order, epoch after epoch. Counted are the reading process and its decoders; the server is
+a process of its own and is not.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,11 +30,11 @@ from app.rehearsal.clips import make_clips
 from app.rehearsal.embedded_s3 import EmbeddedS3
 
 ROOT = Path(__file__).parents[1]
-CLIPS, ROWS = 200, 20  # rows of the table
+ROWS = 20  # of the table
+FPS = 8
 WORDS = [
     *("--base", str(ROOT / "configs/tiny/tiny.yaml"), str(ROOT / "configs/tiny/tiny_train.yaml")),
     *("args.train_data=[s3://clips/train]", "args.valid_data=[]", "args.eval_interval=null"),
-    *("data.params.num_frames=17", "data.params.image_size=[64,96]", "--num-workers", "2"),
 ]
 
 
@@ -56,27 +58,49 @@ def children(pid: int) -> list[str]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is read."""
+
+    samples: int
+    clips: int
+    size: str  # frames x rows x columns
+    workers: int
+
+    def words(self) -> list[str]:
+        frames, rows, columns = self.size.split("x")
+        size = [f"data.params.num_frames={frames}", f"data.params.image_size=[{rows},{columns}]"]
+        return [*WORDS, *size, "--num-workers", str(self.workers)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=20_000)
-    samples = parser.parse_args().samples
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--size", default="17x64x96")
+    parser.add_argument("--workers", type=int, default=2)
+    work = Work(**vars(parser.parse_args()))
+    frames, rows, columns = (int(part) for part in work.size.split("x"))
     with tempfile.TemporaryDirectory() as scratch, EmbeddedS3(Path(scratch) / "s3") as server:
         os.environ.update(server.environment(), TMPDIR=scratch)
         tempfile.tempdir = None
         server.create_bucket("clips")
-        make_clips(Path(scratch) / "clips", CLIPS, (96, 128), 12, 2.1, 1)
+        size = (rows * 3 // 2, columns * 3 // 2 // 2 * 2)
+        make_clips(Path(scratch) / "clips", work.clips, size, FPS, (frames + 4) / FPS, 1)
         pack(str(Path(scratch) / "clips"), "s3://clips/train", PackRules(shard_bytes=1 << 20))
-        soak(samples, server)
+        soak(work)
 
 
-def soak(samples: int, server: EmbeddedS3) -> None:
+def soak(work: Work) -> None:
     """Read and print the table."""
-    config = load_config(WORDS, TARGETS)
+    config = load_config(work.words(), TARGETS)
     assert config.data is not None
+    samples = work.samples
     request = LoaderRequest(paths=["s3://clips/train"], share=Share(0, 1, 1, 1), seed=1)
-    print(f"# {samples} samples through 2 workers, {platform.machine()}, {os.cpu_count()} cores\n")
+    print(f"# {samples} samples of {work.size} through {work.workers} workers")
+    print(f"\n{platform.machine()}, {os.cpu_count()} cores\n")
     print("| samples | seconds | resident, reader and decoders (MiB) |\n|---|---|---|")
-    known = {str(server.pid)} if hasattr(server, "pid") else set(children(os.getpid()))
+    known = children(os.getpid())  # the server
     began = time.monotonic()
     seen: list[float] = []
     with open_loader(config.data, request) as loader:
