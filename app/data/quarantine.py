@@ -200,7 +200,7 @@ class Filler:
     def _replaced(self, position: int, bad: list[BadSample]) -> Filled:
         tried = {one.index for one in bad}
         for attempt in range(MOST_REPLACEMENTS):
-            if len(bad) >= self._quarantine.rules.first_samples or self._all_bad(len(bad)):
+            if len(bad) >= self._quarantine.rules.first_samples or self._all_bad(tried):
                 break
             index = self._order.replacement(position, attempt)
             if index in tried or self._quarantine.holds(self._source, index):
@@ -214,8 +214,12 @@ class Filler:
         self._quarantine.note(bad)  # for the list of the run, which ends here
         raise none_good(bad, len(self._quarantine), len(self._source))
 
-    def _all_bad(self, count: int) -> bool:
-        return count + len(self._quarantine) >= len(self._source)
+    def _all_bad(self, tried: set[int]) -> bool:
+        if len(tried) + len(self._quarantine) < len(self._source):
+            return False
+        # What was tried may have been quarantined meanwhile: nothing must count twice.
+        new = sum(not self._quarantine.holds(self._source, index) for index in tried)
+        return new + len(self._quarantine) >= len(self._source)
 
     def _read(self, position: int, index: int) -> Filled | BadSample:
         problem: BadClipError

@@ -18,6 +18,7 @@ from app.data.loader import JoinedSource, Loader, LoaderSettings
 from app.data.order import EpochOrder
 from app.data.quarantine import (
     BadSample,
+    Filler,
     Quarantine,
     ReplacedSource,
     TooManyBadError,
@@ -315,6 +316,19 @@ def test_a_small_dataset_that_is_all_in_quarantine_says_so() -> None:
         loader.quarantine.agree([("a.tar", "clip0"), ("a.tar", "clip1")])
         with pytest.raises(TooManyBadError, match="in quarantine"):
             used(loader, 0, 1)
+
+
+def test_the_last_good_sample_is_found_though_others_are_known_twice() -> None:
+    source = FlawedSource([3], {0: "x"})
+    order = EpochOrder([3], seed=3, batch=1, window=5)
+    filler = Filler(source, order, quarantine := Quarantine())
+    position = next(p for p in range(30) if order.index(p) == 0)
+    filled = filler.fill(position, 0)
+
+    quarantine.agree([("a.tar", "clip0"), source.sample_id(filled.index)])
+    again = filler.refill(position, filled)
+
+    assert {0, filled.index, again.index} == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
