@@ -11,6 +11,9 @@ MEND = {
     "not_a_video": "only mp4 files with a video track are read: re-encode it, or remove it",
     "too_short": "remove it, or ask for fewer frames or a higher fps",
     "too_slow": "use frame_rule: exact, or remove the clip",
+    "decoder_timeout": "re-encode it with shorter groups of pictures, or raise "
+    "data.decode_deadline_s",
+    "out_of_memory": "re-encode it smaller, or raise data.decode_memory_gib",
     "no_caption": "write its caption, or set data.missing_captions: empty",
     "empty_caption": "write its caption, or set data.missing_captions: empty",
 }
