@@ -24,6 +24,7 @@ CODECS = ("avc1", "avc3", "hvc1", "hev1", "vp09", "mp4v")
 MOST_BOXES, MOST_TRACKS = 100_000, 64
 # Box in the sample entry -> its byte whose last two bits are the bytes of a unit's length, less 1.
 UNIT_LENGTHS = {"avcC": 4, "hvcC": 21}
+NO_KIND = "\x00" * 4
 SAMPLE_ENTRY_BYTES = 78  # of a video, before the boxes inside it
 
 
@@ -137,7 +138,11 @@ class _Walk:
         movie = next((box for box in top if box.kind == "moov"), None)
         if movie is None:
             raise BadClipError("truncated", "its index ('moov') is missing")
-        found = self.movie(movie, any(box.kind == "moof" for box in top))
+        fragmented = any(box.kind == "moof" for box in top)
+        if fragmented and any(box.kind == NO_KIND for box in top):
+            # Without tables of all frames a shorter film would be taken for the whole one.
+            raise BadClipError("truncated", "zeros lie where its next part should begin")
+        found = self.movie(movie, fragmented)
         self.check_frames(movie)
         return found
 

@@ -15,6 +15,7 @@ from app.distributed.collectives import (
     barrier,
     broadcast_bytes,
     broadcast_json,
+    gather_json,
     max_over_ranks,
     mean_over_ranks,
     sum_over_ranks,
@@ -40,6 +41,7 @@ def exchange_everything(rank: RankInfo) -> dict[str, object]:
             "bytes": broadcast_bytes(b"from zero" if rank.rank == 0 else None).decode(),
             "nothing": broadcast_bytes(b"" if rank.rank == 0 else b"ignored").decode(),
             "json": broadcast_json({"rank": rank.rank, "list": [1, 2.5, None]}),
+            "all": gather_json(["x" * 5 * rank.rank, rank.rank]),
             "gathered": [[*part[:3], len(part)] for part in gathered],
             "second": [part.decode() for part in exchange.gather("b", str(rank.rank).encode())],
         }

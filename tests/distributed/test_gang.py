@@ -23,6 +23,7 @@ def test_two_processes_agree_on_means_flags_and_bytes() -> None:
         assert report["none_says"] is False
         assert report["bytes"] == "from zero"
         assert report["nothing"] == ""
+        assert report["all"] == [["", 0], ["xxxxx", 1]]
         assert report["json"] == {"rank": 0, "list": [1, 2.5, None]}
     assert first["gathered"] == [[0, 255, 128, 3_000_000], [1, 255, 128, 3_000_000]]
     assert first["second"] == ["0", "1"]

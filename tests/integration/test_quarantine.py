@@ -61,15 +61,17 @@ def one_rank(world: TinyWorld, line: list[str], scratch: Path) -> Ended:
     return cogvx(line, world.environment(scratch))
 
 
-def test_bad_clips_are_replaced_listed_and_shown_and_two_ranks_agree(
-    world: TinyWorld, shards: Path, tmp_path: Path
+@pytest.mark.parametrize("ranks", [(0,), pytest.param((0, 1), marks=pytest.mark.slow)])
+def test_bad_clips_are_replaced_listed_and_shown(
+    ranks: tuple[int, ...], world: TinyWorld, shards: Path, tmp_path: Path
 ) -> None:
-    line = words(world, shards, "bad-two", "args.train_iters=6", "data.quarantine.max_share=0.5")
-    processes = ranks_by_hand(line, world.environment(tmp_path / "tmp"))
+    run_id = f"bad-{len(ranks)}"
+    line = words(world, shards, run_id, "args.train_iters=4", "data.quarantine.max_share=0.5")
+    processes = ranks_by_hand(line, world.environment(tmp_path / "tmp"), ranks)
     with Gang(processes, tmp_path) as gang:
-        assert gang.codes() == [0, 0], gang.text()[-4000:]
+        assert gang.codes() == [0] * len(ranks), gang.text()[-4000:]
         told = [event for event in gang.events() if event.get("event") == "training"]
-    storage = world.storage("bad-two")
+    storage = world.storage(run_id)
 
     listed = {(line["shard"], line["key"]): line["reason"] for line in lines_of(storage)}
     assert {key: reason for (_, key), reason in listed.items()} == {
@@ -81,7 +83,7 @@ def test_bad_clips_are_replaced_listed_and_shown_and_two_ranks_agree(
     assert (last["bad_samples"], last["bad_samples/truncated"]) == (3, 1)
 
     shown = cogvx(
-        ["data", "quarantine", "s3://runs/bad-two", "--json"], world.environment(tmp_path)
+        ["data", "quarantine", f"s3://runs/{run_id}", "--json"], world.environment(tmp_path)
     )
     report = json.loads(shown.out)
     assert report["reasons"] == {"no_video_track": 1, "not_a_video": 1, "truncated": 1}

@@ -53,6 +53,13 @@ def zeros_at_the_end(folder: Path) -> bytes:
     return data[: len(data) * 6 // 10] + bytes(len(data) - len(data) * 6 // 10)
 
 
+def fragments_with_zeros_at_the_end(folder: Path) -> bytes:
+    """The same damage to a film in parts, which has no table of all its frames."""
+    data = plain(folder, "-movflags", "frag_keyframe+empty_moov", "-f", "mp4")
+    second = data.rindex(b"moof") - 4
+    return data[:second] + bytes(len(data) - second)
+
+
 def garbled(folder: Path) -> bytes:
     data = plain(folder)
     middle = data.index(b"mdat") + (data.index(b"moov") - data.index(b"mdat")) * 2 // 3
@@ -145,7 +152,7 @@ def concat_script(other: Path) -> bytes:
 
 Make = Callable[[Path], bytes]
 
-# name -> (how it is made, the reason that it must be counted by)
+# name -> (how it is made, the reason that it must be counted by; `|` where the machine decides)
 BAD: dict[str, tuple[Make, str]] = {
     "nothing": (lambda folder: b"", "not_a_video"),
     "text": (lambda folder: b"this is not a film\n" * 200, "not_a_video"),
@@ -156,6 +163,13 @@ BAD: dict[str, tuple[Make, str]] = {
     "cut_near_the_end": (lambda folder: cut(faststart(folder), 0.95), "truncated"),
     "cut_by_one_byte": (lambda folder: faststart(folder)[:-1], "truncated"),
     "zeros_at_the_end": (zeros_at_the_end, "damaged"),
+    "fragments_with_zeros_at_the_end": (fragments_with_zeros_at_the_end, "truncated"),
+    "fragments_cut": (
+        lambda folder: cut(
+            plain(folder, "-movflags", "frag_keyframe", "-f", "mp4", "-shortest"), 0.7
+        ),
+        "truncated",
+    ),
     "garbled": (garbled, "damaged"),
     "lying_sizes": (lying_sizes, "too_long"),
     "only_sound": (
@@ -163,7 +177,7 @@ BAD: dict[str, tuple[Make, str]] = {
         "no_video_track",
     ),
     "bomb_8192": (bomb_8192, "too_large"),
-    "disguised_bomb": (disguised_bomb, "too_large"),
+    "disguised_bomb": (disguised_bomb, "too_large|decoder_timeout"),
     "compressed_movie_box": (compressed_movie_box, "no_video_track"),
     "av1": (
         lambda folder: made(

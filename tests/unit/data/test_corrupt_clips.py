@@ -53,7 +53,7 @@ def test_a_damaged_file_has_one_reason_and_the_next_one_is_read(
 ) -> None:
     make, reason = BAD[name]
 
-    assert reason_of(decoder, make(folder)) == reason
+    assert reason_of(decoder, make(folder)) in reason.split("|")
     assert number_of(frames_of(decoder, plain(folder), [7])[0]) == 7
 
 
