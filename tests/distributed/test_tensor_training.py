@@ -113,6 +113,18 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any], first: int = 0
     assert min(found["norms"]) > CLIPPING
 
 
+def test_two_ranks_with_one_network_train_and_continue_a_save_as_one_process(
+    tmp_path: Path,
+) -> None:
+    alone = run(tmp_path, ALONE, whole_and_saved(tmp_path, "one", ["zero 2"]))
+    jobs = {"zero 2": VARIANTS["zero 2"]} | continued(tmp_path, "one", ["zero 2"])
+    shared = run(tmp_path, SHARED, jobs)
+
+    assert_equal(shared["zero 2"], alone["zero 2"])
+    assert_equal(shared["zero 2 from one"], alone["zero 2"], first=3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_ranks_with_one_network_train_as_one_process(
     name: str, alone: dict[str, Any], shared: dict[str, Any]
@@ -120,6 +132,7 @@ def test_two_ranks_with_one_network_train_as_one_process(
     assert_equal(shared[name], alone[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_save_of_one_process_continues_on_two_that_share(
     name: str, alone: dict[str, Any], shared: dict[str, Any]
@@ -127,6 +140,7 @@ def test_a_save_of_one_process_continues_on_two_that_share(
     assert_equal(shared[f"{name} from one"], alone[name], first=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_save_of_two_that_share_continues_in_one_process(
     name: str, alone: dict[str, Any], alone_again: dict[str, Any]
@@ -134,6 +148,7 @@ def test_a_save_of_two_that_share_continues_in_one_process(
     assert_equal(alone_again[f"{name} from two"], alone[name], first=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["poisoned", "poisoned plain"])
 def test_a_loss_that_is_no_number_on_one_rank_skips_the_step_on_both(
     name: str, shared: dict[str, Any]
