@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
+import app.run.encode
 from app.config.schema.run import RunConfig
 from app.data.latent_cache import Part
 from app.models.text.t5 import TinyT5, write_tiny_t5
@@ -52,6 +57,19 @@ class Inputs:
         """What `cogvx encode` does, in this process."""
         request = EncodeRequest(out=out or str(self.cache), part=part or Part(), workers=1)
         return encode(self.config(*overrides), request)
+
+    def encode_twice_at_once(self, out: str = "") -> list[EncodeReport]:
+        """Two jobs in threads; transformers can load one model at a time only."""
+        lock, load_one = threading.Lock(), app.run.encode.build_conditioner
+
+        def load(*arguments: Any) -> Any:
+            with lock:
+                return load_one(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+            patch.setattr(app.run.encode, "build_conditioner", load)
+            jobs = [pool.submit(self.encode, out=out) for _ in range(2)]
+            return [job.result() for job in jobs]
 
     def shards(self) -> dict[str, int]:
         """Files of the cache's entries -> when they were written, in ns."""
