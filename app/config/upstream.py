@@ -66,6 +66,7 @@ DEAD_EMBEDDER_PARAMS = {
 LOSS_SCALE_KEYS = ("loss_scale", "loss_scale_window", "hysteresis", "min_loss_scale")
 
 INTERPOLATIONS = ("height_interpolation", "width_interpolation", "time_interpolation")
+SCHEMES = ("s3", "file", "http", "https")  # of data, read by app/data/shard_urls.py
 PLACEHOLDER = re.compile(r"\{[^{}]*[A-Za-z][^{}]*\}")
 
 
@@ -184,11 +185,11 @@ def storage_urls(paths: Sequence[str] | None, where: str, problems: Problems) ->
         scheme, separator, rest = path.partition("://")
         if separator and scheme in ("boto3", "metaboto3"):
             found.append(f"s3://{rest}")
-        elif path.startswith(("pipe:", ";")) or (separator and scheme not in ("s3", "file")):
+        elif path.startswith("pipe:") or (separator and scheme.lstrip(";") not in SCHEMES):
             problems.add(
                 f"'{path}' cannot be read: reading through {path.partition(':')[0]}: is not built",
                 where=where,
-                mend="give a folder, a .tar path or an s3:// address",
+                mend="give a folder, a .tar path, an s3:// or an https:// address",
             )
         else:
             found.append(path)

@@ -27,7 +27,7 @@ from app.data.shard_text import (
 )
 from app.data.shard_urls import SUFFIX, ShardPattern, parse_shard_path
 from app.data.sources.sft import LABELS, VIDEO_SUFFIX, VIDEOS, is_video, label_key, split_root
-from app.data.survey import file_sha256, wanted_shards
+from app.data.survey import entries_of, file_sha256, wanted_shards
 from app.data.tar_index import VIDEO, Member, ShardIndex, walk_shard
 from app.errors import CogvxError, DataError, InputMissingError
 from app.storage.objects import Entry, ObjectMissingError, Storage
@@ -132,7 +132,7 @@ def _shards(
     """One group of samples per shard; what is wrong with the shard itself is noted."""
     for folder in dict.fromkeys(pattern.folder for pattern in patterns):
         storage = open_storage(folder)
-        entries = {entry.key: entry for entry in storage.list()}
+        entries = entries_of(storage, [p for p in patterns if p.folder == folder])
         known = _manifest(storage, entries, found)
         asked = [pattern for pattern in patterns if pattern.folder == folder]
         names = wanted_shards(folder, entries, set(known), asked)

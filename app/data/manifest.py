@@ -189,7 +189,9 @@ def _doubt(shard: ShardEntry, entry: Entry) -> Doubt | None:
         # One side with and one without an ETag are different kinds of storage: a copy, whose
         # times say nothing.
         return None
-    if abs(shard.modified - entry.modified) <= CLOCK_TOLERANCE_S:
+    # S3 and http give whole seconds.
+    whole = shard.modified.is_integer() or entry.modified.is_integer()
+    if abs(shard.modified - entry.modified) <= (1.0 if whole else CLOCK_TOLERANCE_S):
         return None
     old, new = (_moment(time) for time in (shard.modified, entry.modified))
     return Doubt(shard, "modification time", old, new)

@@ -1,8 +1,8 @@
 """From the many ways to name shards to a list of (folder, pattern), without touching storage.
 
 Understood: `a.tar`, `dir/` (every .tar below it), `x-{000..123}.tar`, `{a,b}/x.tar`, globs,
-`one::two`, upstream's `;dirA,dirB*3`, all of them local or s3://. Nothing here runs a command:
-`pipe:` and the like are refused by name.
+`one::two`, upstream's `;dirA,dirB*3`, all of them local, s3:// or http(s)://. Nothing here runs a
+command: `pipe:` and the like are refused by name.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):(//)?")
 _GLOB = re.compile(r"[*?\[]")
 _REPEAT = re.compile(r"(.*?)\*(\d+)")
 SUFFIX = ".tar"
+SCHEMES = ("s3", "file", "http", "https")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def _pattern(url: str) -> ShardPattern:
 def _checked(url: str) -> str:
     """The URL, if its scheme is one that we read."""
     match = _SCHEME.match(url)
-    if match is None or (match[1] in ("s3", "file") and match[2]):
+    if match is None or (match[1] in SCHEMES and match[2]):
         return url
     name = match[1].lower()
     if name in ("pipe", "rclone"):

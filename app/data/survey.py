@@ -22,11 +22,14 @@ from app.data.manifest import (
     check_against_listing,
     index_key,
     missing_shard,
+    sizes_key,
     updated,
 )
+from app.data.shard_text import sidecar_name
 from app.data.shard_urls import SUFFIX, ShardPattern
 from app.data.tar_index import RangeFile, ShardIndex, index_digest, index_shard
 from app.errors import AccessDeniedError, ConfigError, DataError, InputMissingError
+from app.storage.http import HttpStorage
 from app.storage.objects import Entry, ObjectMissingError, Storage
 from app.storage.opening import is_remote
 
@@ -123,7 +126,7 @@ def survey(
         InputMissingError: the folder has no shard, or a named one is not there.
         DataError: a shard changed, or is damaged.
     """
-    entries = {entry.key: entry for entry in storage.list()}
+    entries = entries_of(storage, patterns)
     files = IndexFiles(storage, cache_dir)
     with files.locked():
         old = _read_manifest(storage.url, files)
@@ -146,6 +149,39 @@ def survey(
             files.write(MANIFEST_NAME, merged.to_json())
     _report_left_out(storage.url, list(fresh.values()))
     return Folder(storage, entries, tuple(fresh[name] for name in asked), files)
+
+
+def entries_of(storage: Storage, patterns: Sequence[ShardPattern]) -> dict[str, Entry]:
+    """What lies in a folder, by key; over http, where listings may be missing, what is asked for.
+
+    Raises:
+        ConfigError: an http server that shows neither a listing nor a manifest.
+    """
+    names = [pattern.pattern for pattern in patterns]
+    by_name = all(pattern.is_name for pattern in patterns)
+    if not isinstance(storage, HttpStorage):
+        return {entry.key: entry for entry in storage.list()}
+    if not by_name:
+        try:
+            return {entry.key: entry for entry in storage.list()}
+        except ConfigError:
+            manifest = _read_manifest(storage.url, IndexFiles(storage, Path("/nonexistent")))
+            names = [shard.name for shard in manifest.shards]
+            if not names:
+                raise
+    asked = [MANIFEST_NAME]
+    for name in dict.fromkeys(names):
+        asked += [name, index_key(name), sizes_key(name), sidecar_name(name)]
+
+    def look(key: str) -> Entry | None:
+        try:
+            return storage.stat(key)
+        except ObjectMissingError:
+            return None
+
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        found = list(pool.map(look, asked))
+    return {entry.key: entry for entry in found if entry is not None}
 
 
 def scan_shard(
@@ -255,6 +291,9 @@ def _check_one(
         return problem
     if not doubts:
         return shard
+    if shard.sha256 is not None and isinstance(storage, HttpStorage):
+        # A copy on a server has another time too; its content is checked when it is downloaded.
+        return updated(shard, entries[shard.name])
     if shard.sha256 is None or is_remote(storage.url):
         return doubts[0].error(storage.url)
     # A local copy has another time; its content decides, and the next start knows.

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from app.errors import ConfigError
+from app.storage.http import SCHEMES, HttpStorage
 from app.storage.keys import check_key
 from app.storage.local import LocalStorage
 from app.storage.objects import Storage
@@ -31,7 +32,7 @@ def local_path(url: str) -> Path:
 
 
 def open_storage(url: str, settings: StorageSettings | None = None) -> Storage:
-    """Open a folder (a path or file:// URL) or an `s3://bucket/prefix`.
+    """Open a folder (a path or file:// URL), an `s3://bucket/prefix`, or (to read) an http URL.
 
     Nothing is asked of the storage yet: `check_reachable` does that.
 
@@ -47,11 +48,14 @@ def open_storage(url: str, settings: StorageSettings | None = None) -> Storage:
         if url in ("", "file:", "file://") or "\x00" in url:
             raise ConfigError("the path is empty", where=repr(url), mend="name a folder")
         return LocalStorage(local_path(url))
+    if match[1].lower() in SCHEMES:
+        return HttpStorage(url, settings or StorageSettings.from_environment(os.environ))
     if match[1].lower() != "s3" or not match[2].startswith("//"):
         raise ConfigError(
             f"storage of the kind '{match[1]}:' is not supported",
             where=f"{match[1]}:...",
-            mend="use s3://bucket/prefix or a local path (./ before a name with a colon)",
+            mend="use s3://bucket/prefix or a local path (./ before a name with a colon); data may "
+            "also be read from http(s)://",
         )
     bucket, prefix = split_s3_url(url)
     if settings is None:

@@ -65,7 +65,7 @@ def test_include_dirs_come_beside_the_path() -> None:
         "pipe://x",
         "rclone://r:b/x.tar",
         "boto3://b/x.tar",
-        "http://h/x.tar",
+        "ftp://h/x.tar",
         "gs://b/x.tar",
     ],
 )

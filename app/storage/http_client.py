@@ -1,0 +1,228 @@
+"""Reading over http and https: one request per call, no retries (retry.py does those).
+
+Nothing but the standard library; redirects are followed to http and https only.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import quote, unquote, urljoin, urlsplit
+
+from app.storage.failures import FailureKind, StorageFailure, kind_of_answer
+from app.storage.objects import Entry
+from app.storage.settings import StorageSettings
+
+_BLOCK_BYTES = 128 * 1024
+_LARGEST_PAGE_BYTES = 64 << 20
+_NO_HEAD = (403, 405, 501)  # servers and signed addresses that answer GET only
+
+
+class HttpClient:
+    """Objects below one address; safe to use from several threads.
+
+    Args:
+        root: http(s) URL without a slash at its end.
+        settings: timeouts and the authority for TLS.
+    """
+
+    def __init__(self, root: str, settings: StorageSettings) -> None:
+        self._root = root
+        self._settings = settings
+        context = ssl.create_default_context(cafile=settings.ca_file)
+        self._opener = urllib.request.OpenerDirector()
+        for handler in (
+            urllib.request.ProxyHandler(),
+            urllib.request.HTTPHandler(),
+            urllib.request.HTTPSHandler(context=context),
+            urllib.request.HTTPRedirectHandler(),
+            urllib.request.HTTPDefaultErrorHandler(),
+            urllib.request.HTTPErrorProcessor(),
+            urllib.request.UnknownHandler(),
+        ):
+            self._opener.add_handler(handler)
+
+    def stat(self, key: str) -> Entry:
+        """Size and identity of an object."""
+        try:
+            with self._request("HEAD", key) as answer:
+                size = answer.headers.get("Content-Length")
+                if size is not None:
+                    return _entry(key, int(size), answer.headers)
+        except StorageFailure as failure:
+            if failure.code not in {str(status) for status in _NO_HEAD}:
+                raise
+        with self._request("GET", key, "bytes=0-0") as answer:
+            return _entry(key, _total(answer.headers), answer.headers)
+
+    def get(self, key: str) -> bytes:
+        """A whole small object."""
+        with self._request("GET", key) as answer:
+            size = answer.headers.get("Content-Length")
+            return self._drained(answer, None if size is None else int(size))
+
+    def read_range(
+        self,
+        key: str,
+        start: int,
+        stop: int,
+        sink: Callable[[bytes], None],
+        etag: str | None = None,
+    ) -> int:
+        """As BulkClient.read_range: bytes [start, stop) to `sink`; the size of the object."""
+        with self._request("GET", key, f"bytes={start}-{stop - 1}") as answer:
+            total = _check_range(answer, start, stop)
+            found = _etag(answer.headers)
+            if etag and found and etag != found:
+                raise StorageFailure(
+                    FailureKind.CHANGED, f"its ETag was {etag} and is {found}: it changed"
+                )
+            self._drain(answer, stop - start, sink)
+        return total
+
+    def page(self, folder: str) -> tuple[list[str], list[str]]:
+        """(files, folders) that the index page of a folder links to, names only.
+
+        Raises:
+            StorageFailure: REQUEST, when what is there is no page of links.
+        """
+        with self._request("GET", folder) as answer:
+            if "html" not in answer.headers.get("Content-Type", ""):
+                raise StorageFailure(FailureKind.REQUEST, "the server shows no list of files")
+            base = answer.geturl()
+            text = self._drained(answer, None, _LARGEST_PAGE_BYTES).decode("utf-8", "replace")
+        links = _Links()
+        links.feed(text)
+        files, folders = set(), set()
+        for link in links.found:
+            address = urljoin(base, link)
+            name = unquote(urlsplit(address).path.removeprefix(urlsplit(base).path))
+            if urlsplit(address)[:2] != urlsplit(base)[:2] or not name or name.startswith("/"):
+                continue
+            if "/" not in name:
+                files.add(name)
+            elif name.endswith("/") and name.count("/") == 1 and name not in ("./", "../"):
+                folders.add(name.rstrip("/"))
+        return sorted(files), sorted(folders)
+
+    def _request(self, method: str, key: str, span: str | None = None) -> Any:
+        headers = {"User-Agent": "cogvx", "Accept-Encoding": "identity"}
+        if span is not None:
+            headers["Range"] = span
+        url = f"{self._root}/{quote(key)}"
+        request = urllib.request.Request(url, headers=headers, method=method)
+        try:
+            return self._opener.open(request, timeout=self._settings.read_timeout_s)
+        except Exception as error:
+            raise failure_of(error) from error
+
+    def _drained(self, answer: Any, size: int | None, limit: int | None = None) -> bytes:
+        pieces: list[bytes] = []
+        self._drain(answer, size, pieces.append, limit)
+        return b"".join(pieces)
+
+    def _drain(
+        self,
+        answer: Any,
+        count: int | None,
+        sink: Callable[[bytes], None],
+        limit: int | None = None,
+    ) -> None:
+        """Read the body, block by block; `count` bytes, or to its end."""
+        arrived, window, began = 0, 0, time.monotonic()
+        while count is None or arrived < count:
+            wanted = _BLOCK_BYTES if count is None else min(_BLOCK_BYTES, count - arrived)
+            try:
+                block = answer.read1(wanted)
+            except Exception as error:
+                raise failure_of(error, progressed=arrived > 0) from error
+            if not block:
+                break
+            sink(block)
+            arrived, window = arrived + len(block), window + len(block)
+            if limit is not None and arrived > limit:
+                raise StorageFailure(FailureKind.REQUEST, f"the page has over {limit} bytes")
+            seconds = time.monotonic() - began
+            if seconds > self._settings.slow_window_s:
+                if window < self._settings.slow_bytes_per_s * seconds:
+                    detail = f"{window} bytes in {seconds:.0f} s"
+                    raise StorageFailure(FailureKind.SLOW, detail, progressed=True)
+                window, began = 0, time.monotonic()
+        if count is not None and arrived < count:
+            detail = f"the answer ended after {arrived} of {count} bytes"
+            raise StorageFailure(FailureKind.CONNECTION, detail, progressed=arrived > 0)
+
+
+class _Links(HTMLParser):
+    """The addresses of all links of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self.found += [value for name, value in attrs if name == "href" and value]
+
+
+def failure_of(error: Exception, *, progressed: bool = False) -> StorageFailure:
+    """The class of a failure of the standard library's client."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+        code = "InvalidRange" if error.code == 416 else str(error.code)
+        return StorageFailure(kind_of_answer(error.code, ""), f"HTTP {error.code}", code=code)
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return StorageFailure(FailureKind.TLS, reason.verify_message)
+    if isinstance(reason, OSError | http.client.HTTPException):
+        detail = str(reason) or type(reason).__name__
+        return StorageFailure(FailureKind.CONNECTION, detail, progressed=progressed)
+    if isinstance(error, urllib.error.URLError | ValueError):
+        return StorageFailure(FailureKind.REQUEST, str(reason))
+    raise error
+
+
+def _check_range(answer: Any, start: int, stop: int) -> int:
+    """Size of the whole object, after checking that the answer is the range that was asked for."""
+    total = _total(answer.headers)
+    span = answer.headers.get("Content-Range")
+    if span is None:
+        # The whole object instead of a range: fine where the range is the whole object.
+        if answer.status == 200 and (start, stop) == (0, total):
+            return total
+        raise StorageFailure(FailureKind.REQUEST, "the server gives no ranges of files")
+    if span.rpartition("/")[0] != f"bytes {start}-{stop - 1}":
+        raise StorageFailure(FailureKind.WRONG_DATA, f"asked for {start}-{stop - 1}, got {span}")
+    length = answer.headers.get("Content-Length")
+    if length is not None and int(length) != stop - start:
+        raise StorageFailure(
+            FailureKind.WRONG_DATA, f"the answer announces {length} bytes of {stop - start}"
+        )
+    return total
+
+
+def _total(headers: Any) -> int:
+    span = headers.get("Content-Range")
+    size = span.rpartition("/")[2] if span else headers.get("Content-Length", "")
+    if not str(size).isdigit():
+        raise StorageFailure(FailureKind.REQUEST, "the server does not say how large the file is")
+    return int(size)
+
+
+def _entry(key: str, size_bytes: int, headers: Any) -> Entry:
+    moment = email.utils.parsedate_tz(headers.get("Last-Modified", ""))
+    modified = float(email.utils.mktime_tz(moment)) if moment else None
+    return Entry(key, size_bytes, _etag(headers), modified)
+
+
+def _etag(headers: Any) -> str | None:
+    """A strong ETag; a weak one may stay while bytes change."""
+    text = str(headers.get("ETag") or "")
+    return None if text.startswith("W/") else text.strip('"') or None
