@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +21,13 @@ from app.config.schema.model import DiTConfig, LoraConfig
 from app.distributed.groups import process_groups
 from app.distributed.rank import RankInfo
 from app.distributed.rank_group import RankGroup
-from app.distributed.tensor_parallel import split_ranks
+from app.distributed.tensor_parallel import of_first_rank, split_ranks
 from app.models.dit.parallel import own_part, split_network, whole_shape
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.lora.merge import merge_lora, unmerge_lora
 from tests.support.networks import inputs, tiny
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "six": {"num_attention_heads": 6, "hidden_size": 96, "inner_hidden_size": 384},
     "thirty": {"num_attention_heads": 30, "hidden_size": 480, "inner_hidden_size": 1920},
     "swiglu": {"swiglu": True},
@@ -112,11 +113,21 @@ def compared(case: str, group: RankGroup) -> dict[str, object]:
     return report
 
 
+def check_batch(group: RankGroup) -> None:
+    """What the first rank read is what every rank gets."""
+    batch = {"mp4": torch.arange(6, dtype=torch.uint8).view(2, 3), "txt": ["a", "b"], "n": 3}
+    found = of_first_rank(batch if group.rank == 0 else {"txt": ["x"]}, group)
+    assert list(found) == list(batch)
+    assert found["mp4"].equal(batch["mp4"])
+    assert (found["txt"], found["n"]) == (["a", "b"], 3)
+
+
 def main() -> int:
     torch.set_num_threads(1)
     rank = RankInfo.from_environment(os.environ)
     with process_groups(rank, device=torch.device("cpu"), join_s=60) as alone:
         groups = split_ranks(alone, rank.world_size)
+        check_batch(groups.tensor)
         print(json.dumps([compared(case, groups.tensor) for case in sys.argv[1:]]))
     return 0
 

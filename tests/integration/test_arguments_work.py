@@ -95,6 +95,14 @@ PROOFS = {
         "weight_decay": "test_weight_decay_is_that_of_the_optimizer",
         "zero_stage": "test_zero_stage_is_the_one_that_deepspeed_gets",
     },
+    "tests/unit/run/test_shared_network.py": {
+        "model_parallel_size": (
+            "test_model_parallel_size_makes_ranks_that_share_a_network_share_their_samples"
+        ),
+    },
+    "tests/unit/run/test_cached_clips.py": {
+        "latent_cache": "test_losses_from_the_cache_are_those_of_live_encoding",
+    },
     "tests/unit/run/test_arguments.py": {
         "device": "test_contradiction_with_the_environment_is_a_mistake",
         "local_rank": "test_contradiction_with_the_environment_is_a_mistake",
