@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,24 @@ from app.data.bad_clip import BadClipError
 from app.data.opening import LoaderRequest, open_loader
 from app.data.share import Share
 from app.diffusion.timesteps import Strata
+from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import KeyedDraws
 from app.errors import ConfigError
+from app.run.attempt import Attempt, Seams
 from app.run.build import InitialWeights, Place, build_network, build_parts
 from app.run.cached_clips import CachedClips
 from app.run.encode_settings import cache_settings, encode_command
 from app.run.visiting import Visitor
 from app.storage.local import LocalStorage
+from app.telemetry.logging import LogContext
+from app.training.forward import forward_step
+from app.training.loop import LoopState
+from app.training.signals import StopFlag
 from app.training.step import DiffusionModel, Randomness
 from tests.support.clip_files import encode as write_clip
 from tests.support.configs import load
 from tests.support.encoding import Inputs, write_inputs, write_weights
+from tests.unit.run.folders import run_folder
 
 CPU = torch.device("cpu")
 I2V = (
@@ -156,6 +164,39 @@ def test_moments_of_the_cache_are_sampled_anew_in_every_epoch(inputs: Inputs) ->
     first = engine.encode(batch, KeyedDraws(3, batch["positions"]))
     second = engine.encode(again, KeyedDraws(3, again["positions"]))
     assert not torch.equal(first.latents, second.latents)
+
+
+# in a start of a run
+
+
+def attempt(config: RunConfig, groups: ProcessGroups, root: Path) -> Attempt:
+    folder = run_folder(root)
+    return Attempt(Namespace(), config, groups, folder, root, LogContext(rank=0), StopFlag())
+
+
+SEAMS = Seams(DiffusionModel, forward_step, create_dataset=None, collate_fn=None)
+
+
+def test_a_start_reads_its_batches_from_the_cache(
+    inputs: Inputs, groups: ProcessGroups, tmp_path: Path
+) -> None:
+    config = cached_config(inputs)
+    made = attempt(config, groups, tmp_path / "run")
+
+    with made.loader(SEAMS, CachedClips.of_run(config)) as loader:
+        batch = next(made.batches(loader, LoopState()))
+
+    assert batch["latent_mean"].shape == (2, 3, 4, 4, 8)
+    assert "mp4" not in batch
+
+
+def test_a_start_ends_at_a_cache_that_does_not_fit(
+    made: Inputs, groups: ProcessGroups, tmp_path: Path
+) -> None:
+    config = cached_config(made, "data.params.fps=4")
+
+    with pytest.raises(ConfigError, match="does not fit this run"):
+        attempt(config, groups, tmp_path).train(SEAMS, None)
 
 
 # a cache that does not fit
