@@ -26,6 +26,8 @@ from app.training.loop import LoopState
 
 log = logging.getLogger(__name__)
 
+PROGRESS_FACTS = ("loss", "lr", "samples_per_s", "eta_s", "bad_samples")
+
 
 def make_trackers(
     config: RunConfig,
@@ -82,7 +84,7 @@ def write_progress(
         "step": state.step,
         "steps": steps,
         "attempt": run.attempt.number,
-        **{name: _finite(facts.get(name)) for name in ("loss", "lr", "samples_per_s", "eta_s")},
+        **{name: _finite(facts.get(name)) for name in PROGRESS_FACTS},
     }
     try:
         run.storage.write_small(PROGRESS, canonical_json(record))

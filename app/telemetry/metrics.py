@@ -115,7 +115,8 @@ class ProgressTracker:
             self._speed = f"  {values['samples_per_s']:.2f} samples/s"
             if "eta_s" in values:
                 self._speed += f"  {clock_text(values['eta_s'])} left"
-        self._show(f"step {step}/{self._total}  loss {loss:.4f}{self._speed}")
+        bad = f"  {values['bad_samples']:.0f} bad samples" if values.get("bad_samples") else ""
+        self._show(f"step {step}/{self._total}  loss {loss:.4f}{self._speed}{bad}")
 
     def flush(self) -> None:
         pass

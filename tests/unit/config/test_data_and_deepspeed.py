@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.config.schema.data import OrderConfig, SFTDataConfig, ShardDataConfig
+from app.config.schema.data import OrderConfig, QuarantineConfig, SFTDataConfig, ShardDataConfig
 from app.config.sections.deepspeed_keys import TOP_KEYS, ZERO_KEYS
 from tests.support.configs import TINY, base, layer, load, mistakes
 
@@ -46,6 +46,25 @@ def test_our_keys_beside_target() -> None:
     assert (data.cache_dir, data.cache_gib) == ("/c", 1.5)
 
 
+def test_what_a_run_bears_of_bad_clips() -> None:
+    data = load(
+        *TINY,
+        "data.quarantine={max_share: 0.05, after_samples: 10, first_samples: 3}",
+        "data.decode_deadline_s=2",
+        "data.decode_memory_gib=1.5",
+    ).data
+    plain = load(*TINY).data
+
+    assert data is not None
+    assert plain is not None
+    assert data.quarantine == QuarantineConfig(max_share=0.05, after_samples=10, first_samples=3)
+    assert (data.decode_deadline_s, data.decode_memory_gib) == (2.0, 1.5)
+    assert plain.quarantine == QuarantineConfig(
+        max_share=0.01, after_samples=1000, first_samples=20
+    )
+    assert (plain.decode_deadline_s, plain.decode_memory_gib) == (5.0, 3.0)
+
+
 @pytest.mark.parametrize(
     ("override", "what"),
     [
@@ -54,6 +73,9 @@ def test_our_keys_beside_target() -> None:
         ("data.params.image_size=[32,48,3]", "'image_size' is [32, 48, 3]"),
         ("data.params.skip_frms_num=-1", "'skip_frms_num' is -1"),
         ("data.params.max_num_frame=9", "unknown key 'max_num_frame'"),
+        ("data.quarantine.max_share=1.5", "max_share"),
+        ("data.quarantine.first_samples=0", "first_samples"),
+        ("data.decode_deadline_s=0", "decode_deadline_s"),
         ("data.order.lanes=0", "'lanes' is 0"),
         ("data.orders=3", "unknown key 'orders'"),
         ("args.num_workers=-1", "'num_workers' is -1"),

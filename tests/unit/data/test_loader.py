@@ -230,3 +230,29 @@ def test_a_dataset_without_indexing_is_refused() -> None:
 def test_an_item_without_video_is_refused() -> None:
     with pytest.raises(DataError, match="'mp4' and 'txt'"):
         MapSource([{"txt": "x"}], "mine").read(0, 0)
+
+
+class FailingDataset(UserDataset):
+    """Item 2 raises what a user's code raises."""
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        if index == 2:
+            raise KeyError("no such column")
+        return super().__getitem__(index)
+
+
+def test_an_error_of_a_users_dataset_is_a_bad_sample_with_its_line() -> None:
+    source = MapSource(FailingDataset(), "mine")
+    order = EpochOrder([4], seed=0, batch=2)
+    identity = Cursor(0, 0, order.lanes, 256, 2, source.fingerprint())
+    with Loader(
+        source, order, Share(0, 1, 2), settings=LoaderSettings(0), identity=identity
+    ) as loader:
+        texts_found = [text for batch in loader.batches(0, 2) for text in batch["txt"]]
+        (news,) = loader.quarantine.take_news()
+
+    assert len(texts_found) == 4
+    assert "2" not in texts_found
+    assert (news.reason, news.where, news.key) == ("dataset_error", "item 2 of mine", "#2")
+    assert "KeyError: 'no such column'" in news.detail
+    assert f"{__file__}:" in news.detail

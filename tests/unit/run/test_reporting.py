@@ -24,7 +24,14 @@ from tests.support.configs import TINY, load
 from tests.unit.run.folders import read_json, run_folder
 
 STATE = LoopState(step=7)
-FACTS = {"loss": 0.5, "lr": 1e-4, "samples_per_s": 2.0, "eta_s": 60.0, "data_s": 0.1}
+FACTS = {
+    "loss": 0.5,
+    "lr": 1e-4,
+    "samples_per_s": 2.0,
+    "eta_s": 60.0,
+    "bad_samples": 3,
+    "data_s": 0.1,
+}
 
 
 @pytest.fixture
@@ -51,6 +58,7 @@ def test_progress_says_where_the_run_is(tmp_path: Path) -> None:
         "lr": 1e-4,
         "samples_per_s": 2.0,
         "eta_s": 60.0,
+        "bad_samples": 3,
     }
 
 

@@ -81,13 +81,15 @@ def test_the_progress_line_keeps_the_last_speed() -> None:
 
     tracker.log(1, {"loss": 0.5})
     tracker.log(2, {"loss": 0.25, "samples_per_s": 1.5, "eta_s": 3723.0})
-    tracker.log(3, {"loss": 0.125})
-    tracker.log(3, {"valid_loss": 1.0})
+    tracker.log(3, {"loss": 0.125, "bad_samples": 0})
+    tracker.log(4, {"loss": 0.125, "bad_samples": 2})
+    tracker.log(4, {"valid_loss": 1.0})
 
     assert shown == [
         "step 1/10  loss 0.5000",
         "step 2/10  loss 0.2500  1.50 samples/s  1:02:03 left",
         "step 3/10  loss 0.1250  1.50 samples/s  1:02:03 left",
+        "step 4/10  loss 0.1250  1.50 samples/s  1:02:03 left  2 bad samples",
     ]
 
 
