@@ -53,9 +53,14 @@ class Division:
             return
         for name, parameter in network.named_parameters():
             if self.axis_of(name) is None:
-                parameter.copy_(self.group.broadcast(parameter))
+                self.make_equal(parameter)
             else:
                 parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+
+    def make_equal(self, own: Tensor) -> None:
+        """Overwrite a tensor that every rank has all of by that of the first rank."""
+        if own.numel():
+            own.copy_(self.group.broadcast(own))
 
     def whole_shape(self, name: str) -> tuple[int, ...]:
         """The shape of all of a parameter."""

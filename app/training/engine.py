@@ -36,6 +36,8 @@ from app.training.fragments import (
 )
 from app.training.optimizer import ParameterGroup, make_optimizer, parameter_groups
 
+AGREE_EVERY = 100  # steps, and at every save
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
@@ -73,6 +75,7 @@ class Engine:
             None if ema_largest_decay is None else MovingAverage(masters, ema_largest_decay)
         )
         self._owned = OwnedState(slots, optimizer, self.average)
+        self._steps = 0  # of this start
 
     @classmethod
     def start(
@@ -150,7 +153,32 @@ class Engine:
         report = self._plain_step() if self._stage == 0 else self._zero_step()
         if self.average is not None and not report.skipped:
             self.average.update()
+        self._steps += 1
+        if self._steps % AGREE_EVERY == 0:
+            self.agree()
         return report
+
+    @torch.no_grad()
+    def agree(self) -> None:
+        """Make what every sharing rank has all of the same again, to the last bit.
+
+        Their gradients are the same but for the order in which each rank's copies are summed,
+        which the network of the machines decides. Without this the difference would grow.
+        """
+        division = self._division
+        if division.group.size == 1:
+            return
+        for slot in self._owned.slots:
+            if division.axis_of(slot.name) is None:
+                for _, tensor in self._owned.tensors(slot):
+                    division.make_equal(slot.cut(tensor))
+        for group in self._groups:
+            for name, parameter in zip(group.names, group.parameters, strict=True):
+                if division.axis_of(name) is not None:
+                    continue
+                division.make_equal(parameter.data)  # stage 3: empty, or a copy that stays
+                if self._stage == 3:
+                    division.make_equal(parameter.ds_tensor)  # type: ignore[attr-defined]
 
     def _zero_step(self) -> StepReport:
         self._engine.step()
@@ -186,6 +214,7 @@ class Engine:
         Call right after `step`: between micro-batches gradients would be lost. Ranks that share
         the network exchange pieces on the way: all of them must read to the end.
         """
+        self.agree()
         if self._stage:
             return self._division.whole_fragments(self._owned.fragments())
         sizes = {slot.name: slot.numel for slot in self._owned.slots}

@@ -53,10 +53,9 @@ class OwnedState:
 
     def fragments(self, owned: Callable[[str], bool] = lambda name: True) -> Iterator[Fragment]:
         """Copies on the CPU, one at a time, of the parameters that `owned` accepts."""
-        self._fill_gaps()
         for slot in self.slots:
             if owned(slot.name):
-                for kind, tensor in self._tensors(slot):
+                for kind, tensor in self.tensors(slot):
                     values = slot.cut(tensor).float().cpu().clone()
                     yield Fragment(slot.name, kind, slot.start, values)
 
@@ -76,9 +75,8 @@ class OwnedState:
         Args:
             ema_updates: None when what is read holds no averages; they start again then.
         """
-        self._fill_gaps()
         for slot in self.slots:
-            for kind, tensor in self._tensors(slot):
+            for kind, tensor in self.tensors(slot):
                 if kind == EMA and ema_updates is None:
                     continue
                 values = read(slot.name, kind, slot.start, slot.numel)
@@ -91,7 +89,9 @@ class OwnedState:
             else:
                 self._average.updates = ema_updates
 
-    def _tensors(self, slot: Slot) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, slot: Slot) -> Iterator[tuple[str, Tensor]]:
+        """Weights, moments and average by kind, laid out as the slot's flat tensor is."""
+        self._fill_gap(slot)
         state = self._optimizer.state[slot.flat]
         yield MASTER, slot.flat
         for moment in MOMENT_KINDS:
@@ -99,17 +99,16 @@ class OwnedState:
         if self._average is not None:
             yield EMA, self._average.of(slot.flat)
 
-    def _fill_gaps(self) -> None:
+    def _fill_gap(self, slot: Slot) -> None:
         """Adam makes its state in the first step only; make what it would make."""
+        state = self._optimizer.state[slot.flat]
+        if state:
+            return
         fused = bool(self._optimizer.defaults.get("fused"))
-        for slot in self.slots:
-            state = self._optimizer.state[slot.flat]
-            if state:
-                continue
-            device = slot.flat.device if fused else torch.device("cpu")
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            for moment in MOMENT_KINDS:
-                state[moment] = torch.zeros_like(slot.flat, memory_format=torch.preserve_format)
+        device = slot.flat.device if fused else torch.device("cpu")
+        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        for moment in MOMENT_KINDS:
+            state[moment] = torch.zeros_like(slot.flat, memory_format=torch.preserve_format)
 
 
 def dealt_out(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:

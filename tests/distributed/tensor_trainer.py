@@ -48,6 +48,7 @@ class Job:
     ema: bool = False
     accumulation: int = 1
     poison: int | None = None
+    drift: bool = False  # the second rank starts from other norms, until the ranks agree
     load: str | None = None
     save: str | None = None
 
@@ -62,6 +63,18 @@ def network_of(job: Job) -> DiffusionTransformer:
             parameter.add_(torch.randn(parameter.shape), alpha=0.1)
             parameter.requires_grad_(parameter.requires_grad and (not job.lora or "lora_" in name))
     return network
+
+
+@torch.no_grad()
+def drift(engine: Engine, network: DiffusionTransformer, rank: int) -> None:
+    """Change what every rank has all of: master weights, moments, working copy."""
+    for slot in engine._owned.slots:
+        if split_axis(slot.name) is None:
+            for _, tensor in engine._owned.tensors(slot):
+                slot.cut(tensor).add_(0.1 * rank)
+    for name, parameter in network.named_parameters():
+        if split_axis(name) is None and parameter.requires_grad:
+            parameter.add_(0.1 * rank)
 
 
 def sample(step: int, position: int) -> tuple[Tensor, Tensor]:
@@ -84,6 +97,9 @@ def train(job: Job, alone: ProcessGroups) -> dict[str, object]:
     engine = Engine.start(network, config, groups, split_axis)
     if job.load:
         restore(engine, Path(job.load))
+    if job.drift:
+        drift(engine, network, groups.tensor.rank)
+        engine.agree()
     per_micro = GLOBAL_BATCH // (copies.size * job.accumulation)
     losses, norms, skipped = [], [], []
     for step in range(job.start, job.stop):

@@ -118,8 +118,10 @@ def test_two_ranks_with_one_network_train_and_continue_a_save_as_one_process(
 ) -> None:
     alone = run(tmp_path, ALONE, whole_and_saved(tmp_path, "one", ["zero 2"]))
     jobs = {"zero 2": VARIANTS["zero 2"]} | continued(tmp_path, "one", ["zero 2"])
+    jobs["drifted"] = {**VARIANTS["zero 2"], "drift": True}
     shared = run(tmp_path, SHARED, jobs)
 
+    assert shared["drifted"]["losses"] == shared["zero 2"]["losses"]  # put right before
     assert_equal(shared["zero 2"], alone["zero 2"])
     assert_equal(shared["zero 2 from one"], alone["zero 2"], first=3)
 
