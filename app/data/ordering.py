@@ -155,8 +155,7 @@ def assigned(sources: Sequence[Source], buckets: Sequence[Bucket]) -> np.ndarray
             raise ConfigError(
                 f"{type(source).__name__} gives clips of one size",
                 where="data.buckets",
-                mend="leave the buckets out: registered datasets and latent caches have their own "
-                "sizes",
+                mend="leave the buckets out: a registered dataset has its own sizes",
             )
         wish = source.shape.wish
         of = np.array(

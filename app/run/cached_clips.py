@@ -14,7 +14,7 @@ from app.data.latent_cache import (
     LatentCache,
 )
 from app.data.source import Source, SourceSettings
-from app.data.sources.latents import Coverage, LatentSource, coverage
+from app.data.sources.latents import Coverage, coverage, latent_source
 from app.errors import ConfigError
 from app.run.encode_settings import WEIGHTS, cache_settings, encode_command, shown
 from app.storage.objects import ObjectMissingError, Storage
@@ -69,7 +69,7 @@ class CachedClips:
         if found.changed or found.missing:
             raise self.incomplete(found, path)
         records = [record for record in found.records if record is not None]
-        return LatentSource(source, self.cache, records, settings)
+        return latent_source(source, self.cache, records, settings)
 
     def where_it_can(self, source: Source, path: str, settings: SourceSettings) -> Source:
         """As `in_place_of`, but a source that the cache lacks is left live, with a warning.

@@ -32,6 +32,7 @@ from app.data.batch import Item
 from app.data.latent_cache import LatentCache, Part, SampleRecord, shard_key
 from app.data.latent_entry import LatentEntry
 from app.data.opening import LoaderRequest, open_source
+from app.data.ordering import assigned
 from app.data.settings import settings_from_config, with_cache
 from app.data.share import Share
 from app.data.source import Source
@@ -83,11 +84,15 @@ class EncodeReport:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """One entry of train_data or valid_data, opened, with what earlier jobs told about it."""
+    """One entry of train_data or valid_data, opened, with what earlier jobs told about it.
+
+    `sizeless` are the samples of which buckets cannot use any: their video has no size.
+    """
 
     path: str
     source: Source
     known: Mapping[str, Sequence[SampleRecord]]
+    sizeless: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +266,9 @@ class _Job:
         """Find out what a sample's entry is called, and decode the clip if there is none."""
         source = dataset.source
         name, identity = sample_name(source, index), sample_identity(source, index)
+        if index in dataset.sizeless:
+            facts = (name, "undecodable", "its size cannot be read, so it has no bucket")
+            return Prepared(SampleRecord(name, identity, "", 0, *facts))
         for record in dataset.known.get(name, ()):
             if record.identity == identity and record.key and record.key in self._present:
                 return Prepared(record)
@@ -269,8 +277,8 @@ class _Job:
         except BadClipError as problem:
             if problem.reason == CLOSED:
                 raise
-            facts = (problem.where, problem.reason, problem.detail, problem.sha256)
-            return Prepared(SampleRecord(name, identity, "", 0, *facts))
+            why = (problem.where, problem.reason, problem.detail, problem.sha256)
+            return Prepared(SampleRecord(name, identity, "", 0, *why))
 
     def _read(self, source: Source, index: int, record: SampleRecord) -> Prepared:
         """Key a sample by its bytes; once more if the operating system could not read them."""
@@ -372,7 +380,11 @@ def _datasets(
         )
         source = open_source(config.data, path, settings, request)
         stack.callback(source.close)
-        found.append(Dataset(path, source, cache.records(path)))
+        sizeless: frozenset[int] = frozenset()
+        if config.data.buckets:
+            of = assigned([source], config.data.buckets)  # tells the source, too
+            sizeless = frozenset(int(index) for index in (of < 0).nonzero()[0])
+        found.append(Dataset(path, source, cache.records(path), sizeless))
     if not found:
         raise ConfigError(
             "no data is named", where="args.train_data", mend="name folders or shards"

@@ -221,4 +221,6 @@ def _clips(data: DataConfig) -> dict[str, object]:
     else:
         frames, (rows, columns) = params.num_frames, params.image_size
     sizes: dict[str, object] = {"frames": frames, "rows": rows, "columns": columns}
+    if data.buckets:  # which of them a clip goes to follows from the clip
+        sizes = {"buckets": [str(bucket) for bucket in data.buckets]}
     return {**sizes, "fps": params.fps, "skip_frms_num": params.skip_frms_num}

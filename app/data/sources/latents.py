@@ -10,11 +10,15 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from app.data.bad_clip import BadClipError
 from app.data.batch import FIRST_FRAME, LOGVAR, MEAN, TEXT, Item
+from app.data.clip import ClipShape
+from app.data.clip_shapes import SizedSource
+from app.data.clip_sizes import Sizes
 from app.data.latent_cache import LatentCache, SampleRecord, shard_key
 from app.data.latent_entry import LatentEntry
 from app.data.local_files import LocalFiles
@@ -210,3 +214,30 @@ class LatentSource:
             if not self._files.discard(place):
                 raise
             return LatentEntry.from_bytes(self._files.read(place), key, where)
+
+
+class SizedLatentSource(LatentSource):
+    """Clips of a source whose samples come in buckets: each was encoded at its bucket's size."""
+
+    _base: SizedSource
+
+    @property
+    def shape(self) -> ClipShape:
+        return self._base.shape
+
+    def use_shapes(self, shapes: Sequence[ClipShape], of: np.ndarray) -> None:
+        self._base.use_shapes(shapes, of)
+
+    def clip_sizes(self) -> Sizes:
+        return self._base.clip_sizes()
+
+
+def latent_source(
+    base: Source,
+    cache: LatentCache,
+    records: Sequence[SampleRecord],
+    settings: SourceSettings,
+) -> LatentSource:
+    """A LatentSource that can do what `base` can."""
+    kind = SizedLatentSource if isinstance(base, SizedSource) else LatentSource
+    return kind(base, cache, records, settings)
