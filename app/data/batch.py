@@ -27,6 +27,9 @@ Collate = Callable[[Sequence[Item]], Batch]
 def collate(items: Sequence[Item]) -> Batch:
     """Stack samples into a batch: tensors and numbers stacked, everything else listed.
 
+    Lists of one length are turned, as torch's own collate does: the captions of several views are
+    `txt[view][sample]`.
+
     Raises:
         DataError: the samples have different keys or shapes; names both samples.
     """
@@ -64,7 +67,13 @@ def _stacked(name: str, items: Sequence[Item]) -> Tensor | list[Any]:
             [int(v) if whole else float(v) for v in values],
             dtype=torch.int64 if whole else torch.float32,
         )
+    if all(isinstance(value, list | tuple) for value in values) and _fit(values):
+        return [list(one) for one in zip(*values, strict=True)]
     return list(values)
+
+
+def _fit(values: Sequence[Sequence[Any]]) -> bool:
+    return len({len(value) for value in values}) == 1
 
 
 def _name(item: Item) -> str:

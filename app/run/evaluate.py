@@ -10,7 +10,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from app.evaluation.video_file import to_uint8, write_video
 from app.models.conditioning import Conditioning
 from app.storage.objects import Storage
 from app.training.engine import Engine
-from app.training.forward import broad_cast_batch
+from app.training.forward import broad_cast_batch, flat_views
 from app.training.loop import LoopState
 from app.training.step import DiffusionModel, Encoded
 
@@ -111,12 +111,13 @@ class Evaluator:
             first = (turn * copies.size + copies.rank) * size
             wanted = range(first, first + size)
             positions = [min(position, count - 1) for position in wanted]
-            encoded, _ = self._encoded(positions)
+            encoded, _, seats = self._encoded(positions)
+            views = len(seats) // size
             yield ValidationBatch(
                 latents=encoded.latents,
                 conditioning=encoded.conditioning,
-                positions=positions,
-                counted=[position < count for position in wanted],
+                positions=seats,
+                counted=[position < count for position in wanted for _ in range(views)],
             )
 
     def _sample_count(self) -> int:
@@ -126,14 +127,21 @@ class Evaluator:
         wished = self.config.iterations * self.config.batch_size * self.copies.size
         return max(1, min(wished, everything))
 
-    def _encoded(self, positions: Sequence[int]) -> tuple[Encoded, list[str]]:
-        """Encoded samples of the validation set, with noise that is always the same."""
+    def _encoded(self, positions: Sequence[int]) -> tuple[Encoded, list[str], list[int]]:
+        """Encoded samples of the validation set, with noise that is always the same.
+
+        Returns:
+            The samples, their captions, and their positions. A sample with several views
+            (views, T, 3, H, W) becomes as many, at position * views + view.
+        """
         batch: dict[str, Any] = {}
         if self.sharers.rank == 0:
             batch = self.collate([self.source.read(position, position) for position in positions])
+            batch = flat_views({**batch, "positions": list(positions)})
         batch = broad_cast_batch(batch, self.sharers)
-        draws = KeyedDraws(VALIDATION_SEED, positions)
-        return self.model.encode(batch, draws, dropout=False), list(batch["txt"])
+        seats = list(batch["positions"])
+        draws = KeyedDraws(VALIDATION_SEED, seats)
+        return self.model.encode(batch, draws, dropout=False), list(batch["txt"]), seats
 
     # videos
 
@@ -154,7 +162,8 @@ class Evaluator:
 
     @torch.no_grad()
     def _sampled(self, position: int) -> Sampled:
-        encoded, captions = self._encoded([position])
+        encoded, captions, _ = self._encoded([position])
+        encoded = first_of(encoded)  # of several views
         model, fixed = self.model, self.model.sampler.config.fixed_frames
         frames, channels, rows, columns = encoded.latents.shape[1:]
         conditional = encoded.conditioning
@@ -221,3 +230,15 @@ class Evaluator:
             "samples written",
             extra={"samples": count, "url": f"{self.storage.url}/{samples_folder(step)}"},
         )
+
+
+def first_of(encoded: Encoded) -> Encoded:
+    """The first sample of a batch."""
+    given = encoded.conditioning
+    ofs = given.ofs if given.ofs is None or len(given.ofs) == 1 else given.ofs[:1]
+    image = None if given.image is None else given.image[:1]
+    return replace(
+        encoded,
+        latents=encoded.latents[:1],
+        conditioning=Conditioning(text=given.text[:1], image=image, ofs=ofs),
+    )

@@ -45,3 +45,13 @@ def test_names_are_added_beside_upstream_keys() -> None:
 
     assert batch["positions"] == [7, 8]
     assert batch["keys"] == ["x", "a sample without a key"]
+
+
+def test_captions_of_views_are_turned_as_torch_does() -> None:
+    items = [item(txt=["front a", "side a"]), item(txt=["front b", "side b"])]
+
+    batch = collate(items)
+
+    assert batch["txt"] == [["front a", "front b"], ["side a", "side b"]]
+    turned = torch.utils.data.default_collate([one["txt"] for one in items])
+    assert batch["txt"] == [list(view) for view in turned]

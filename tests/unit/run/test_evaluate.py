@@ -241,7 +241,7 @@ def test_latents_alone_are_those_of_the_vae_and_the_same_at_any_world_size(
 def test_fixed_frames_are_those_of_the_clip_and_sdedit_changes_the_others(tmp_path: Path) -> None:
     model = tiny_model()
     made = evaluator(tmp_path, model=model, only_latents=True)
-    encoded, _ = made._encoded([0])
+    encoded, _, _ = made._encoded([0])
     kept = encoded.latents[0, :1] / model.config.scale_factor
 
     sampled = []
@@ -266,3 +266,31 @@ def test_networks_with_images_and_padding_are_validated_and_sampled(
     assert math.isfinite(numbers["valid_loss"])
     (path,) = tmp_path.rglob("p000-model.mp4")
     assert len(decord.VideoReader(str(path))) == FRAMES
+
+
+class Views(Clips):
+    """One item with two views, which are the first two clips."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self, index: int, position: int) -> dict[str, Any]:
+        assert index == 0
+        views = [super(Views, self).read(view, view) for view in (0, 1)]
+        return {
+            "mp4": torch.stack([view["mp4"] for view in views]),
+            "txt": [view["txt"] for view in views],
+            "key": "both",
+        }
+
+
+@pytest.mark.usefixtures("groups")
+def test_two_views_of_a_clip_count_as_two_clips(tmp_path: Path) -> None:
+    model = tiny_model()
+    plain = evaluator(tmp_path, model=model, batch_size=2, iterations=1)
+    views = evaluator(tmp_path, model=model, batch_size=1, iterations=1)
+    views.source = Views()
+
+    assert views.loss() == pytest.approx(plain.loss(), rel=1e-6)
+    assert [batch.positions for batch in views._batches()] == [[0, 1]]
+    torch.testing.assert_close(views._sampled(0).latents, plain._sampled(0).latents)
