@@ -20,14 +20,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from app.config.schema.vae import VAEConfig, VAEMemoryConfig, VAEPartConfig
 from app.models.vae.autoencoder import VideoAutoencoder
 
+ROOT = Path(__file__).parents[1]
 MIB = 2**20
 PIECE = 8  # frames
 ENCODES = {

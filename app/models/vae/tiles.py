@@ -13,8 +13,7 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-OUTER = 3 / 8  # of an overlap, on both of its sides, that fades in no more
-LEAST = 1e-6  # weight there: where nothing else is, at the frame's border, it still counts
+OUTER = 3 / 8  # of an overlap, on either side, in which only the other tile counts
 
 Span = tuple[int, int]  # start and stop along one axis
 
@@ -79,9 +78,12 @@ class Tiling:
         size = tuple(length * scale for length in self.frame)
         total = torch.zeros(*results[0].shape[:-2], *size, device=device)
         weights = torch.zeros(size, device=device)
-        weight = self._fade(0, scale, device)[:, None] * self._fade(1, scale, device)
         sums, shares = self.crops(total, scale), self.crops(weights, scale)
-        for of_sum, of_share, result in zip(sums, shares, results, strict=True):
+        for corner, of_sum, of_share, result in zip(
+            self.starts, sums, shares, results, strict=True
+        ):
+            high, wide = (self._fade(axis, corner[axis], scale, device) for axis in (0, 1))
+            weight = high[:, None] * wide
             of_sum += result * weight
             of_share += weight
         return (total / weights).to(results[0].dtype)
@@ -100,14 +102,17 @@ class Tiling:
         bounds = [0, *cuts, self.frame[axis]]
         return [(bounds[i] - start, bounds[i + 1] - start) for i, start in enumerate(starts)]
 
-    def _fade(self, axis: int, scale: int, device: torch.device) -> Tensor:
-        """Weights of a tile along one axis: 1 inside, almost 0 in the outer part of an overlap.
+    def _fade(self, axis: int, start: int, scale: int, device: torch.device) -> Tensor:
+        """Weights of a tile along one axis: 1 inside, 0 in the outer part of an overlap.
 
-        The values nearest to a tile's edge are the ones that miss their neighbours most.
+        The values nearest to a tile's edge are the ones that miss their neighbours most. At the
+        border of the frame there is nothing to miss.
         """
-        starts, size = self._along(axis), self.size[axis]
+        size, frame, starts = self.size[axis], self.frame[axis], self._along(axis)
         shared = min((a + size - b for a, b in pairwise(starts)), default=0) * scale
         place = torch.arange(size * scale, device=device) + 0.5
-        inside = torch.minimum(place, size * scale - place)
-        done = (inside - OUTER * shared) / max(1.0, (1 - 2 * OUTER) * shared)
-        return done.clamp(LEAST, 1)
+        far = torch.full_like(place, float(frame * scale))
+        before = place if start > 0 else far
+        after = size * scale - place if start + size < frame else far
+        inside = torch.minimum(before, after) - OUTER * shared
+        return (inside / max(1.0, (1 - 2 * OUTER) * shared)).clamp(0, 1)
