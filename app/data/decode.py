@@ -35,6 +35,7 @@ START_DEADLINE_S = 120.0  # importing takes 0.8 s; a node under load takes much 
 DEADLINE_FACTOR = 10.0  # times what clips of that many pixels took so far
 LONGEST_FACTOR = 12.0  # times the base deadline: no clip gets more, however large it says it is
 FIRST_S_PER_PIXEL = 16e-9  # measured: 49 frames over 144 of 720x480, one core
+SLOWEST_BYTES_PER_S = 20e6  # from us to the decoder
 CLIPS_PER_PROCESS = 2000  # decoders grow slowly; a new one costs 0.8 s
 # What the child may see of the environment: no credentials, no proxies.
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
@@ -143,17 +144,19 @@ class Decoder:
 
     def _attempt(self, blob: bytes, header: VideoHeader, choose: Choose, take: Take) -> VideoFacts:
         process = self._ready()
-        started = time.monotonic()
-        pixels = header.rows * header.columns * (header.samples or round(30 * header.duration_s))
-        pace = statistics.median(self._pace) if self._pace else FIRST_S_PER_PIXEL
         base_s = self._limits.deadline_s
-        deadline = started + min(base_s + DEADLINE_FACTOR * pace * pixels, LONGEST_FACTOR * base_s)
+        opening_s = base_s + len(blob) / SLOWEST_BYTES_PER_S
         try:
-            facts = process.open(blob, header, deadline)
+            facts = process.open(blob, header, time.monotonic() + opening_s)
             chosen = list(choose(facts))
             if chosen:
-                process.read(chosen, take, deadline)
-                self._pace.append((time.monotonic() - started) / max(pixels, 1))
+                # Every frame up to the last one may have to be decoded, whatever is wanted of it.
+                pixels = header.rows * header.columns * (chosen[-1] + 1)
+                pace = statistics.median(self._pace) if self._pace else FIRST_S_PER_PIXEL
+                reading_s = min(base_s + DEADLINE_FACTOR * pace * pixels, LONGEST_FACTOR * base_s)
+                started = time.monotonic()
+                process.read(chosen, take, started + reading_s)
+                self._pace.append((time.monotonic() - started) / pixels)
         finally:
             if process.is_answering:  # nobody reads the rest: the next answer would begin with it
                 self._stop()
