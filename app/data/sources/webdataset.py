@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import os
 import threading
 from argparse import Namespace
 from bisect import bisect_right
@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,17 +28,18 @@ from app.data.clip_sizes import Sizes, read_size
 from app.data.decode import VideoFacts
 from app.data.frames import FrameWish, Selection
 from app.data.local_files import LocalFiles
-from app.data.manifest import ShardEntry, changed, fingerprint, sizes_key
+from app.data.manifest import ShardEntry, fingerprint, sizes_key
+from app.data.open_shard import OpenShard, check_content, open_shard
 from app.data.originals import Original, identity_of, version_of
 from app.data.settings import settings_from_args
 from app.data.shard_text import Records, TextRules, metadata, sidecar_name, sidecar_records
 from app.data.shard_text import caption as caption_of
 from app.data.shard_urls import parse_shard_path
 from app.data.source import EMPTY, RANDOM, SAT, SourceSettings
-from app.data.survey import Folder, SurveyRules, file_sha256, survey
-from app.data.tar_index import VIDEO, Member, index_digest, index_shard
+from app.data.survey import Folder, SurveyRules, survey
+from app.data.tar_index import VIDEO, Member
 from app.errors import DataError
-from app.storage.objects import ObjectMissingError
+from app.storage.objects import ObjectMissingError, Storage
 from app.storage.opening import open_storage
 
 log = logging.getLogger(__name__)
@@ -47,30 +47,6 @@ log = logging.getLogger(__name__)
 OPEN_SHARDS = 64
 SIZE_READERS = 16
 NAMES_SHOWN = 5
-
-
-class OpenShard:
-    """One shard on this node's disk: its samples, and their bytes by position."""
-
-    def __init__(self, url: str, descriptor: int, samples: list[dict[str, Member]]) -> None:
-        self.url = url
-        self.samples = samples
-        self._descriptor = descriptor
-
-    def read(self, member: Member) -> bytes:
-        """Bytes of a member; safe from several threads."""
-        data = os.pread(self._descriptor, member.size, member.offset)
-        if len(data) != member.size:
-            raise DataError(
-                f"member {member.key}.{member.suffix} is cut",
-                where=self.url,
-                mend="the shard changed under the run: restore it, then start the run again",
-            )
-        return data
-
-    def __del__(self) -> None:
-        # Dropped from the table while another thread still reads: closed when that one is done.
-        os.close(self._descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +79,7 @@ class ShardSource:
         self._text = TextRules(params.txt_key, params.meta_names)
         self._lock = threading.Lock()
         self._keys = lru_cache(maxsize=OPEN_SHARDS)(self._keys_of)
+        self._fingerprint: str | None = None
         self._check_captions()
 
     @classmethod
@@ -124,7 +101,33 @@ class ShardSource:
         return self._counts
 
     def fingerprint(self) -> str:
-        return fingerprint((str(place.folder), place.shard) for place in self._places)
+        if self._fingerprint is None:
+            self._fingerprint = self._found_fingerprint()
+        return self._fingerprint
+
+    def _found_fingerprint(self) -> str:
+        shards = fingerprint((str(place.folder), place.shard) for place in self._places)
+        sidecars = self._sidecar_digests()
+        if not sidecars:
+            return shards
+        text = "\n".join(
+            [shards, *(f"{name} {digest}" for name, digest in sorted(sidecars.items()))]
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _sidecar_digests(self) -> dict[str, str]:
+        """sha256 of every `.meta.jsonl` beside a shard: captions may come from it."""
+        wanted = {}
+        for place in self._places:
+            name, folder = sidecar_name(place.shard.name), self._folders[place.folder]
+            if name in folder.entries:
+                wanted[f"{place.folder}/{name}"] = (folder.storage, name)
+
+        def digest(where: tuple[Storage, str]) -> str:
+            return hashlib.sha256(where[0].read_small(where[1])).hexdigest()
+
+        with ThreadPoolExecutor(SIZE_READERS) as pool:
+            return dict(zip(wanted, pool.map(digest, wanted.values()), strict=True))
 
     @property
     def shape(self) -> ClipShape:
@@ -161,7 +164,7 @@ class ShardSource:
             return kept_sizes(folder.indexes, sizes_key(name), place.shard.index_sha256, scan)
 
     def _opened_samples(self, place: _Place) -> list[dict[str, Member]]:
-        return _opened(self._files[place.folder], place.shard).samples
+        return open_shard(self._files[place.folder], place.shard).samples
 
     def name(self, index: int) -> str:
         which, offset = self._place(index)
@@ -246,7 +249,7 @@ class ShardSource:
                 found.storage, found.entries, self._settings.cache, self._settings.prefetcher
             )
             for shard in found.shards:
-                files.check_with(shard.name, partial(_check_content, found.storage.url, shard))
+                files.check_with(shard.name, partial(check_content, found.storage.url, shard))
                 self._places.append(_Place(number, shard))
             self._folders.append(found)
             self._files.append(files)
@@ -308,11 +311,11 @@ class ShardSource:
         place = self._places[which]
         files = self._files[place.folder]
         try:
-            shard = _opened(files, place.shard)
+            shard = open_shard(files, place.shard)
         except DataError:
             if not files.discard(place.shard.name):
                 raise
-            shard = _opened(files, place.shard)  # the cached copy was damaged: fetched again
+            shard = open_shard(files, place.shard)  # the cached copy was damaged: fetched again
         with self._lock:
             self._open[which] = shard
             while len(self._open) > OPEN_SHARDS:
@@ -358,27 +361,6 @@ class ShardSource:
         return frames.sat_shards(
             video.reported, fps, duration_s, wish, self._settings.crop(position)
         )
-
-
-def _opened(files: LocalFiles, entry: ShardEntry) -> OpenShard:
-    """Open a shard and make sure that its members are those of the manifest."""
-    url = f"{files.storage.url}/{entry.name}"
-    with files.open(entry.name) as file:
-        index = index_shard(file, entry.bytes, url)
-        digest = index_digest(index)
-        if digest != entry.index_sha256:
-            raise changed(files.storage.url, entry, "index", entry.index_sha256, digest)
-        return OpenShard(url, os.dup(file.fileno()), index.samples())
-
-
-def _check_content(url: str, entry: ShardEntry, path: Path) -> None:
-    """Check a downloaded shard: its members, and its digest where the manifest has one."""
-    with path.open("rb") as file:
-        digest = index_digest(index_shard(file, entry.bytes, f"{url}/{entry.name}"))
-    if digest != entry.index_sha256:
-        raise changed(url, entry, "index", entry.index_sha256, digest)
-    if entry.sha256 is not None and (found := file_sha256(path)) != entry.sha256:
-        raise changed(url, entry, "sha256", entry.sha256, found)
 
 
 def _number(facts: Mapping[str, object], name: str) -> float | None:

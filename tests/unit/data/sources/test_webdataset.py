@@ -198,3 +198,16 @@ def test_the_fingerprint_is_the_same_in_another_place(packed: Path, tmp_path: Pa
         os.utime(path, (9, 9))
 
     assert opened(copy, tmp_path).fingerprint() == opened(packed, tmp_path).fingerprint()
+
+
+def test_another_sidecar_is_other_data(tmp_path: Path, blob: bytes) -> None:
+    write_shard(tmp_path / "d" / "x.tar", [("a.mp4", blob), ("a.id", b"17")])
+    sidecar = tmp_path / "d" / "x.meta.jsonl"
+    fingerprints = []
+    for caption in ("one", "two"):
+        sidecar.write_text(json.dumps({"key": "17", "caption": caption}))
+        fingerprints.append(opened(tmp_path / "d", tmp_path).fingerprint())
+
+    assert fingerprints[0] != fingerprints[1]
+    sidecar.write_text(json.dumps({"key": "17", "caption": "one"}))
+    assert opened(tmp_path / "d", tmp_path).fingerprint() == fingerprints[0]
