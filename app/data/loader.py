@@ -19,6 +19,7 @@ from types import TracebackType
 from app.config.schema.data import QuarantineConfig
 from app.data.batch import Batch, Collate, Item, collate, with_names
 from app.data.cursor import Cursor
+from app.data.lookahead import Lookahead
 from app.data.order import Order
 from app.data.quarantine import Filled, Filler, Quarantine, SampleId, left_out, sample_id, shard_id
 from app.data.share import Share
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 
 # Decoded samples in memory at once, whatever the number of workers (49x480x720: 42 of them).
 MOST_DECODED_BYTES = 2 << 30
-LOOKAHEAD_SAMPLES = 512  # how far shards are announced to the prefetcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class LoaderSettings:
     num_workers: int = 1  # threads with a decoder each; 0 decodes when a batch is asked for
     prefetch_factor: int = 4  # samples per worker
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
+    prefetch_s: float = 120.0  # of training: how far shards are announced to the downloader
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class Loader:
         self._identity = identity
         self._settings = settings
         self._collate = collate_fn or collate
+        self._lookahead = Lookahead(settings.prefetch_s)
         self._waited_s = 0.0
         self._closed = False
         self._pool = (
@@ -175,9 +177,10 @@ class Loader:
                 yield _Planned(positions, [self.order.index(p) for p in positions])
 
     def _announce(self, plan: Iterator[_Planned], ahead: deque[_Planned]) -> None:
-        """Tell the source about the reads of the next LOOKAHEAD_SAMPLES samples."""
+        """Tell the source about the reads of the next `prefetch_s` seconds."""
         size = self.share.micro_batch
-        while (len(ahead) + 1) * size <= max(LOOKAHEAD_SAMPLES, size):
+        most = max(self._lookahead.samples(), size)
+        while (len(ahead) + 1) * size <= most:
             planned = next(plan, None)
             if planned is None:
                 return
@@ -220,6 +223,7 @@ class Loader:
             self.quarantine.note(one.bad)
         items = [one.item for one in filled]
         self._waited_s += time.monotonic() - began
+        self._lookahead.note(len(items))
         return with_names(self._collate(items), items, planned.positions)
 
 

@@ -79,7 +79,12 @@ def open_loader(config: DataConfig, request: LoaderRequest) -> Loader:
         _Owner(sources, settings),
         found.order,
         found.share,
-        settings=LoaderSettings(config.num_workers, config.prefetch_factor, config.quarantine),
+        settings=LoaderSettings(
+            num_workers=config.num_workers,
+            prefetch_factor=config.prefetch_factor,
+            prefetch_s=config.prefetch_s,
+            quarantine=config.quarantine,
+        ),
         identity=found.identity,
         collate_fn=request.collate_fn,
     )

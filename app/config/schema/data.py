@@ -89,6 +89,7 @@ class DataConfig:
     cache_dir: str | None = None  # ours: shard cache; None: on the node's disk
     cache_gib: float = 20.0  # ours
     prefetch_gib: float = 4.0  # ours: shards downloaded ahead, per rank
+    prefetch_s: float = 120.0  # ours: seconds of training that shards are downloaded ahead
     missing_captions: str = "error"  # ours: or "empty", which trains on ""
     temporal_crop: str = "start"  # ours: or "random", keyed by the position in the order
     on_changed_shard: str = "error"  # ours: or "rescan"

@@ -46,6 +46,7 @@ CACHE = (
     Field("cache_dir", optional(text()), None),
     Field("cache_gib", real(above=0), 20.0),
     Field("prefetch_gib", real(above=0), 4.0),
+    Field("prefetch_s", real(above=0), 120.0),
     Field("missing_captions", choice("error", "empty"), "error"),
     Field("temporal_crop", choice("start", "random"), "start"),
     Field("on_changed_shard", choice("error", "rescan"), "error"),
