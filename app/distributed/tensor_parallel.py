@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from app.distributed.groups import ProcessGroups
 from app.distributed.rank import check_copies
 from app.distributed.rank_group import RankGroup
+from app.errors import DataError
 
 
 def split_ranks(groups: ProcessGroups, size: int) -> ProcessGroups:
@@ -44,15 +46,31 @@ def of_first_rank(value: Mapping[str, Any], group: RankGroup) -> dict[str, Any]:
 
     Args:
         value: not looked at on the other ranks.
+
+    Raises:
+        DataError: on the first rank, which then leaves the others: a value cannot travel.
     """
     if group.size == 1:
         return dict(value)
     own = dict(value) if group.rank == 0 else {}
     tensors = {name: item for name, item in own.items() if isinstance(item, Tensor)}
     outline = {name: [list(t.shape), str(t.dtype)[6:]] for name, t in tensors.items()}
-    plain = {name: item for name, item in own.items() if name not in tensors}
+    plain = {name: _plain(name, item) for name, item in own.items() if name not in tensors}
     names, plain, outline = group.broadcast_json([list(own), plain, outline])
     for name, (shape, dtype) in outline.items():
         empty = torch.empty(shape, dtype=getattr(torch, dtype))
         plain[name] = group.broadcast(tensors.get(name, empty))
     return {name: plain[name] for name in names}
+
+
+def _plain(name: str, item: object) -> object:
+    try:
+        json.dumps(item)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"a batch holds '{name}' of type {type(item).__name__}, which cannot be sent to the "
+            "processes that share the network",
+            where="the batch of the data loader",
+            mend="give tensors, numbers, texts and lists of these, or model_parallel_size 1",
+        ) from None
+    return item

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from app.conversion.export import export_diffusers
+from app.distributed.rank_group import RankGroup
+from app.models.dit.parallel import own_part
 from app.models.dit.transformer import DiffusionTransformer
 from tests.distributed.gang import outputs, run_gang
-from tests.support.networks import tiny
+from tests.distributed.weights_peer import digest, shared_config
 
 PEER = "tests/distributed/weights_peer.py"
 
 
-def digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy()).hexdigest()
-
-
 def test_every_rank_gets_the_tensors_of_the_file_in_the_dtype_of_the_run(tmp_path: Path) -> None:
-    config = tiny("5b")
+    config = shared_config()
     network = DiffusionTransformer(config)
     export_diffusers(tmp_path / "model", dict(network.named_parameters()), config)
 
@@ -30,8 +24,13 @@ def test_every_rank_gets_the_tensors_of_the_file_in_the_dtype_of_the_run(tmp_pat
 
     reports = [json.loads(text) for text in outputs(ended)]
     expected = {name: digest(p.bfloat16()) for name, p in network.named_parameters()}
-    assert [report["asked"] for report in reports] == [[0], [], []]
-    for report in reports:
+    assert [report["asked"] for report in reports] == [[0, 0, 0], [], []]
+    for rank, report in enumerate(reports):
+        assert report["own"] == expected
+        assert report["part"] == {
+            name: digest(own_part(name, p.bfloat16(), RankGroup(rank, 3)))
+            for name, p in network.named_parameters()
+        }
         assert report["kind"] == "diffusers"
         assert report["where"] == str(tmp_path / "model")
         assert report["digests"] == expected
