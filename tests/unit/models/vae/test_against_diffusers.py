@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
-from app.config.schema.vae import VAEConfig, VAEPartConfig
+from app.config.schema.vae import VAEConfig, VAEMemoryConfig, VAEPartConfig
 from app.models.vae.autoencoder import VideoAutoencoder
 
 PART = VAEPartConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, z_channels=4)
@@ -79,6 +79,27 @@ def test_encode_of_a_short_clip_is_the_same(
     other = theirs._encode(video(frames).transpose(1, 2)).transpose(1, 2)
     moments = torch.cat([posterior.mean, posterior.logvar], dim=2)
     torch.testing.assert_close(moments, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [17, 25])
+def test_encode_of_a_long_clip_is_that_of_diffusers_without_its_pieces(
+    pair: tuple[VideoAutoencoder, AutoencoderKLCogVideoX], frames: int
+) -> None:
+    """diffusers cuts an encode into 8 frames, each with statistics of its own; we never do."""
+    ours, theirs = pair
+    clip = video(frames)
+    whole, _ = theirs.encoder(clip.transpose(1, 2))
+    cut = theirs._encode(clip.transpose(1, 2))
+
+    found = ours.encode(clip)
+    ours.memory = VAEMemoryConfig(encode_frames=8)
+    streamed = ours.encode(clip)
+    ours.memory = VAEMemoryConfig()
+
+    for posterior in (found, streamed):
+        moments = torch.cat([posterior.mean, posterior.logvar], dim=2).transpose(1, 2)
+        torch.testing.assert_close(moments, whole, rtol=0, atol=1e-5)
+        assert (moments - cut).abs().max() > 1e-2
 
 
 def test_whole_clip_decode_is_the_same(

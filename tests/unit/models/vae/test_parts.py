@@ -119,16 +119,17 @@ def test_tiles_that_overlap_by_more_than_the_layers_reach_give_the_untiled_value
 
 
 def test_tiles_of_a_smooth_clip_are_close(vae: VideoAutoencoder) -> None:
-    # A picture of waves, not noise; 5 latents of overlap, half of what the layers reach.
+    # A picture of waves, not noise. Of 8 latents of overlap 3 on either side do not count: of the
+    # 10 that the layers reach, the nearest 3.
     y, x = torch.meshgrid(torch.linspace(0, 9, 80), torch.linspace(0, 13, 128), indexing="ij")
     t = torch.arange(9.0)[:, None, None, None]
     clip = torch.sin(y + x * torch.tensor([0.5, 1.0, 1.5])[:, None, None] + 0.3 * t)[None]
     posterior = vae.encode(clip)
     pixels = vae.decode(posterior.mode())
 
-    vae.memory = VAEMemoryConfig(tile_size=(80, 88), tile_overlap=40, encode_frames=4)
+    vae.memory = VAEMemoryConfig(tile_size=(80, 96), tile_overlap=64, encode_frames=4)
 
-    assert 0 < relative_rms(vae.encode(clip).mode(), posterior.mode()) < 0.2
+    assert 0 < relative_rms(vae.encode(clip).mode(), posterior.mode()) < 0.1
     assert 0 < relative_rms(vae.decode(posterior.mode()), pixels) < 0.03
 
 
