@@ -1,9 +1,10 @@
 """One of the ranks that share a transformer: each case against the same network in one process.
 
-    tensor_peer.py KIND:OPTION,OPTION ...
+    tensor_peer.py RANKS/KIND:OPTION,OPTION ...
 
-prints, per case, the largest deviation of the output and of the gradients. Errors are relative to
-the largest entry of a tensor, where that is above 1.
+where RANKS, the first ones of the gang, share the network. Prints, per case, the largest deviation
+of the output and of the gradients. Errors are relative to the largest entry of a tensor, where that
+is above 1.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from app.config.schema.model import DiTConfig, LoraConfig
@@ -126,9 +128,16 @@ def main() -> int:
     torch.set_num_threads(1)
     rank = RankInfo.from_environment(os.environ)
     with process_groups(rank, device=torch.device("cpu"), join_s=60) as alone:
-        groups = split_ranks(alone, rank.world_size)
-        check_batch(groups.tensor)
-        print(json.dumps([compared(case, groups.tensor) for case in sys.argv[1:]]))
+        everyone = split_ranks(alone, rank.world_size).tensor
+        check_batch(everyone)
+        pair = RankGroup(rank.rank, 2, dist.new_group([0, 1]))
+        reports = []
+        for asked in sys.argv[1:]:
+            size, _, case = asked.partition("/")
+            group = everyone if int(size) == rank.world_size else pair
+            if rank.rank < group.size:
+                reports.append({"size": group.size, **compared(case, group)})
+        print(json.dumps(reports))
     return 0
 
 

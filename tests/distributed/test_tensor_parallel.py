@@ -32,25 +32,24 @@ ON_THREE = ("2b:six", "2b:thirty", "2b:six,swiglu,rms,recompute", "2b:six,dropou
 
 @pytest.fixture(scope="module")
 def found() -> dict[tuple[int, str], list[dict[str, Any]]]:
-    """World size and case -> the reports of all ranks."""
+    """Number of ranks that share and case -> the reports of all of these."""
     reports: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for world, cases in ((2, ON_TWO), (3, ON_THREE)):
-        ended = run_gang([PEER, *cases], ranks=range(world), world_size=world)
-        for text in outputs(ended):
-            for report in json.loads(text):
-                reports.setdefault((world, report["case"]), []).append(report)
+    cases = [*(f"2/{case}" for case in ON_TWO), *(f"3/{case}" for case in ON_THREE)]
+    for text in outputs(run_gang([PEER, *cases], ranks=range(3), world_size=3)):
+        for report in json.loads(text):
+            reports.setdefault((report["size"], report["case"]), []).append(report)
     return reports
 
 
 @pytest.mark.parametrize(
-    ("world", "case"), [*((2, case) for case in ON_TWO), *((3, case) for case in ON_THREE)]
+    ("size", "case"), [*((2, case) for case in ON_TWO), *((3, case) for case in ON_THREE)]
 )
 def test_output_and_gradients_are_those_of_one_process(
-    world: int, case: str, found: dict[tuple[int, str], list[dict[str, Any]]]
+    size: int, case: str, found: dict[tuple[int, str], list[dict[str, Any]]]
 ) -> None:
-    reports = found[world, case]
+    reports = found[size, case]
 
-    assert len(reports) == world
+    assert len(reports) == size
     for report in reports:
         assert report["output"] <= TOLERANCE
         assert report["gradient"] <= TOLERANCE, report["worst"]
