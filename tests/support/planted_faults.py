@@ -112,7 +112,7 @@ FAULTS: dict[str, tuple[Make, str]] = {
     ),
     "one-frame": (lambda path: encode(path, frames=1, options=["-crf", "0"]), "too_short"),
     "garbled": (garbled, "undecodable"),
-    "zeroed-tail": (zeroed_tail, "undecodable"),
+    "zeroed-tail": (zeroed_tail, "damaged"),
     "bomb": (lying_size, "too_large"),
     "av1": (
         lambda path: lavfi(path, "-c:v libaom-av1 -cpu-used 8 -pix_fmt yuv420p"),
