@@ -8,14 +8,17 @@ import time
 from pathlib import Path
 
 from app.cli import output
+from app.config.load import load_config
 from app.config.schema.buckets import parse_bucket
 from app.errors import DataError
+from app.registry import TARGETS
 from app.run.data_check import (
     DEFAULT_BUCKETS,
     DEFAULT_FPS,
     MOST_TOKENS,
     CheckRequest,
     CheckResult,
+    as_configured,
     check_data,
 )
 
@@ -23,6 +26,7 @@ EXAMPLES = """examples:
   cogvx data check ./disney
   cogvx data check s3://bucket/shards --json > report.json
   cogvx data check './shards/x-{000..012}.tar' --t5 ./t5-v1_1-xxl --png dataset.png
+  cogvx data check ./disney --base configs/cogvideox_2b_lora.yaml configs/sft.yaml
   cogvx data check ./disney --bucket 49x480x720 --bucket 17x480x720 --fps 8
 
 The exit code is 0 for a dataset without a fault and 65 for one with faults.
@@ -77,6 +81,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="whether a clip without a caption is a fault (default: %(default)s)",
     )
     parser.add_argument(
+        "--base",
+        nargs="+",
+        metavar="FILE",
+        help="take sizes, captions and limits from a run's configuration",
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         default=min(os.cpu_count() or 1, MOST_WORKERS),
@@ -100,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
         workers=max(1, args.workers),
         png=args.png,
     )
+    if args.base:
+        request = as_configured(request, load_config(["--base", *args.base], TARGETS))
     told = time.monotonic()
     with output.progress("checking", total=0) as bar:
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.config.schema.buckets import Bucket
+from app.config.schema.data import SFTDataConfig, ShardDataConfig
+from app.config.schema.run import RunConfig
 from app.data.buckets import ClipSize, best_bucket
 from app.data.check import Census, Progress, ScanSettings, check_dataset
 from app.data.check_clip import CheckRules, Wanted
 from app.data.shard_text import TextRules
-from app.errors import DataError
+from app.data.source import EMPTY
+from app.errors import ConfigError, DataError
 from app.models.text.t5 import load_tokenizer
 from app.run.data_picture import data_picture
 from app.storage.fetch import fetch
@@ -58,6 +61,35 @@ class CheckRequest:
     skip_frames: int = 0
     workers: int = 2
     png: Path | None = None
+
+
+def as_configured(request: CheckRequest, config: RunConfig) -> CheckRequest:
+    """The request with the sizes, names and limits of a run's configuration.
+
+    Raises:
+        ConfigError: the configuration has no `data` section, or a class of the user's own.
+    """
+    data, model = config.data, config.model
+    params = data.params if data is not None else None
+    if data is None or not isinstance(params, SFTDataConfig | ShardDataConfig):
+        raise ConfigError(
+            "the configuration says nothing about videos",
+            where="--base",
+            mend="add a recipe such as configs/sft.yaml",
+        )
+    if isinstance(params, ShardDataConfig):
+        one_size = Bucket(params.num_frames, *params.image_size)
+        request = replace(request, txt_key=params.txt_key, meta_names=params.meta_names)
+    else:
+        one_size = Bucket(params.max_num_frames, *params.video_size)
+    return replace(
+        request,
+        most_tokens=model.conditioner.text.max_length if model else request.most_tokens,
+        may_lack_captions=data.missing_captions == EMPTY,
+        buckets=data.buckets or (one_size,),
+        fps=params.fps,
+        skip_frames=int(params.skip_frms_num),
+    )
 
 
 @dataclass(frozen=True, slots=True)

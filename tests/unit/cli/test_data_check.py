@@ -9,6 +9,7 @@ import pytest
 
 from app.cli.main import main
 from tests.support.clip_files import write_folder
+from tests.support.configs import layer, path_of
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,28 @@ def test_the_picture_is_a_png_with_histograms_above_the_clips(faulty: Path, tmp_
     assert len(pixels) == rows * (1 + 3 * columns)
     line = pixels[(490 + 20) * (1 + 3 * columns) :][1 : 1 + 3 * 128 * 5]
     assert len(set(line)) == 5  # five gray frames of 128 columns
+
+
+def test_a_configuration_gives_sizes_and_limits(
+    faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = layer(
+        tmp_path,
+        {
+            "data": {
+                "target": "data_video.SFTDataset",
+                "params": {"video_size": [48, 64], "fps": 8, "max_num_frames": 17},
+                "missing_captions": "empty",
+            },
+        },
+    )
+
+    main(["data", "check", str(faulty), "--json", "--base", path_of("tiny/tiny"), recipe])
+
+    report = json.loads(capsys.readouterr().out)
+    # 20, 21 and 22 frames, of which 3 at both ends are left out: only 22 leave 16, none 17.
+    assert report["buckets"] == {"17x48x64": 0, "shorter than every bucket": 3, "not usable": 1}
+    assert [problem["reason"] for problem in report["problems"]] == ["not_a_video"]
 
 
 def test_a_bucket_that_cannot_be_is_refused(
