@@ -54,6 +54,7 @@ def assemble(
     }
     values = resolved.values
     model = read_model(sections["model"], "model", context) if "model" in sections else None
+    _take_degree(model, resolved)
     data = read_data(sections["data"], "data", context) if "data" in sections else None
     training, deepspeed = _training(merged, resolved, context)
     if deepspeed is not None:
@@ -239,10 +240,24 @@ def _adjusted(
     return model
 
 
+def _take_degree(model: ModelConfig | None, resolved: Values) -> None:
+    """`transformer_args.model_parallel_size` counts where the argument says 1, as stock files do.
+
+    Upstream wants the same number in both places.
+    """
+    network = model.network.params if model is not None else None
+    if isinstance(network, DiTConfig) and resolved.values["model_parallel_size"] == 1:
+        resolved.values["model_parallel_size"] = network.model_parallel_size
+        if network.model_parallel_size > 1:
+            resolved.origins["model_parallel_size"] = (
+                "model.network_config.params.transformer_args.model_parallel_size"
+            )
+
+
 def _shared(
     model: ModelConfig, resolved: Values, problems: Problems, *, trains: bool
 ) -> ModelConfig:
-    """The number of ranks that share the network: the argument's; sampling never shares it."""
+    """The number of ranks that share the network; sampling never shares it."""
     network, size = model.network.params, resolved.values["model_parallel_size"]
     size = size if trains else 1
     where = "args.model_parallel_size"
@@ -257,7 +272,7 @@ def _shared(
         problems.add(
             f"transformer_args.model_parallel_size is {inside}, args.model_parallel_size {size}",
             where=where,
-            mend="the argument decides: leave the key of transformer_args at 1",
+            mend="give the number once: leave the other one at 1",
         )
         return model
     try:

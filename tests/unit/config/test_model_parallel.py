@@ -42,15 +42,25 @@ def test_an_mlp_of_an_odd_width_leaves_fewer_degrees() -> None:
     assert "use one of 1, 2" in found[0]
 
 
-def test_the_argument_decides_and_another_number_in_the_model_is_a_mistake() -> None:
-    words = base("tiny/tiny", "tiny/tiny_train")
+@pytest.mark.parametrize("words", [(), ("--model-parallel-size", "2")])
+def test_the_key_of_the_network_counts_too(words: tuple[str, ...]) -> None:
+    stock = base("cogvideox_2b", "sft")  # says 1 in both places
 
-    found = mistakes(*words, f"{TRANSFORMER}.model_parallel_size=2")
-    both = load(*words, f"{TRANSFORMER}.model_parallel_size=2", "--model-parallel-size", "2")
+    config = load(*stock, f"{TRANSFORMER}.model_parallel_size=2", *words)
 
-    assert "transformer_args.model_parallel_size is 2, args.model_parallel_size 1" in found[0]
-    assert both.model is not None
-    assert both.model.network.params.model_parallel_size == 2
+    assert config.model is not None
+    assert config.training is not None
+    assert config.model.network.params.model_parallel_size == 2
+    assert config.training.model_parallel_size == 2
+    assert config.arguments["model_parallel_size"] == 2
+
+
+def test_two_different_numbers_are_a_mistake() -> None:
+    inside = f"{TRANSFORMER}.model_parallel_size=2"
+
+    found = mistakes(*base("cogvideox_2b", "sft"), inside, "--model-parallel-size", "3")
+
+    assert "transformer_args.model_parallel_size is 2, args.model_parallel_size 3" in found[0]
 
 
 def test_sampling_gives_every_process_a_network_of_its_own() -> None:
