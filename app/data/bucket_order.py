@@ -67,6 +67,7 @@ class BucketOrder:
                 mend="check the data with `cogvx data check`: its videos cannot be used",
             )
         self._epoch = lru_cache(maxsize=4)(self._schedule_of_epoch)
+        self._place = lru_cache(maxsize=64)(self._place_of)  # asked for once per sample
 
     def bucket_of_step(self, step: int) -> int:
         """The bucket whose samples step `step` uses."""
@@ -99,7 +100,7 @@ class BucketOrder:
         assert j < batch, f"position {position} is beyond the batch of its bucket"
         return bucket, order, turn * batch + j
 
-    def _place(self, step: int) -> tuple[int, int]:
+    def _place_of(self, step: int) -> tuple[int, int]:
         """(bucket, how many steps it had before) of a step."""
         epoch = self._epoch_of(step)
         buckets, earlier = self._epoch(epoch)

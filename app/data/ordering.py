@@ -12,7 +12,7 @@ import numpy as np
 from app.config.schema.buckets import Bucket
 from app.data.bucket_batch import batches_by_cost
 from app.data.bucket_order import BucketOrder, share_of_buckets
-from app.data.buckets import training_bucket
+from app.data.buckets import ClipSize, training_bucket
 from app.data.clip import ClipShape
 from app.data.clip_shapes import SizedSource
 from app.data.cursor import Cursor
@@ -158,13 +158,13 @@ def assigned(sources: Sequence[Source], buckets: Sequence[Bucket]) -> np.ndarray
                 mend="leave the buckets out: a registered dataset has its own sizes",
             )
         wish = source.shape.wish
-        of = np.array(
-            [
-                -1 if size is None else training_bucket(size, buckets, wish.fps, wish.skip_frames)
-                for size in source.clip_sizes()
-            ],
-            dtype=np.int64,
-        )
+        places: dict[ClipSize | None, int] = {None: -1}  # sizes come again and again
+        of = np.empty(len(source), dtype=np.int64)
+        for index, size in enumerate(source.clip_sizes()):
+            if size not in places:
+                assert size is not None
+                places[size] = training_bucket(size, buckets, wish.fps, wish.skip_frames)
+            of[index] = places[size]
         shapes = [
             ClipShape(replace(wish, num_frames=bucket.frames), bucket.rows, bucket.columns)
             for bucket in buckets

@@ -24,7 +24,7 @@ from app.data.batch import Item
 from app.data.buckets import ClipSize
 from app.data.clip import ClipShape, checked_caption, read_clip
 from app.data.clip_shapes import ClipShapes, kept_sizes, range_reader
-from app.data.clip_sizes import Sizes, read_size
+from app.data.clip_sizes import Sizes, read_size, sizes_from_json
 from app.data.decode import VideoFacts
 from app.data.frames import FrameWish, Selection
 from app.data.local_files import LocalFiles
@@ -138,14 +138,20 @@ class ShardSource:
 
     def clip_sizes(self) -> Sizes:
         """Size and length of every video; kept beside each shard in `<shard>.sizes.json`."""
-        known: dict[tuple[int, str], Sizes] = {}
-        for place in self._places:
-            key = (place.folder, place.shard.name)
-            if key not in known:
-                known[key] = self._sizes_of(place)
-        return [size for place in self._places for size in known[place.folder, place.shard.name]]
+        places = list(dict.fromkeys(self._places))
+        with ThreadPoolExecutor(SIZE_READERS) as pool:
+            found = dict(zip(places, pool.map(self._kept_sizes, places), strict=True))
+        for place, sizes in found.items():
+            if sizes is None:
+                found[place] = self._found_sizes(place)
+        return [size for place in self._places for size in found[place] or ()]
 
-    def _sizes_of(self, place: _Place) -> Sizes:
+    def _kept_sizes(self, place: _Place) -> Sizes | None:
+        files = self._folders[place.folder].indexes
+        return sizes_from_json(files.read(sizes_key(place.shard.name)), place.shard.index_sha256)
+
+    def _found_sizes(self, place: _Place) -> Sizes:
+        """Look through a shard, one process of the node at a time, and keep what was found."""
         folder = self._folders[place.folder]
         index = folder.indexes.index(place.shard)
         storage, name = folder.storage, place.shard.name
