@@ -18,6 +18,7 @@ from tests.distributed.tensor_trainer import CLIPPING
 
 TRAINER = "tests/distributed/tensor_trainer.py"
 TOLERANCE = 1e-5
+BF16_TOLERANCE = 2e-3  # sums are rounded in another order
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"stage": 0},
@@ -25,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "zero 2": {"stage": 2, "accumulation": 2, "ema": True, "kind": "2b"},
     "zero 3": {"stage": 3},
     "lora": {"stage": 2, "lora": True},
+    "bf16": {"stage": 2, "precision": "bf16"},
     "dropout": {"stage": 1, "lora": True, "dropout": 0.2},
 }
 ON_FOUR = ("zero 1", "zero 2", "zero 3", "lora")  # dropout differs from copy to copy
@@ -106,9 +108,15 @@ def alone_again(folder: Path, shared: dict[str, Any]) -> dict[str, dict[str, Any
     return run(folder, ALONE, continued(folder, "two"))
 
 
-def assert_equal(found: dict[str, Any], expected: dict[str, Any], first: int = 0) -> None:
-    assert found["losses"] == pytest.approx(expected["losses"][first:], rel=TOLERANCE)
-    assert found["norms"] == pytest.approx(expected["norms"][first:], rel=1e-4)
+def bound(name: str) -> float:
+    return BF16_TOLERANCE if name == "bf16" else TOLERANCE
+
+
+def assert_equal(
+    found: dict[str, Any], expected: dict[str, Any], first: int = 0, *, within: float = TOLERANCE
+) -> None:
+    assert found["losses"] == pytest.approx(expected["losses"][first:], rel=within)
+    assert found["norms"] == pytest.approx(expected["norms"][first:], rel=10 * within)
     assert found["shapes"] == expected["shapes"]
     assert min(found["norms"]) > CLIPPING
 
@@ -131,7 +139,7 @@ def test_two_ranks_with_one_network_train_and_continue_a_save_as_one_process(
 def test_two_ranks_with_one_network_train_as_one_process(
     name: str, alone: dict[str, Any], shared: dict[str, Any]
 ) -> None:
-    assert_equal(shared[name], alone[name])
+    assert_equal(shared[name], alone[name], within=bound(name))
 
 
 @pytest.mark.slow
@@ -139,7 +147,7 @@ def test_two_ranks_with_one_network_train_as_one_process(
 def test_a_save_of_one_process_continues_on_two_that_share(
     name: str, alone: dict[str, Any], shared: dict[str, Any]
 ) -> None:
-    assert_equal(shared[f"{name} from one"], alone[name], first=3)
+    assert_equal(shared[f"{name} from one"], alone[name], first=3, within=bound(name))
 
 
 @pytest.mark.slow
@@ -147,7 +155,7 @@ def test_a_save_of_one_process_continues_on_two_that_share(
 def test_a_save_of_two_that_share_continues_in_one_process(
     name: str, alone: dict[str, Any], alone_again: dict[str, Any]
 ) -> None:
-    assert_equal(alone_again[f"{name} from two"], alone[name], first=3)
+    assert_equal(alone_again[f"{name} from two"], alone[name], first=3, within=bound(name))
 
 
 @pytest.mark.slow

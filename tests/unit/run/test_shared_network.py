@@ -18,7 +18,7 @@ from app.distributed.rank_group import RankGroup
 from app.errors import ConfigError
 from app.models.dit.parallel import own_part
 from app.models.dit.transformer import DiffusionTransformer
-from app.run.arguments import parse_args
+from app.run.arguments import parse_args, seed_from
 from app.run.attempt import Attempt
 from app.run.build import InitialWeights, build_network
 from app.telemetry.logging import LogContext
@@ -71,6 +71,17 @@ def test_processes_that_do_not_make_whole_networks_are_refused_before_they_meet(
     assert "start 2 or 4 processes" in caught.value.mend
     ranks(monkeypatch, 3, 4)
     assert parse_args([*TINY, *SHARED]).model_parallel_size == 2
+
+
+def test_ranks_that_share_a_network_have_the_same_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    for rank in range(4):
+        ranks(monkeypatch, rank, 4)
+        args = parse_args([*TINY, *SHARED, "--draws", "sat", "--seed", "10"])
+        seed_from(args)
+        seeds.append(args.seed)
+
+    assert seeds == [10, 10, 11, 11]
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny_lora"])
