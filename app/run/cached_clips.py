@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from app.config.schema.run import RunConfig
+from app.data.bad_clip import BadClipError
 from app.data.latent_cache import (
     FOLDER_NAME,
     SETTINGS_NAME,
     CacheSettings,
     LatentCache,
+    SampleRecord,
 )
 from app.data.source import Source, SourceSettings
-from app.data.sources.latents import Coverage, coverage, latent_source
+from app.data.sources.latents import (
+    Coverage,
+    content_of,
+    coverage,
+    latent_source,
+    sample_identity,
+    sample_name,
+)
 from app.errors import ConfigError
 from app.run.encode_settings import WEIGHTS, cache_settings, encode_command, shown
 from app.storage.objects import ObjectMissingError, Storage
-from app.storage.opening import open_storage
+from app.storage.opening import is_remote, open_storage
 
 log = logging.getLogger(__name__)
 
 NAMES_SHOWN = 5
+READERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +77,9 @@ class CachedClips:
         Raises:
             ConfigError: clips are missing or have changed; names the first ones.
         """
-        found = self.coverage(source, path)
+        found = coverage(source, self.cache.records(path), self.present)
+        if (found.changed or found.missing) and not is_remote(path):
+            found = self.compared(source, found)
         if found.changed or found.missing:
             raise self.incomplete(found, path)
         records = [record for record in found.records if record is not None]
@@ -86,8 +100,33 @@ class CachedClips:
             )
             return source
 
-    def coverage(self, source: Source, path: str) -> Coverage:
-        return coverage(source, self.cache.records(path), self.present)
+    def compared(self, source: Source, found: Coverage) -> Coverage:
+        """Look for the samples without a record by their content.
+
+        A folder that was copied to this node has other times, and the same clips. Only for local
+        files: those of a bucket keep their ETags, and would have to be downloaded.
+        """
+        lost = [index for index, record in enumerate(found.records) if record is None]
+        log.info("comparing clips with the latent cache by content", extra={"clips": len(lost)})
+        with ThreadPoolExecutor(READERS) as pool:
+            answers = pool.map(partial(self._by_content, source), lost)
+            kept = {index: record for index, record in zip(lost, answers, strict=True) if record}
+        names = {sample_name(source, index) for index in kept}
+        return Coverage(
+            records=tuple(kept.get(i, record) for i, record in enumerate(found.records)),
+            changed=tuple(name for name in found.changed if name not in names),
+            missing=tuple(name for name in found.missing if name not in names),
+        )
+
+    def _by_content(self, source: Source, index: int) -> SampleRecord | None:
+        try:
+            content = content_of(source, index)
+        except BadClipError:
+            return None  # `cogvx encode` says what is wrong with it
+        key = self.cache.key_of(content.video_sha256, content.caption)
+        size = self.present.get(key)
+        name, identity = sample_name(source, index), sample_identity(source, index)
+        return SampleRecord(name, identity, key, size, content.shown) if size else None
 
     def incomplete(self, found: Coverage, path: str) -> ConfigError:
         """The error of a cache that lacks clips of a dataset."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from app.data.share import Share
 from app.errors import ConfigError
 from app.run.cached_clips import CachedClips
 from tests.support.clip_files import encode as write_clip
-from tests.support.encoding import Inputs, write_inputs
+from tests.support.encoding import CAPTIONS, Inputs, write_inputs
 
 BUCKETS = "data.buckets=[9x32x64, 5x32x32]"
 
@@ -56,6 +58,30 @@ def test_every_clip_is_encoded_at_the_size_of_its_bucket(inputs: Inputs) -> None
             shapes.add((t, h, w))
         assert live.cursor(6) == encoded.cursor(6)
     assert shapes == {(3, 4, 8), (2, 4, 4)}
+
+
+@pytest.mark.parametrize("change", ["touched", "copied"])
+def test_a_copy_of_the_clips_is_known_by_its_content(
+    inputs: Inputs, tmp_path: Path, change: str
+) -> None:
+    clips = inputs.clips
+    (clips / "videos/e.mp4").unlink(missing_ok=True)
+    inputs.encode(BUCKETS)
+    if change == "touched":
+        os.utime(clips / "videos/c1.mp4", (1, 1))
+    else:
+        clips = Path(shutil.copytree(clips, tmp_path / "clips", copy_function=shutil.copy))
+    words = ("--latent-cache", str(inputs.cache), f"args.train_data=[{clips}]")
+    config = inputs.config(BUCKETS, *words)
+
+    with loader_of(config, CachedClips.of_run(config)) as loader:
+        batch = next(loader.batches(0, 1))
+
+    assert "latent_mean" in batch
+    (clips / "labels/c1.txt").write_text("another caption")
+    with pytest.raises(ConfigError, match="lacks 1 of 8 clips"):
+        loader_of(config, CachedClips.of_run(config))
+    (clips / "labels/c1.txt").write_text(CAPTIONS["c1"] or "")
 
 
 def test_a_cache_of_one_size_does_not_fit_a_run_with_buckets(
