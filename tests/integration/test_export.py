@@ -20,7 +20,8 @@ from app.conversion.loading import load_lora_weights, load_network_weights
 from app.models.conditioning import Conditioning
 from app.models.dit.transformer import DiffusionTransformer
 from app.registry import TARGETS
-from tests.support.tiny_run import TinyWorld, cogvx
+from tests.support.configs import CONFIGS
+from tests.support.tiny_run import TinyWorld, cogvx, frozen_parts_at
 
 VALIDATE = ("args.valid_data=[s3://clips/valid]", "args.eval_interval=3", "args.eval_iters=1")
 LEARN = ("args.train_iters=3", "args.lr=0.02")
@@ -144,3 +145,24 @@ def test_a_sample_video_has_the_frames_and_size_of_the_clips(exported: Exported)
 
     frames = np.frombuffer(raw, np.uint8).reshape(-1, 32, 64, 3)
     assert len(frames) == 9
+
+
+def test_a_run_samples_as_its_export_does(
+    exported: Exported, world: TinyWorld, tmp_path: Path
+) -> None:
+    environment = world.environment(tmp_path / "tmp")
+    asked = ("--prompt", "a red ball", "--batch-size", "1", "--seed", "3")
+    fast = "model.sampler_config.params.num_steps=2"
+
+    def video(name: str, *words: str) -> bytes:
+        ended = cogvx(["sample", *words, *asked, "--out", str(tmp_path / name), fast], environment)
+        assert ended.code == 0, ended.err[-3000:]
+        return (tmp_path / name / "0_a_red_ball/0/000000.mp4").read_bytes()
+
+    lora = str(CONFIGS / "tiny/tiny_lora.yaml")
+    files = ("--load", str(exported.full), "--lora", str(exported.lora))
+    parts = frozen_parts_at("s3://weights/tiny")
+
+    assert video("run", "--run", "s3://runs/exported-lora") == video(
+        "files", "--base", lora, *files, *parts
+    )
