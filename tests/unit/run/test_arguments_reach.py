@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -335,15 +336,17 @@ def test_distributed_backend_is_the_one_that_is_joined_with(
     asked: list[str | None] = []
 
     @contextmanager
-    def join(rank: RankInfo, *, device: torch.device, backend: str | None) -> Iterator[str]:
+    def join(
+        rank: RankInfo, *, device: torch.device, backend: str | None
+    ) -> Iterator[SimpleNamespace]:
         asked.append(backend)
-        yield "groups"
+        yield SimpleNamespace(rank=rank)
 
     monkeypatch.setattr("app.distributed.groups.process_groups", join)
     for backend in ("gloo", "nccl"):
         args = parse_args([*TINY, "--distributed-backend", backend])
         start_distributed(args)
-        assert args.groups == "groups"
+        assert args.groups.rank.world_size == 1
     leave_distributed()
 
     assert asked == ["gloo", "nccl"]
