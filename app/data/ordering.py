@@ -121,8 +121,6 @@ def _in_buckets(
         by_cost = batches_by_cost(costs, share.batch, parts)
         for which, size in zip(filled, by_cost, strict=True):
             batches[which] = size
-        for which in set(range(len(buckets))) - set(filled):
-            batches[which] = parts  # never used
     order = BucketOrder(
         counts, of, batches, lambda part, batch: _over_all(part, batch, wish), wish.seed
     )
