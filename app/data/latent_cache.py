@@ -170,6 +170,12 @@ class LatentCache:
         self.storage.write_small(dataset_folder(dataset) + part.name, data)
 
 
+def damaged(known: Mapping[str, Sequence[SampleRecord]], present: Mapping[str, int]) -> set[str]:
+    """Entries that are there with another size than they were written with."""
+    records = (record for several in known.values() for record in several if record.key)
+    return {one.key for one in records if present.get(one.key, one.size_bytes) != one.size_bytes}
+
+
 def shard_key(key: str) -> str:
     """Where an entry lies below its settings."""
     return f"shards/{key[:2]}/{key}{SUFFIX}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,9 @@ from app.data.latent_cache import (
     CacheSettings,
     LatentCache,
     SampleRecord,
+    damaged,
 )
+from app.data.originals import Originals
 from app.data.source import Source, SourceSettings
 from app.data.sources.latents import (
     Coverage,
@@ -77,9 +79,11 @@ class CachedClips:
         Raises:
             ConfigError: clips are missing or have changed; names the first ones.
         """
-        found = coverage(source, self.cache.records(path), self.present)
-        if (found.changed or found.missing) and not is_remote(path):
-            found = self.compared(source, found)
+        known = self.cache.records(path)
+        found = coverage(source, known, self.present)
+        is_local = isinstance(source, Originals) and not is_remote(path)
+        if (found.changed or found.missing) and is_local:
+            found = self.compared(source, found, damaged(known, self.present))
         if found.changed or found.missing:
             raise self.incomplete(found, path)
         records = [record for record in found.records if record is not None]
@@ -100,8 +104,8 @@ class CachedClips:
             )
             return source
 
-    def compared(self, source: Source, found: Coverage) -> Coverage:
-        """Look for the samples without a record by their content.
+    def compared(self, source: Source, found: Coverage, cut: Collection[str]) -> Coverage:
+        """Look for the samples without a record by their content, except for entries that are cut.
 
         A folder that was copied to this node has other times, and the same clips. Only for local
         files: those of a bucket keep their ETags, and would have to be downloaded.
@@ -110,7 +114,8 @@ class CachedClips:
         log.info("comparing clips with the latent cache by content", extra={"clips": len(lost)})
         with ThreadPoolExecutor(READERS) as pool:
             answers = pool.map(partial(self._by_content, source), lost)
-            kept = {index: record for index, record in zip(lost, answers, strict=True) if record}
+            pairs = zip(lost, answers, strict=True)
+            kept = {index: one for index, one in pairs if one and one.key not in cut}
         names = {sample_name(source, index) for index in kept}
         return Coverage(
             records=tuple(kept.get(i, record) for i, record in enumerate(found.records)),

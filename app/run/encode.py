@@ -29,7 +29,7 @@ from app.config.schema.run import RunConfig
 from app.config.schema.vae import VAEConfig
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
-from app.data.latent_cache import LatentCache, Part, SampleRecord, shard_key
+from app.data.latent_cache import LatentCache, Part, SampleRecord, damaged, shard_key
 from app.data.latent_entry import LatentEntry
 from app.data.opening import LoaderRequest, open_source
 from app.data.ordering import assigned
@@ -205,6 +205,10 @@ class _Job:
         self._encoder = encoder
         self._datasets = datasets
         self._present = cache.present()
+        self._damaged = {key for data in datasets for key in damaged(data.known, self._present)}
+        for key in self._damaged:
+            log.warning("an entry is cut, it is made again", extra={"entry": key})
+            del self._present[key]
         self._records: dict[str, list[SampleRecord]] = {}
         self._unwritten: deque[Future[None]] = deque()
         self._told_s = time.monotonic()
@@ -311,7 +315,7 @@ class _Job:
             )
             return record
         size = self._present.get(record.key)
-        if size is None:
+        if size is None and record.key not in self._damaged:
             size = self._cache.size_of(record.key)
         if size is not None or prepared.item is None:
             self.report.found += 1

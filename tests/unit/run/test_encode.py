@@ -269,15 +269,20 @@ def test_a_job_that_was_stopped_goes_on_where_it_was(inputs: Inputs) -> None:
     assert counts(report) == (5, 5 - stopped, stopped)
 
 
-def test_an_entry_that_is_gone_is_made_again(inputs: Inputs) -> None:
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_an_entry_that_is_gone_or_cut_is_made_again(inputs: Inputs, damage: str) -> None:
     inputs.encode()
-    gone = next(iter(inputs.cache.glob("*/shards/*/*")))
-    gone.unlink()
+    path = next(iter(inputs.cache.glob("*/shards/*/*")))
+    whole = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:-1])
 
     report = inputs.encode()
 
     assert counts(report) == (5, 1, 4)
-    assert gone.is_file()
+    assert path.read_bytes() == whole
 
 
 def test_a_failed_upload_publishes_no_list(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
