@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from app.data.check_clip import CheckedClip, CheckRules, Problem, Sample, check_sample
-from app.data.check_sources import Found, open_dataset
+from app.data.check_sources import DAMAGED, Found, open_dataset
 from app.data.decode import DecoderOfThread
 from app.data.shard_text import TextRules
 
@@ -83,7 +83,8 @@ def check_dataset(
     finally:
         decoders.close()
     if found.kind == "shards":
-        found.problems += _repeated(clips)
+        damaged = {one.source for one in found.problems if one.reason == DAMAGED}
+        found.problems += _repeated(clip for clip in clips if clip.source not in damaged)
     return _census(found, clips)
 
 
@@ -109,7 +110,8 @@ def _pictures(clips: Iterable[CheckedClip]) -> list[CheckedClip]:
 def _repeated(clips: Iterable[CheckedClip]) -> list[Problem]:
     """Samples that lie in two shards under one key with one content: packed twice.
 
-    A key alone may come again: many datasets number the samples of each shard anew.
+    A key alone may come again: many datasets number the samples of each shard anew. What is left
+    of a damaged shard does not count: a whole copy of it may lie beside it.
     """
     first: dict[tuple[str, bytes], str] = {}
     problems = []

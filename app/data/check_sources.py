@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from app.storage.objects import Entry, ObjectMissingError, Storage
 from app.storage.opening import is_remote, open_storage
 
 OTHER_VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".webm")
-Note = Callable[[Problem], None]
+DAMAGED = "damaged_shard"
 
 
 @dataclass(slots=True)
@@ -229,7 +229,7 @@ def _samples_of(shard: _Shard, known: ShardEntry | None, found: Found) -> Iterat
         found.problems.append(Problem(shard.url, shard.name, "unreadable", str(problem)))
         return
     if damage is not None:
-        found.problems.append(Problem(shard.url, shard.name, "damaged_shard", damage))
+        found.problems.append(Problem(shard.url, shard.name, DAMAGED, damage))
     elif known is not None and known.sha256 not in (None, file_sha256(shard.path)):
         detail = "its content is not what the manifest says (sha256)"
         found.problems.append(Problem(shard.url, shard.name, "changed_shard", detail))

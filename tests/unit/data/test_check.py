@@ -155,6 +155,15 @@ def test_one_key_in_two_shards_is_a_fault_only_with_the_same_content(
     ]
 
 
+def test_a_cut_copy_of_a_good_shard_is_one_fault(tmp_path: Path, video: bytes) -> None:
+    members = [(f"{n}.{s}", d) for n in "abcd" for s, d in (("mp4", video), ("txt", b"words"))]
+    whole = tar_bytes(members)
+    (tmp_path / "x-0.tar").write_bytes(whole)
+    (tmp_path / "x-1.tar").write_bytes(whole[: len(whole) * 4 // 5])
+
+    assert reasons(check(tmp_path)) == [("x-1.tar", "damaged_shard")]
+
+
 def test_packed_shards_are_compared_with_their_manifest(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "clips", {"a": "one", "b": "two", "c": "three"})
     out = tmp_path / "shards"
