@@ -160,7 +160,7 @@ def test_the_loss_sees_the_weights(tmp_path: Path) -> None:
 def test_captions_are_never_dropped(tmp_path: Path) -> None:
     made = evaluator(tmp_path)
 
-    encoded, captions = made._encoded([0, 1, 2, 3])
+    encoded, captions, _ = made._encoded([0, 1, 2, 3])
 
     assert captions == ["x", "xx", "xxx", "xxxx"]
     lengths = encoded.conditioning.text[:, 0, 0] / 0.1
