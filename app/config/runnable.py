@@ -120,7 +120,8 @@ def check_encodable(config: RunConfig) -> None:
 
 def _schemes(config: RunConfig, problems: Problems) -> None:
     """Paths are local or s3://; anything else is refused here, not after minutes of starting."""
-    paths = {"args.load": config.arguments["load"], "args.save": config.arguments["save"]}
+    names = ("load", "save", "latent_cache")
+    paths = {f"args.{name}": config.arguments[name] for name in names}
     if config.model is not None:
         text = config.model.conditioner.text.model_dir
         paths["model.conditioner_config.params.emb_models.0.params.model_dir"] = text

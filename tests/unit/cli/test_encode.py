@@ -120,6 +120,16 @@ def test_load_and_save_need_not_be_there_but_data_must(
     assert "'train_data' is missing" in capsys.readouterr().err
 
 
+def test_a_cache_in_a_storage_that_is_not_built_is_found_before_the_start(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [*TINY, "--latent-cache", "gs://bucket/latents", "--save", "runs", "--run-id", "a"]
+
+    assert main(["train", *words]) == 78
+
+    assert "'gs://bucket/latents' cannot be used" in capsys.readouterr().err
+
+
 def test_help_shows_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "--help"]) == 0
 
