@@ -41,7 +41,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-@pytest.fixture(params=["rclone", "moto"])
+@pytest.fixture(params=["rclone", pytest.param("moto", marks=pytest.mark.slow)])
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> RunningServer:
     running: RunningServer = request.getfixturevalue(f"{request.param}_server")
     set_environment(monkeypatch, running.environment)
@@ -97,6 +97,7 @@ def test_two_encoders_of_one_bucket_leave_each_clip_once(
     assert stream(inputs, root) == stream(inputs, f"{tmp_path}/local")
 
 
+@pytest.mark.slow
 def test_a_hurt_network_changes_no_entry_and_no_batch(
     rclone_server: RunningServer,
     inputs: Inputs,
