@@ -59,6 +59,8 @@ def assemble(
     training, deepspeed = _training(merged, resolved, context)
     if deepspeed is not None:
         sections["deepspeed"] = deepspeed
+    origins = _origins(merged, resolved, deepspeed)
+    problems.origins = origins  # flags included: until now only files and overrides were known
     run_id = _run_id(values, problems)
     if problems.errors:
         return None
@@ -75,7 +77,7 @@ def assemble(
         training=training,
         arguments={name: _plain(value) for name, value in values.items()},
         sections=sections,
-        origins=_origins(merged, resolved, deepspeed),
+        origins=origins,
         registered=dict(registered),
         warnings=tuple(problems.warnings),
     )
