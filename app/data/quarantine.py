@@ -341,11 +341,13 @@ def by_count(reasons: Iterable[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in counts)
 
 
-def check_share(quarantined: int, seen: int, samples: int, rules: QuarantineConfig) -> None:
+def check_share(
+    quarantined: Sequence[SampleId], seen: int, samples: int, rules: QuarantineConfig
+) -> None:
     """Stop a run whose data is bad to too large a part.
 
     Args:
-        quarantined: samples in quarantine.
+        quarantined: ids of the samples in quarantine.
         seen: positions that all ranks have used since the run began.
         samples: of the dataset: after the first epoch no new ones are seen.
         rules: `data.quarantine`.
@@ -353,13 +355,15 @@ def check_share(quarantined: int, seen: int, samples: int, rules: QuarantineConf
     Raises:
         TooManyBadError: their share of the samples seen passes `max_share`.
     """
-    share = quarantined / max(1, min(seen, samples))
+    share = len(quarantined) / max(1, min(seen, samples))
     if seen < rules.after_samples or share <= rules.max_share:
         return
+    names = ", ".join("/".join(part for part in one if part) for one in quarantined[:NAMES_SHOWN])
+    more = len(quarantined) - NAMES_SHOWN
     raise TooManyBadError(
-        f"{quarantined} of {min(seen, samples)} samples cannot be used: {share:.1%}, more than "
+        f"{len(quarantined)} of {min(seen, samples)} samples cannot be used: {share:.1%}, more than "
         f"{rules.max_share:.1%}",
-        where="the data of this run",
+        where=f"samples {names}" + (f" and {more} more" if more > 0 else ""),
         mend="`cogvx data quarantine RUN_URL` lists them: repair or remove them, or raise "
         "data.quarantine.max_share",
     )

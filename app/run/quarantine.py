@@ -108,7 +108,7 @@ class QuarantineKeeper:
         """Stop when too many of the samples that the steps before `step` saw are bad."""
         self._step = step
         quarantine, batch = self.loader.quarantine, self.loader.share.batch
-        check_share(len(quarantine), step * batch, len(self.loader), quarantine.rules)
+        check_share(quarantine.ids(), step * batch, len(self.loader), quarantine.rules)
 
     def numbers(self) -> dict[str, float]:
         """For log lines and metrics: all bad samples, and how many of each reason."""

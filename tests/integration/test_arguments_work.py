@@ -54,6 +54,9 @@ PROOFS = {
         "wandb": "test_wandb_and_wandb_project_name_make_a_run_of_the_project",
         "wandb_project_name": "test_wandb_and_wandb_project_name_make_a_run_of_the_project",
     },
+    "tests/integration/test_bucket_run.py": {
+        "split": "test_a_part_of_the_training_data_validates",
+    },
     "tests/integration/test_sample.py": {
         "force_inference": (
             "test_only_save_latents_leaves_the_videos_out_and_force_inference_takes_what_is_there"

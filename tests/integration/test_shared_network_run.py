@@ -114,8 +114,7 @@ def test_a_run_with_a_shared_network_exports_whole_weights(
         assert ended.code == 0, ended.err
 
     expected, found = (
-        load_file(next((tmp_path / run_id).glob("*.safetensors")))
-        for run_id in ("plain", "halves")
+        load_file(next((tmp_path / run_id).glob("*.safetensors"))) for run_id in ("plain", "halves")
     )
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():

@@ -348,9 +348,11 @@ def test_a_run_ends_when_the_share_of_bad_samples_is_too_large(
     wanted = pytest.raises(TooManyBadError, match="cannot be used") if stops else nullcontext()
 
     with wanted as caught:
-        check_share(quarantined, seen, samples, QuarantineConfig())
+        ids = [("a.tar", f"{number:03}") for number in range(quarantined)]
+        check_share(ids, seen, samples, QuarantineConfig())
 
     if caught is not None:
+        assert caught.value.where.startswith("samples a.tar/000")
         assert f"{quarantined} of {min(seen, samples)} samples" in caught.value.what
         assert "max_share" in caught.value.mend
 
