@@ -361,8 +361,8 @@ def check_share(
     names = ", ".join("/".join(part for part in one if part) for one in quarantined[:NAMES_SHOWN])
     more = len(quarantined) - NAMES_SHOWN
     raise TooManyBadError(
-        f"{len(quarantined)} of {min(seen, samples)} samples cannot be used: {share:.1%}, more than "
-        f"{rules.max_share:.1%}",
+        f"{len(quarantined)} of {min(seen, samples)} samples cannot be used: {share:.1%}, more "
+        f"than {rules.max_share:.1%}",
         where=f"samples {names}" + (f" and {more} more" if more > 0 else ""),
         mend="`cogvx data quarantine RUN_URL` lists them: repair or remove them, or raise "
         "data.quarantine.max_share",
