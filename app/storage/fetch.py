@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.errors import InputMissingError
+from app.errors import ConfigError, InputMissingError
 from app.storage.objects import Entry, ObjectMissingError, Storage
 from app.storage.opening import is_remote, open_storage, split_s3_url
 
@@ -47,7 +47,13 @@ def fetch(url: str, cache_dir: Path) -> Path:
                 mend="check the path, and that its volume is mounted",
             )
         return path
-    open_storage(url)  # refuses what is no s3:// URL
+    open_storage(url)  # refuses what no storage is for
+    if not url.lower().startswith("s3://"):
+        raise ConfigError(
+            f"files are not fetched from {url.partition(':')[0]}://",
+            where=url,
+            mend="put it into a bucket, or name a local path",
+        )
     bucket, key = split_s3_url(url)
     storage = open_storage(f"s3://{bucket}")
     entries = _entries(storage, key, url)

@@ -98,9 +98,14 @@ def _child_of(log: Path, index: int) -> int:
 
 
 def _is_gone(pid: int) -> bool:
-    """Gone, or a zombie that waits for this machine's init."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return True
-    return stat.rpartition(")")[2].split()[0] == "Z"
+    """Gone, or a zombie that waits for this machine's init; a killed process needs a moment."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return True
+        if stat.rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.02)
+    return False
