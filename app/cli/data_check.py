@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from app.cli import output
+from app.cli.numbers import real, whole
 from app.config.load import load_config
 from app.config.schema.buckets import parse_bucket
 from app.errors import DataError
@@ -31,7 +32,8 @@ EXAMPLES = """examples:
 
 The exit code is 0 for a dataset without a fault and 65 for one with faults.
 """
-MOST_WORKERS = 16
+MOST_WORKERS, LARGEST_WORKERS = 16, 256  # by default, and at all
+LOWEST_FPS, HIGHEST_FPS = 0.01, 1000.0
 NOTE_EVERY_S = 10.0  # a line of progress where there is no terminal
 PROBLEMS_SHOWN = 200
 
@@ -50,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-tokens",
-        type=int,
+        type=whole(1),
         default=MOST_TOKENS,
         metavar="N",
         help="longest caption, in tokens (default: %(default)s)",
@@ -64,12 +66,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fps",
-        type=float,
+        type=real(LOWEST_FPS, HIGHEST_FPS),
         default=DEFAULT_FPS,
         help="frames per second of the clips (default: %(default)s)",
     )
     parser.add_argument(
-        "--skip", type=int, default=0, metavar="N", help="frames left out at both ends of a video"
+        "--skip",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="frames left out at both ends of a video",
     )
     parser.add_argument(
         "--txt-key", default="caption", help="name of captions in shards (default: %(default)s)"
@@ -88,7 +94,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole(1, LARGEST_WORKERS),
         default=min(os.cpu_count() or 1, MOST_WORKERS),
         metavar="N",
         help="videos decoded at once (default: %(default)s)",
@@ -107,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         must_fill=bool(args.bucket),
         fps=args.fps,
         skip_frames=args.skip,
-        workers=max(1, args.workers),
+        workers=args.workers,
         png=args.png,
     )
     if args.base:

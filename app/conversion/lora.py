@@ -10,6 +10,7 @@ Axes: r rank, i input features, o output features.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,9 +22,11 @@ from app.conversion.rules import Rename, Rule, convert, inverse
 from app.errors import WeightsError
 
 COMPONENT = "transformer"  # the pipeline's part that the pairs belong to
+PEFT_WRAPPER = "base_model.model."  # what PEFT's own save_pretrained puts before every name
 METADATA_KEY = "lora_adapter_metadata"  # of diffusers
 RANK_KEY = "cogvx.lora_rank"  # of our own files
 ALPHA_KEY = "cogvx.lora_alpha"
+REFUSED = ("use_dora", "alpha_pattern", "rank_pattern")  # of PEFT: they change what a pair does
 FILE_NAME = "pytorch_lora_weights.safetensors"
 
 _TARGETS = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
@@ -101,10 +104,42 @@ def from_peft(
 ) -> Iterator[tuple[str, Tensor]]:
     """Our names and tensors of a PEFT file.
 
+    Its names begin with the pipeline's part (diffusers), with PEFT's wrapper, or with nothing.
+
     Raises:
         WeightsError: it holds something else than pairs on the attention projections.
     """
-    yield from convert(names, read, PAIRS, where)
+    stored = {_of_pipeline(name): name for name in names}
+    yield from convert(stored, lambda name: read(stored[name]), PAIRS, where)
+
+
+def _of_pipeline(name: str) -> str:
+    bare = name.removeprefix(PEFT_WRAPPER)
+    return bare if bare.startswith(f"{COMPONENT}.") else f"{COMPONENT}.{bare}"
+
+
+def is_pair_name(name: str) -> bool:
+    """Whether a tensor's name is one of PEFT's."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def wanted_pairs(shapes: Mapping[str, tuple[int, ...]], hidden: int | None) -> dict[str, Any]:
+    """Shapes that the pairs of these layers must have: four whole pairs each, of one rank.
+
+    Args:
+        shapes: by our names; other tensors than pairs are left aside.
+        hidden: width of the network; None: that of the first pair.
+    """
+    pairs = {name: s for name, s in shapes.items() if name.endswith((".lora_a", ".lora_b"))}
+    firsts = [shape for name, shape in pairs.items() if name.endswith(".lora_a")]
+    rank, width = firsts[0] if firsts and len(firsts[0]) == 2 else (0, 0)
+    wanted: dict[str, Any] = {}
+    for layer in sorted({name.rpartition(".attention.")[0] for name in pairs}):
+        for projection in _TARGETS:
+            stem = f"{layer}.attention.{projection}"
+            wanted[f"{stem}.lora_a"] = (rank, hidden or width)
+            wanted[f"{stem}.lora_b"] = (hidden or width, rank)
+    return wanted
 
 
 def are_pairs(names: Iterable[str]) -> bool:
@@ -153,6 +188,7 @@ def peft_alpha(metadata: Mapping[str, str], rank: int, where: str) -> float:
         entries: dict[str, Any] = json.loads(text)
         stored_rank = int(entries[f"{COMPONENT}.r"])
         alpha = float(entries[f"{COMPONENT}.lora_alpha"])
+        odd = [key for key in REFUSED if entries.get(f"{COMPONENT}.{key}")]
     except (ValueError, KeyError, TypeError) as cause:
         raise WeightsError(
             f"{METADATA_KEY} does not parse ({cause!r})",
@@ -165,7 +201,14 @@ def peft_alpha(metadata: Mapping[str, str], rank: int, where: str) -> float:
             where=where,
             mend="export the adapter again",
         )
-    return alpha
+    if odd:
+        raise WeightsError(
+            f"{METADATA_KEY} sets {', '.join(odd)}, which no network of ours has",
+            where=where,
+            mend="train a plain LoRA, or merge this one with PEFT first",
+        )
+    # Rank-stabilised LoRA scales by alpha / sqrt(r).
+    return alpha * math.sqrt(rank) if entries.get(f"{COMPONENT}.use_rslora") else alpha
 
 
 def _target_modules(lora: LoraConfig, num_layers: int) -> list[str]:

@@ -34,6 +34,13 @@ def _numpy_random_state() -> list[Any]:
     ]
 
 
+# What torch raises for a file that is cut short or garbled.
+DAMAGED = (
+    *(RuntimeError, EOFError, OSError, MemoryError),
+    *(ValueError, LookupError, TypeError, AttributeError),
+)
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a .pt, .pth, .bin or .ckpt file, by name; memory-mapped where the file allows.
 
@@ -67,7 +74,7 @@ def _load(path: Path) -> object:
             mend="we do not run code from weight files; save its state dict again from the "
             "program that made it, as tensors only",
         ) from cause
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as cause:
+    except DAMAGED as cause:
         raise WeightsError(
             f"not a readable torch file ({_first_line(cause)})",
             where=str(path),

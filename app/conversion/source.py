@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from app.config.schema.model import DiTConfig, LoraConfig
@@ -21,8 +22,10 @@ from app.conversion.architecture import (
 from app.conversion.diffusers import network_of_config
 from app.conversion.misfit import Shapes, compare, error_of
 from app.conversion.weights_file import Kind, WeightsFile, open_weights, read_json
-from app.errors import ConfigError
+from app.errors import ConfigError, WeightsError
 from app.models.dit.transformer import DiffusionTransformer
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Beside(NamedTuple):
@@ -102,11 +105,47 @@ def read_network(path: Path, told: Told, parse: Parse) -> NetworkWeights:
                 mend="name its model file: --base configs/<model>.yaml",
             )
         pairs, alpha_origin = _pairs(file, shapes, (config, beside.lora), told.alpha)
+        _check_dtypes(tensors, file.where)
+        if pairs is not None:
+            _check_pairs(shapes, config, file.where)
+            if told.config is not None and told.config.lora is None and "nothing" in alpha_origin:
+                raise ConfigError(
+                    "the file holds LoRA pairs, and the model file has no lora_config, so that "
+                    "their alpha is not known",
+                    where=file.where,
+                    mend="name a *_lora.yaml with --base as well, or give --lora-alpha",
+                )
         if config is not None:
             config = replace(config, lora=pairs)
             if not lora.are_pairs(tensors):
                 tensors = checked(tensors, config, file.where)
     return NetworkWeights(file.where, file.kind, tensors, config, pairs, origin, alpha_origin)
+
+
+def _check_dtypes(tensors: Mapping[str, Tensor], where: str) -> None:
+    odd = [name for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
+    if odd:
+        raise WeightsError(
+            f"{len(odd)} tensors are neither fp32 nor bf16 nor fp16: {odd[0]} is "
+            f"{str(tensors[odd[0]].dtype).removeprefix('torch.')}",
+            where=where,
+            mend="quantised weights are not read; name the file that they were made from",
+        )
+
+
+def _check_pairs(shapes: Shapes, config: DiTConfig | None, where: str) -> None:
+    """Raise WeightsError unless every pair is whole, of one rank, and of the network's width."""
+    found = {name: s for name, s in shapes.items() if name.endswith((".lora_a", ".lora_b"))}
+    wanted = lora.wanted_pairs(found, config.hidden_size if config is not None else None)
+    misfit = compare(wanted, found)
+    if misfit:
+        error = error_of(misfit, wanted, found, where)
+        raise WeightsError(
+            error.what.replace("the network", "LoRA pairs on q, k, v and out of each layer"),
+            where=error.where,
+            mend="all pairs must be whole, of one rank and of the width of the network: name the "
+            "model file that belongs to them, or fetch the file again",
+        )
 
 
 def checked(tensors: Mapping[str, Tensor], config: DiTConfig, where: str) -> dict[str, Tensor]:
@@ -186,7 +225,9 @@ def _pairs(
         return replace(found, alpha=alpha), "--lora-alpha"
     if file.kind == "peft":
         stored = lora.peft_alpha(file.metadata, found.rank, file.where)
-        return replace(found, alpha=stored), "the header of the file"
+        says = lora.METADATA_KEY in file.metadata
+        guess = "nothing: taken as the rank, as diffusers does (--lora-alpha names another)"
+        return replace(found, alpha=stored), "the header of the file" if says else guess
     if lora.stored_scale(file.metadata, file.where) is not None:
         stored = float(file.metadata[lora.ALPHA_KEY])
         return replace(found, alpha=stored), "the header of the file"

@@ -27,6 +27,7 @@ Kind = Literal["sat", "diffusers", "peft", "ours"]
 
 SAT_TAG_FILE = "latest"
 SAT_RANK_FILE = "mp_rank_{:02d}_model_states.pt"
+PEFT_CONFIG = "adapter_config.json"  # beside the file that PEFT itself writes
 INDEX_SUFFIX = ".safetensors.index.json"  # diffusers' and transformers' list of shards
 
 
@@ -71,7 +72,7 @@ class WeightsFile:
 def kind_of(names: Iterable[str]) -> Kind:
     """The layout that the names belong to."""
     for name in names:
-        if name.startswith(f"{lora.COMPONENT}.transformer_blocks.") and ".lora_" in name:
+        if lora.is_pair_name(name):
             return "peft"
         if name.startswith(("transformer_blocks.", "patch_embed.", "time_embedding.")):
             return "diffusers"
@@ -107,7 +108,11 @@ def _from_safetensors(readers: list[TensorReader], where: str) -> WeightsFile:
         reader = owner[name]
         return torch.empty(reader.shape(name), dtype=reader.dtype(name), device="meta")
 
-    metadata = readers[0].metadata if len(readers) == 1 else {}
+    metadata = dict(readers[0].metadata) if len(readers) == 1 else {}
+    described = read_json(Path(where).parent / PEFT_CONFIG) or read_json(Path(where) / PEFT_CONFIG)
+    if described is not None and any(lora.is_pair_name(name) for name in owner):
+        packed = {f"{lora.COMPONENT}.{key}": value for key, value in described.items()}
+        metadata.setdefault(lora.METADATA_KEY, json.dumps(packed))
     return WeightsFile(where, tuple(owner), lambda name: owner[name].read(name), outline, metadata)
 
 
@@ -167,7 +172,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _tag(path: Path) -> str:
-    return sat_tag((path / SAT_TAG_FILE).read_text(), str(path / SAT_TAG_FILE))
+    place = path / SAT_TAG_FILE
+    return sat_tag(place.read_bytes().decode(errors="replace"), str(place))
 
 
 def sat_tag(content: str, where: str) -> str:
@@ -177,7 +183,7 @@ def sat_tag(content: str, where: str) -> str:
         WeightsError: it is neither.
     """
     tag = content.strip()
-    if tag != "release" and not (tag.isdigit() and int(tag) > 0):
+    if tag != "release" and not (tag.isascii() and tag.isdigit() and int(tag) > 0):
         raise WeightsError(
             f"{SAT_TAG_FILE} says {tag!r}, which is neither a positive number nor 'release'",
             where=where,
@@ -192,9 +198,9 @@ def _sat_files(folder: Path) -> list[Path]:
     files: list[Path] = []
     while (file := folder / SAT_RANK_FILE.format(len(files))).is_file():
         files.append(file)
-    if not files:
+    if len(files) < len(list(folder.glob("mp_rank_*_model_states.pt"))) or not files:
         raise InputMissingError(
-            f"there is no {SAT_RANK_FILE.format(0)}",
+            f"there is no {SAT_RANK_FILE.format(len(files))}",
             where=str(folder),
             mend="fetch the whole checkpoint folder",
         )

@@ -76,7 +76,7 @@ class Manifest:
                 raise ValueError("its digest does not fit its content")
             shards = tuple(_entry(shard) for shard in content["shards"])
             made_by = str(content["made_by"])
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
             raise DataError(
                 f"the dataset's manifest cannot be read: {problem}",
                 where=where,

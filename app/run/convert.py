@@ -182,6 +182,12 @@ def _write_network(work: _Work, folder: Path) -> None:
         write_peft(folder / (work.target.file_name or lora.FILE_NAME), peft, work.dtype)
     elif read.is_pairs and request.to == "sat":
         assert read.lora is not None
+        if request.form.shards > 1:
+            raise ConfigError(
+                "LoRA pairs alone are not shared by tensor-parallel ranks",
+                where="--shards",
+                mend="leave --shards out",
+            )
         export_sat_lora(inside, read.tensors, read.lora, work.dtype)
     elif read.is_pairs or read.config is None:
         raise ConfigError(

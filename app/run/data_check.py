@@ -16,7 +16,7 @@ from app.data.check import Census, Progress, ScanSettings, check_dataset
 from app.data.check_clip import CheckRules, Wanted
 from app.data.shard_text import TextRules
 from app.data.source import EMPTY
-from app.errors import ConfigError, DataError
+from app.errors import ConfigError, UsageError
 from app.models.text.t5 import load_tokenizer
 from app.run.data_picture import data_picture
 from app.storage.fetch import fetch
@@ -135,7 +135,7 @@ def check_data(request: CheckRequest, progress: Progress = lambda done, total: N
 
     Raises:
         InputMissingError: no data, or no tokenizer, lies there.
-        DataError: the picture cannot be written.
+        UsageError: the picture cannot be written.
     """
     if request.png is not None:
         _check_writable(request.png)
@@ -209,9 +209,9 @@ def _most_common(words: object) -> dict[str, int]:
 def _check_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.open("ab").close()  # a folder can be touched, and not opened
     except OSError as problem:
-        raise DataError(
+        raise UsageError(
             f"the picture cannot be written: {problem.strerror}",
             where=str(path),
             mend="name another file with --png",

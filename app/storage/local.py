@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app.errors import AccessDeniedError, DataError, InputMissingError
 from app.storage.digests import file_digests, wrong_piece
-from app.storage.keys import check_key, check_own_key, check_prefix
+from app.storage.keys import check_key, check_prefix
 from app.storage.objects import PIECE_BYTES, Entry, ObjectMissingError, Receipt, Upload
 
 # `.<name>.part-<id>`: a write that was begun; what a killed process leaves.
@@ -187,7 +187,7 @@ class LocalStorage:
 
     @contextmanager
     def _written(self, key: str) -> Iterator[Path]:
-        path = self._path(check_own_key(key, self.url))
+        path = self._path(check_key(key, self.url))
         path.parent.mkdir(parents=True, exist_ok=True)
         part = _part_of(path, f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
         try:

@@ -57,6 +57,8 @@ def all_cases() -> list[Case]:
     """Every case of the directory, ordered by file name. Fails when there is none."""
     found = [Case(path) for path in sorted(folder().glob("*.json"))]
     assert found, f"no recorded case (*.json) in {folder()}"
+    alone = {path.stem for path in folder().glob("*.safetensors")} - {c.path.stem for c in found}
+    assert not alone, f"tensors without a case that reads them: {sorted(alone)}"
     return found
 
 
