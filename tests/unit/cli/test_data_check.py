@@ -10,6 +10,7 @@ import pytest
 from app.cli.main import main
 from tests.support.clip_files import write_folder
 from tests.support.configs import layer, path_of
+from tests.support.shards import write_shard
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +117,51 @@ def test_a_bucket_that_cannot_be_is_refused(
 ) -> None:
     assert main(["data", "check", str(faulty), "--bucket", "48x480x720"]) == 78
     assert "use 49" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--fps", "nan"),
+        ("--fps", "0"),
+        ("--fps", "-3"),
+        ("--fps", "inf"),
+        ("--skip", "-5"),
+        ("--workers", "-1"),
+        ("--workers", "0"),
+        ("--max-tokens", "0"),
+        ("--max-tokens", "many"),
+    ],
+)
+def test_a_number_out_of_range_is_a_mistake_of_the_command_line(
+    flag: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "check", str(tmp_path), flag, value])
+
+    assert ended.value.code == 2
+    assert flag in capsys.readouterr().err
+
+
+def test_a_folder_in_place_of_the_picture_is_refused_before_the_scan(
+    faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["data", "check", str(faulty), "--json", "--png", str(tmp_path)])
+
+    shown = capsys.readouterr()
+    assert code == 2
+    assert "--png" in shown.err
+    assert shown.out == ""
+
+
+def test_a_manifest_nested_beyond_all_depth_is_one_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shard(tmp_path / "x.tar", [("0.txt", b"words")])
+    (tmp_path / "dataset.manifest.json").write_text("[" * 200_000)
+
+    code = main(["data", "check", str(tmp_path), "--json"])
+
+    reasons = [one["reason"] for one in json.loads(capsys.readouterr().out)["problems"]]
+    assert code == 65
+    assert reasons == ["bad_manifest", "no_video"]

@@ -136,3 +136,15 @@ def test_the_command_returns_the_exit_code_of_a_mistake(
 
     assert code == 66
     assert "no video" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "0", "-1"])
+def test_a_shard_size_out_of_range_is_a_mistake_of_the_command_line(
+    size: str, folder: Path, tmp_path: Path
+) -> None:
+    words = ["data", "pack", str(folder), "--out", str(tmp_path), "--shard-mib", size]
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+
+    assert ended.value.code == 2
