@@ -96,6 +96,15 @@ def run_weights(url: str, request: ExportRequest, cache_dir: Path) -> dict[str, 
     return _weights(storage, _checkpoint_ref(storage, request.step), request, cache_dir)
 
 
+def run_step(url: str, step: int | None) -> int:
+    """The step whose checkpoint is meant; None: the newest.
+
+    Raises:
+        InputMissingError: there is none.
+    """
+    return _checkpoint_ref(open_storage(url), step).step
+
+
 def run_model_section(url: str) -> dict[str, object]:
     """The `model` section that a run's last attempt had, merged, as plain values.
 

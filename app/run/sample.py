@@ -25,7 +25,7 @@ from app.distributed.agreement import on_rank_zero
 from app.distributed.exchange import StoreExchange
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
-from app.errors import ConfigError
+from app.errors import ConfigError, InputMissingError
 from app.evaluation.prompts import Prompt
 from app.evaluation.sampling import (
     LatentShape,
@@ -38,10 +38,11 @@ from app.evaluation.video_file import to_uint8
 from app.models.conditioning import Conditioning
 from app.run.arguments import parse_args, start_distributed
 from app.run.export import run_model_section
-from app.run.sample_image import placed_image
+from app.run.sample_image import count_images, placed_image
 from app.run.sample_model import Studio, check_size, open_studio
-from app.run.sample_output import Item, Output, packed_strip, unpacked_strip
+from app.run.sample_output import LATENT, VIDEO, Item, Output, packed_strip, unpacked_strip
 from app.run.sample_request import OwnOptions, SampleRequest, prompts_of, request_of
+from app.storage.fetch import version_of
 from app.storage.opening import open_storage
 from app.training.engine import prepare_process
 
@@ -113,6 +114,9 @@ def sample(job: Job, prompts: Iterable[Prompt]) -> dict[str, Any]:
     """
     rank = job.groups.rank
     output = Output(open_storage(job.request.out), job.request.fps)
+    if isinstance(prompts, Sequence):
+        # Before the network is read: a hundred videos shall not wait for a picture that is missing.
+        on_rank_zero(rank.rank, lambda: count_images(p.image for p in prompts if p.image))
     studio = open_studio(job.config, job.own, job.groups)
     maker = Maker(job, output, studio)
     if isinstance(prompts, Sequence):
@@ -120,6 +124,10 @@ def sample(job: Job, prompts: Iterable[Prompt]) -> dict[str, Any]:
     else:
         for prompt in prompts:
             maker.make(items_of([prompt], job.request.per_prompt), keeps_text_encoder=True)
+        if not maker.made and not maker.skipped:
+            raise InputMissingError(
+                "no prompt was typed", where="standard input", mend="type one prompt per line"
+            )
     found = _overview(job, output, maker)
     if rank.rank == 0:
         log.info("sampled", extra={"url": output.storage.url, "samples": len(found["samples"])})
@@ -166,7 +174,8 @@ class Maker:
     def _done(self, items: Sequence[Item]) -> list[bool]:
         if self.job.request.overwrite:
             return [False] * len(items)
-        return [self.output.is_done(item, self._settings(item)) for item in items]
+        wanted = [VIDEO] * self.job.request.decodes + [LATENT] * self.job.request.keeps_latents
+        return [self.output.is_done(item, self._settings(item), wanted) for item in items]
 
     @torch.no_grad()
     def _make_one(self, item: Item, text: Tensor, progress: Callable[[int, int], None]) -> None:
@@ -224,12 +233,12 @@ class Maker:
         settings = {
             "prompt": item.prompt.text,
             "image": item.prompt.image,
+            "image_version": version_of(item.prompt.image) if item.prompt.image else None,
             "seed": request.seed,
             "k": item.k,
             "fps": request.fps,
             "latent_frames": request.size.latent_frames,
             "asked_size": [request.size.rows, request.size.columns],
-            "decoded": request.decodes,
             **self.studio.settings,
         }
         return dict(json.loads(json.dumps(settings)))
@@ -288,7 +297,7 @@ def own_options(args: Namespace) -> OwnOptions:
         lora=values.get("lora"),
         run=values.get("run"),
         step=values.get("step"),
-        weights=values.get("weights") or "master",
+        weights=values.get("weights"),
         save_latents=bool(values.get("save_latents")),
         overwrite=bool(values.get("overwrite")),
     )

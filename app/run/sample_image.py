@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,15 @@ from app.storage.node_disk import node_folder
 from app.training.step import DiffusionModel
 
 PIXELS_PER_LATENT = 8
+
+
+def count_images(urls: Iterable[str]) -> int:
+    """Read every picture, so that a missing or damaged one is found before anything is computed.
+
+    Raises:
+        InputMissingError, DataError: one is not there, or is no picture.
+    """
+    return len([read_image(fetch(url, node_folder("images"))) for url in sorted(set(urls))])
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch import Tensor
 from app.config.schema.diffusion import SamplerConfig
 from app.config.schema.model import ModelConfig
 from app.config.schema.run import RunConfig
+from app.config.snapshot import digest
 from app.conversion.loading import load_lora_weights
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import KeyedDraws
@@ -26,9 +28,9 @@ from app.run.build import (
     build_network,
     build_parts,
 )
-from app.run.export import ExportRequest, run_weights
+from app.run.export import ExportRequest, run_step, run_weights
 from app.run.sample_request import OwnOptions, VideoSize
-from app.storage.fetch import fetch
+from app.storage.fetch import fetch, version_of
 from app.storage.node_disk import node_folder
 from app.training.step import DiffusionModel, Randomness
 
@@ -137,7 +139,7 @@ def _network(
 ) -> DiffusionTransformer:
     cache = node_folder("weights")
     if own.run is not None:
-        request = ExportRequest("safetensors", own.step, own.weights)
+        request = ExportRequest("safetensors", own.step, own.weights or "master")
         tensors = run_weights(own.run, request, cache)
         network = DiffusionTransformer(model.network.params, dtype=dtype)
         network.load_state_dict(tensors)
@@ -153,21 +155,25 @@ def _network(
 
 
 def _settings(config: RunConfig, own: OwnOptions, model: ModelConfig) -> dict[str, Any]:
-    sampler: SamplerConfig = model.sampler.params
-    guidance = sampler.guidance.params
-    weights: dict[str, Any] = {"load": config.arguments["load"]}
+    """What decides the pictures: weights and their versions, and the whole model section."""
+    files = {"lora": own.lora}
+    if own.run is None:
+        files["load"] = str(config.arguments["load"])
+    first_stage, text = model.first_stage.params, model.conditioner.text
+    files |= {"vae": getattr(first_stage, "ckpt_path", None), "t5": text.model_dir}
+    versions = {name: version_of(url) for name, url in files.items() if url}
+    weights: dict[str, Any] = {name: url for name, url in files.items() if url}
     if own.run is not None:
-        weights = {"run": own.run, "step": own.step, "kind": own.weights}
+        weights["run"] = own.run
+        versions["run"] = f"step {run_step(own.run, own.step)}, {own.weights or 'master'}"
+    sampler: SamplerConfig = model.sampler.params
     return {
-        "weights": {**weights, "lora": own.lora},
+        "weights": weights,
+        "versions": versions,
         "precision": _precision(config),
         "sampler": model.sampler.target,
         "steps": sampler.num_steps,
-        "guidance": {
-            "kind": sampler.guidance.target,
-            "scale": guidance.scale,
-            "exp": guidance.exp,
-            "num_steps": guidance.num_steps,
-            "step_units": guidance.step_units,
-        },
+        "guidance": sampler.guidance.params.scale,
+        "model_sha256": digest(json.dumps(config.sections["model"], sort_keys=True, default=str)),
+        "draws": config.compat.draws,
     }

@@ -2,7 +2,7 @@
 
 <out>/<number>_<prompt>/<k>/000000.mp4        video; latent.safetensors where asked for
                            /sample.json       written last: the sample is whole
-<out>/samples.json, contact_sheet.png         all samples of the call
+<out>/samples.json, contact_sheet.png         of the last call: its samples, and those made anew
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Output:
     storage: Storage
     fps: int
 
-    def is_done(self, item: Item, settings: Mapping[str, Any]) -> bool:
-        """Whether this very sample lies there, whole.
+    def is_done(self, item: Item, settings: Mapping[str, Any], wanted: Sequence[str]) -> bool:
+        """Whether this very sample lies there, whole, with the wanted files.
 
         Raises:
             ConfigError: a sample of other settings lies in its place.
@@ -71,7 +71,14 @@ class Output:
                 where=f"{self.storage.url}/{item.folder}",
                 mend="give another --out, or --overwrite",
             )
-        return True
+        names = [item.folder + name for name in wanted]
+        return set(names) <= set(found["files"]) and all(self._is_there(name) for name in names)
+
+    def _is_there(self, key: str) -> bool:
+        try:
+            return self.storage.stat(key).size_bytes > 0
+        except ObjectMissingError:
+            return False
 
     def write(
         self, item: Item, video: Tensor | None, latents: Tensor | None, settings: Mapping[str, Any]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from app.config.schema.model import DiTConfig
 from app.config.schema.run import RunConfig
 from app.config.schema.vae import VAEConfig
-from app.errors import ConfigError, InputMissingError, UsageError
+from app.errors import ConfigError, DataError, InputMissingError, UsageError
 from app.evaluation.prompts import Prompt, read_prompts
+from app.storage.fetch import fetch
+from app.storage.node_disk import node_folder
 
 LARGEST = (768, 1360)  # rows, columns of CogVideoX1.5, whose position table allows more
 COMMAND_LINE = "the command line"
@@ -32,7 +33,7 @@ class OwnOptions:
     lora: str | None = None
     run: str | None = None
     step: int | None = None
-    weights: str = "master"
+    weights: str | None = None
     save_latents: bool = False
     overwrite: bool = False
 
@@ -80,6 +81,12 @@ def request_of(config: RunConfig, own: OwnOptions) -> SampleRequest:
     assert config.model is not None, "checked before"
     arguments = config.arguments
     with_images = config.model.network.params.in_channels > config.model.network.params.out_channels
+    if own.run is None and (own.step is not None or own.weights is not None):
+        raise UsageError(
+            "--step and --weights choose among the checkpoints of a run, and no run is named",
+            where=COMMAND_LINE,
+            mend="add --run URL, or leave them out",
+        )
     asked = bool(arguments["image2video"])
     if asked and not with_images:
         raise ConfigError(
@@ -90,7 +97,7 @@ def request_of(config: RunConfig, own: OwnOptions) -> SampleRequest:
     only_latents = bool(arguments["only_save_latents"])
     return SampleRequest(
         size=_size(config, own),
-        per_prompt=int(str(arguments["batch_size"])),
+        per_prompt=int(str(arguments["batch_size"])) if _was_given(config, "batch_size") else 1,
         fps=int(str(arguments["sampling_fps"])),
         seed=int(str(arguments["seed"])),
         out=str(arguments["output_dir"]),
@@ -111,7 +118,10 @@ def prompts_of(
         UsageError: an image is given without a prompt, or is needed and not given.
     """
     if own.prompts:
-        return _from_options(own, with_images=with_images)
+        found = _from_options(own, with_images=with_images)
+        if not found:
+            raise UsageError("--prompt is empty", where=COMMAND_LINE, mend="say what is to be seen")
+        return found
     if own.image is not None:
         raise UsageError(
             "--image needs --prompt", where=COMMAND_LINE, mend="add --prompt 'what happens'"
@@ -119,20 +129,33 @@ def prompts_of(
     if config.arguments["input_type"] == "cli":
         return read_prompts(typed, "standard input", with_images=with_images)
     name = str(config.arguments["input_file"])
-    path = Path(name)
-    if not path.is_file():
-        raise InputMissingError(
-            "there is no such file of prompts",
-            where=f"args.input_file: {name}",
-            mend="write one prompt per line into it, or give --prompt TEXT",
-        )
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _lines(name)
     found = list(read_prompts(lines, name, with_images=with_images))
     if not found:
         raise InputMissingError(
             "the file of prompts has no prompt", where=name, mend="write one prompt per line"
         )
     return found
+
+
+def _lines(name: str) -> list[str]:
+    """Lines of a file of prompts, local or s3://; they end at line feeds and nowhere else."""
+    try:
+        path = fetch(name, node_folder("prompts"))
+    except InputMissingError as missing:
+        raise InputMissingError(
+            "there is no such file of prompts",
+            where=f"args.input_file: {name}",
+            mend="write one prompt per line into it, or give --prompt TEXT",
+        ) from missing
+    try:
+        return path.read_bytes().decode("utf-8").split("\n")
+    except UnicodeDecodeError as cause:
+        raise DataError(
+            f"the file of prompts is not UTF-8 (byte {cause.start})",
+            where=f"args.input_file: {name}",
+            mend="save it as UTF-8",
+        ) from cause
 
 
 def _from_options(own: OwnOptions, *, with_images: bool) -> Sequence[Prompt]:

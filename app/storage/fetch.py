@@ -68,6 +68,26 @@ def fetch(url: str, cache_dir: Path) -> Path:
     return target
 
 
+def version_of(url: str) -> str:
+    """A word that changes when the file or folder does: of names, sizes and versions.
+
+    Raises:
+        InputMissingError: nothing is there.
+    """
+    if is_remote(url):
+        bucket, key = split_s3_url(url)
+        storage = open_storage(f"s3://{bucket}")
+        return _digest(storage, _entries(storage, key, url))
+    path = fetch(url, Path())
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        name = file.relative_to(path.parent).as_posix()
+        digest.update(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:32]
+
+
 def _entries(storage: Storage, key: str, url: str) -> list[Entry]:
     """The object itself, or every object of the folder."""
     if key and not url.endswith("/"):

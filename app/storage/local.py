@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -219,8 +220,10 @@ class LocalStorage:
 def _entry(key: str, path: Path) -> Entry | None:
     try:
         found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return None  # it vanished, or is a link to nothing or to itself
     return Entry(key, found.st_size, None, found.st_mtime) if path.is_file() else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def test_prompts_of_a_file_become_videos_and_one_contact_sheet(
     world: TinyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red cat\n\na blue dog\n")
+    prompts.write_text("a red cat\r\n\n a blue\u2028dog\n", encoding="utf-8", newline="")
     asked = ("--input-type", "txt", "--input-file", str(prompts), "--batch-size", "2")
     more = ("--size", "32x48", "--num-frames", "5", "--sampling-fps", "4", "--save-latents")
 
@@ -111,11 +112,13 @@ def test_prompts_of_a_file_become_videos_and_one_contact_sheet(
     with open_tensors(made.folder / "0_a_red_cat/0/latent.safetensors") as tensors:
         assert tensors.read("latents").shape == (2, 4, 4, 6)
     record = json.loads((made.folder / "2_a_blue_dog/1/sample.json").read_text())
-    assert (record["prompt"], record["k"], record["fps"]) == ("a blue dog", 1, 4)
+    assert (record["prompt"], record["k"], record["fps"]) == ("a blue\u2028dog", 1, 4)
     with Image.open(made.folder / "contact_sheet.png") as sheet:
         assert sheet.height >= 4 * 32
     assert made.report["made"] == 4
-    assert [s["prompt"] for s in made.report["samples"]] == ["a red cat"] * 2 + ["a blue dog"] * 2
+    assert [s["prompt"] for s in made.report["samples"]] == ["a red cat"] * 2 + [
+        "a blue\u2028dog"
+    ] * 2
 
 
 def test_a_sample_depends_on_its_seed_and_number_alone_and_is_not_made_twice(
@@ -138,6 +141,32 @@ def test_a_sample_depends_on_its_seed_and_number_alone_and_is_not_made_twice(
     assert "its seed differ" in refused.report["err"]
     anew = words(world, tmp_path / "a", *one, *per, "--seed", "7", "--overwrite")
     assert sample(capsys, anew, tmp_path / "a").video(name) == other.video(name)
+
+
+def test_changed_weights_and_lost_files_are_noticed(
+    world: TinyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(world.weights / "transformer", weights)
+    out = tmp_path / "out"
+    asked = words(world, out, "--prompt", "Ein grüner Ball, 50% Off", "--load", str(weights))
+    first = sample(capsys, asked, out)
+    (name,) = first.videos
+    before = first.video(name)
+    (out / name).unlink()
+
+    again = sample(capsys, asked, out)
+    latents = sample(capsys, [*asked, "--save-latents"], out)
+    scaled = sample(capsys, [*asked, "model.scale_factor=0.5"], out, 78)
+    (weights / "1/mp_rank_00_model_states.pt").touch()
+    touched = sample(capsys, asked, out, 78)
+
+    assert name == "0_Ein_grüner_Ball_50_Off/0/000000.mp4"
+    assert again.report["made"] == 1
+    assert again.video(name) == before
+    assert latents.report["samples"][0]["files"][1].endswith("latent.safetensors")
+    assert "model_sha256 differ" in scaled.report["err"]
+    assert "versions differ" in touched.report["err"]
 
 
 def test_only_save_latents_leaves_the_videos_out_and_force_inference_takes_what_is_there(
@@ -228,6 +257,10 @@ def test_image_to_video_begins_with_its_image(
     [
         (["--prompt", "a cat", "--size", "30x64"], 78, "not a multiple of 16"),
         (["--prompt", "a cat", "--num-frames", "8"], 78, "use 5 or 9"),
+        (["--prompt", " "], 2, "--prompt is empty"),
+        (["--prompt", "a ball@@b.png"], 65, "makes videos from text"),
+        (["--prompt", "a ball", "--weights", "ema"], 2, "add --run"),
+        (["--prompt", "a", *I2V, "--image", "/none.png"], 66, "/none.png"),
         (["--prompt", "a cat", "--image", "a.png"], 2, "leave --image out"),
         (["--image", "a.png"], 2, "--image needs --prompt"),
         (["--input-type", "txt", "--input-file", "none.txt"], 66, "no such file of prompts"),
