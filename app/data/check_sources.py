@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from app.data.check_clip import Problem, Sample, text_of
+from app.data.check_clip import Problem, Sample
+from app.data.check_folder import folder_samples, holds_shards, mixed, unreadable
 from app.data.manifest import MANIFEST_NAME, Manifest, ShardEntry, check_against_listing
 from app.data.shard_text import (
     Records,
@@ -26,14 +27,13 @@ from app.data.shard_text import (
     sidecar_records,
 )
 from app.data.shard_urls import SUFFIX, ShardPattern, parse_shard_path
-from app.data.sources.sft import LABELS, VIDEO_SUFFIX, VIDEOS, is_video, label_key, split_root
+from app.data.sources.sft import LABELS, split_root
 from app.data.survey import entries_of, file_sha256, wanted_shards
 from app.data.tar_index import VIDEO, Member, ShardIndex, walk_shard
 from app.errors import CogvxError, DataError, InputMissingError
 from app.storage.objects import Entry, ObjectMissingError, Storage
 from app.storage.opening import is_remote, open_storage
 
-OTHER_VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".webm")
 DAMAGED = "damaged_shard"
 
 
@@ -68,11 +68,14 @@ def open_dataset(url: str, rules: TextRules) -> tuple[Found, Iterator[list[Sampl
     entries = {entry.key: entry for entry in storage.list(within)}
     if within:
         entries |= {entry.key: entry for entry in storage.list(f"{LABELS}/")}
-    if any(key.endswith(SUFFIX) for key in entries):
-        found = Found("shards")
+    is_shards = holds_shards(entries, within)
+    found = Found("shards" if is_shards else "folder")
+    found.problems += mixed(storage.url, entries, within, is_shards=is_shards)
+    if is_shards:
+        found.problems += unreadable(storage, within, SUFFIX)
         return found, _shards(patterns, rules, found)
-    found = Found("folder")
-    samples = _folder(storage, entries, within, found)
+    samples, problems = folder_samples(storage, entries, within)
+    found.problems += problems
     if not samples and not found.problems:
         raise InputMissingError(
             "neither videos (*.mp4) nor shards (*.tar) lie here",
@@ -86,44 +89,6 @@ def open_dataset(url: str, rules: TextRules) -> tuple[Found, Iterator[list[Sampl
 def _is_plain_folder(patterns: Sequence[ShardPattern]) -> bool:
     first = patterns[0]
     return len(patterns) == 1 and not first.pattern and not first.skip_empty
-
-
-def _folder(
-    storage: Storage, entries: Mapping[str, Entry], within: str, found: Found
-) -> list[Sample]:
-    """The samples of a folder; notes videos of other kinds and captions without a video."""
-    keys = [key for key in sorted(entries) if is_video(key, within)]
-    labels = {label_key(key) for key in keys}
-    others = set()
-    for key in sorted(entries):
-        stem, dot, suffix = key.rpartition(".")
-        kind = dot + suffix.lower()
-        if key.endswith(VIDEO_SUFFIX) or kind not in (VIDEO_SUFFIX, *OTHER_VIDEOS):
-            continue
-        others.add(label_key(stem + VIDEO_SUFFIX))
-        detail = f"only files that end in {VIDEO_SUFFIX} are read"
-        found.problems.append(Problem(storage.url, key, "unsupported_suffix", detail))
-    has_videos = any(VIDEOS in key.split("/")[:-1] for key in entries)
-    for key in sorted(entries) if has_videos else ():
-        orphan = key.endswith(".txt") and LABELS in key.split("/")[:-1]
-        if orphan and key not in labels and key not in others:
-            detail = "this caption has no video"
-            found.problems.append(Problem(storage.url, key, "no_video", detail))
-
-    def words(key: str) -> str | None:
-        label = label_key(key)
-        return text_of(storage.read_small(label) if label in entries else None)
-
-    return [
-        Sample(
-            source=storage.url,
-            key=key,
-            size_bytes=entries[key].size_bytes,
-            video=partial(storage.read_small, key),
-            caption=partial(words, key),
-        )
-        for key in keys
-    ]
 
 
 def _shards(
