@@ -23,8 +23,11 @@ def test_a_line_of_image_to_video_is_cut_at_its_last_mark() -> None:
     assert list(found) == [Prompt(0, "me@@work", "/tmp/a b.png")]
 
 
-def test_the_mark_is_text_for_a_text_to_video_model() -> None:
-    assert list(read_prompts(["a@@b"], "p", with_images=False)) == [Prompt(0, "a@@b")]
+def test_an_image_in_a_line_for_a_text_to_video_model_is_an_error() -> None:
+    with pytest.raises(DataError, match="makes videos from text") as caught:
+        list(read_prompts(["a cat", "a dog@@dog.png"], "p", with_images=False))
+
+    assert caught.value.where == "p, line 2"
 
 
 @pytest.mark.parametrize("line", ["a cat", "a cat@@", "a cat@@  "])
