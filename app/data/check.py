@@ -14,6 +14,7 @@ from app.data.shard_text import TextRules
 
 CLIPS_SHOWN = 24  # on the contact sheet
 FOLDER_SHORTEST = 7  # skip_frms_num of a folder is 3 at both ends, and one must be left
+NO_SAMPLES = "no_samples"
 Progress = Callable[[int, int], None]  # (samples done, samples known so far)
 
 
@@ -85,6 +86,9 @@ def check_dataset(
     if found.kind == "shards":
         damaged = {one.source for one in found.problems if one.reason == DAMAGED}
         found.problems += _repeated(clip for clip in clips if clip.source not in damaged)
+    if not clips and not found.problems:
+        detail = "there is no sample in it"
+        found.problems.append(Problem(url, url.rstrip("/").rpartition("/")[2], NO_SAMPLES, detail))
     return _census(found, clips)
 
 

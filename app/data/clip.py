@@ -82,10 +82,12 @@ def caption_text(data: bytes) -> str:
     """The text of a caption file or member.
 
     Raises:
-        BadClipError: longer than 64 KiB, or not UTF-8.
+        BadClipError: longer than 64 KiB, not UTF-8, or not text (it has NUL characters).
     """
     if len(data) > LONGEST_CAPTION_BYTES:
         raise BadClipError("bad_caption", f"its caption has {len(data)} bytes")
+    if b"\x00" in data:  # zeros in place of a file's content, or UTF-16
+        raise BadClipError("bad_caption", "its caption has NUL characters, so it is no UTF-8 text")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:

@@ -19,6 +19,7 @@ from app.data.nal_units import check_units
 
 SMALLEST_FILE_BYTES, LARGEST_FILE_BYTES = 1 << 10, 512 << 20
 SMALLEST_SIDE_PX, LARGEST_SIDE_PX, LARGEST_FRAME_PX = 16, 4096, 4096 * 2304
+MOST_STRETCHED = 16  # sides as shown to sides as coded
 LONGEST_S, MOST_FRAMES = 600.0, 20_000
 CODECS = ("avc1", "avc3", "hvc1", "hev1", "vp09", "mp4v")
 MOST_BOXES, MOST_TRACKS = 100_000, 64
@@ -214,7 +215,8 @@ class _Walk:
         header = self.need(track, "tkhd")
         shown_columns, shown_rows = struct.unpack_from(">II", self.data, header.stop - 8)
         for coded, shown in ((columns, shown_columns >> 16), (rows, shown_rows >> 16)):
-            if shown and not coded / 2 <= shown <= coded * 2:
+            # Pixels of a film need not be square: only nonsense is refused.
+            if shown and not coded / MOST_STRETCHED <= shown <= coded * MOST_STRETCHED:
                 raise BadClipError("damaged", f"frames of {sides} are shown at {shown} pixels")
 
     def duration_s(self, track: Box) -> float:

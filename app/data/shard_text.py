@@ -56,14 +56,33 @@ def caption(
 ) -> str | None:
     """The member named by txt_key, else that field of the metadata, else the .txt member.
 
+    A field that is null or blank says nothing: the .txt member counts then.
+
     Raises:
-        BadClipError: the member is too long or not UTF-8.
+        BadClipError: the member or field is too long, no text, or not UTF-8.
     """
     if rules.txt_key in sample:
         return caption_text(read(sample[rules.txt_key]))
-    if facts.get(rules.txt_key) is not None:
-        return str(facts[rules.txt_key])
-    return caption_text(read(sample["txt"])) if "txt" in sample else None
+    written = facts.get(rules.txt_key)
+    text = None if written is None else field_text(written)
+    if "txt" in sample and (text is None or not text.strip()):
+        return caption_text(read(sample["txt"]))
+    return text
+
+
+def field_text(value: object) -> str:
+    """A caption from a field of JSON, which may hold anything, by the rules of a caption file.
+
+    Raises:
+        BadClipError: it is no text, too long, or no text that UTF-8 can hold.
+    """
+    if not isinstance(value, str):
+        raise BadClipError("bad_caption", f"its caption is no text but a {type(value).__name__}")
+    try:
+        data = value.encode()
+    except UnicodeEncodeError as problem:  # JSON can write half of a surrogate pair
+        raise BadClipError("bad_caption", f"its caption is not UTF-8 ({problem})") from problem
+    return caption_text(data)
 
 
 def sidecar_name(shard: str) -> str:
@@ -80,7 +99,7 @@ def sidecar_records(data: bytes) -> Records:
         try:
             record = json.loads(line)
             records[str(record["key"])] = record
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             unreadable += bool(line.strip())
     if unreadable:
         log.warning("lines of a sidecar file are not readable", extra={"lines": unreadable})

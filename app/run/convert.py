@@ -5,7 +5,6 @@ What is read is checked strictly, what is written can be read back and compared.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -156,10 +155,10 @@ def convert(
             _write_network(work, folder)
         if request.part != "transformer":
             _write_surroundings(work, folder)
+        if request.verify:  # before it takes the place of anything
+            _verify(work, folder / (work.target.file_name or ""))
         tell(f"writing {target}")
-        work.report.files = work.target.publish(folder)
-    if request.verify:
-        _verify(work)
+        work.report.files = work.target.publish(folder, read_back=request.verify)
     return work.report
 
 
@@ -290,15 +289,14 @@ def _facts(work: _Work) -> PipelineFacts | None:
     return replace(facts, scheduler="ddim" if work.request.scheduler == "ddim" else "dpm")
 
 
-def _verify(work: _Work) -> None:
+def _verify(work: _Work, path: Path) -> None:
+    """Compare what was written with what was read."""
     work.tell("reading back")
-    with tempfile.TemporaryDirectory() as scratch:
-        path = work.target.local_copy(Path(scratch))
-        if work.network is not None:
-            inside = path if work.request.part == "transformer" else path / "transformer"
-            work.report.verified["network"] = _verify_network(work, work.network, inside)
-        if work.vae is not None:
-            work.report.verified["vae"] = _verify_vae(work, work.vae, path)
+    if work.network is not None:
+        inside = path if work.request.part == "transformer" else path / "transformer"
+        work.report.verified["network"] = _verify_network(work, work.network, inside)
+    if work.vae is not None:
+        work.report.verified["vae"] = _verify_vae(work, work.vae, path)
 
 
 def _verify_network(work: _Work, source: NetworkWeights, path: Path) -> Verdict:

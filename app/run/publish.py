@@ -60,8 +60,13 @@ class Target:
         with tempfile.TemporaryDirectory(prefix=".convert-", dir=place) as folder:
             yield Path(folder)
 
-    def publish(self, folder: Path) -> list[str]:
-        """Put every file of the staging folder in place; their URLs."""
+    def publish(self, folder: Path, *, read_back: bool = False) -> list[str]:
+        """Put every file of the staging folder in place; their URLs.
+
+        Args:
+            folder: `staging`.
+            read_back: download every object again and compare its digests.
+        """
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         files.sort(key=lambda path: LAST.index(path.name) if path.name in LAST else -1)
         self.keys = [path.relative_to(folder).as_posix() for path in files]
@@ -71,25 +76,15 @@ class Target:
         storage.delete([key for key in stale if Path(key).name in LAST])
         for path, key in zip(files, self.keys, strict=True):
             if is_remote(self.url):
-                storage.upload(path, key)
+                receipt = storage.upload(path, key)
+                if read_back:
+                    storage.download(key, path, receipt)
             else:
                 target = local_path(self.url) / key
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, target)
         storage.delete([key for key in stale if key not in self.keys])
         return [f"{storage.url}/{key}" for key in self.keys]
-
-    def local_copy(self, scratch: Path) -> Path:
-        """A local path with what was published: the target itself, or fetched anew."""
-        if not is_remote(self.url):
-            folder = local_path(self.url)
-        else:
-            folder = scratch / "copy"
-            storage = open_storage(self.url)
-            for key in self.keys:
-                (folder / key).parent.mkdir(parents=True, exist_ok=True)
-                storage.download(key, folder / key)
-        return folder / self.file_name if self.file_name else folder
 
     def _check_free(self) -> None:
         there = self._weights()

@@ -269,6 +269,25 @@ def test_clips_shorter_than_wanted_are_faults_only_where_a_size_is_named(tmp_pat
     assert reasons(check(tmp_path, wanted)) == [("videos/a.mp4", "too_short")]
 
 
+def test_shards_without_a_sample_are_a_fault(tmp_path: Path, video: bytes) -> None:
+    write_shard(tmp_path / "x-0.tar", [])
+
+    assert reasons(check(tmp_path / "x-0.tar")) == [("x-0.tar", "no_samples")]
+    assert reasons(check(tmp_path)) == [(tmp_path.name, "no_samples")]
+
+    write_shard(tmp_path / "x-1.tar", [("0.mp4", video), ("0.txt", b"words")])
+    assert reasons(check(tmp_path)) == []
+
+
+@pytest.mark.parametrize("aspect", ["3/1", "1/4"])
+def test_pixels_that_are_not_square_are_no_fault(tmp_path: Path, aspect: str) -> None:
+    encode(tmp_path / "videos" / "a.mp4", options=["-vf", f"setsar={aspect}"])
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("words")
+
+    assert reasons(check(tmp_path)) == []
+
+
 def test_missing_captions_may_be_allowed(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": None, "b": " "})
 
