@@ -19,7 +19,7 @@ from app.data.nal_units import check_units
 
 SMALLEST_FILE_BYTES, LARGEST_FILE_BYTES = 1 << 10, 512 << 20
 SMALLEST_SIDE_PX, LARGEST_SIDE_PX, LARGEST_FRAME_PX = 16, 4096, 4096 * 2304
-MOST_STRETCHED = 16  # sides as shown to sides as coded
+MOST_SCALED, MOST_STRETCHED = 2, 16  # a side as shown to the same side as coded
 LONGEST_S, MOST_FRAMES = 600.0, 20_000
 CODECS = ("avc1", "avc3", "hvc1", "hev1", "vp09", "mp4v")
 MOST_BOXES, MOST_TRACKS = 100_000, 64
@@ -214,10 +214,15 @@ class _Walk:
             raise BadClipError("too_large", f"its frames are {sides} pixels")
         header = self.need(track, "tkhd")
         shown_columns, shown_rows = struct.unpack_from(">II", self.data, header.stop - 8)
-        for coded, shown in ((columns, shown_columns >> 16), (rows, shown_rows >> 16)):
-            # Pixels of a film need not be square: only nonsense is refused.
-            if shown and not coded / MOST_STRETCHED <= shown <= coded * MOST_STRETCHED:
-                raise BadClipError("damaged", f"frames of {sides} are shown at {shown} pixels")
+        stretches = [
+            max(shown / coded, coded / shown)
+            for coded, shown in ((columns, shown_columns / 65536), (rows, shown_rows / 65536))
+            if shown
+        ]
+        # Pixels need not be square: a film may be stretched far, but along one side only.
+        if stretches and (min(stretches) > MOST_SCALED or max(stretches) > MOST_STRETCHED):
+            shown_sides = f"{shown_columns >> 16}x{shown_rows >> 16}"
+            raise BadClipError("damaged", f"frames of {sides} are shown at {shown_sides} pixels")
 
     def duration_s(self, track: Box) -> float:
         box = self.need(track, "mdia", "mdhd")
