@@ -134,3 +134,13 @@ def test_an_item_without_a_runner_and_a_tensor_that_no_one_reads_are_red(tmp_pat
     red = [test for test, ok in passed.items() if not ok]
     assert any("a_runner_claims" in test and "06_schedule" in test for test in red), red
     assert any("10_frames" in test and "a_runner_claims" not in test for test in red), red
+
+
+def test_tensors_without_a_case_and_a_case_without_its_tensors_are_red(tmp_path: Path) -> None:
+    orphan = copied(("06_schedule", "11_lr_schedule"), tmp_path / "orphan")
+    (orphan / "06_schedule.json").unlink()
+    bare = copied(("10_frames",), tmp_path / "bare")
+    (bare / "10_frames.safetensors").unlink()
+
+    assert not all(parity(orphan, "test_discovery").values())
+    assert not all(parity(bare, "test_frames").values())

@@ -121,7 +121,9 @@ class Case:
         return {name.removeprefix(prefix): self.tensor(name) for name in self.names(prefix)}
 
     def check_consumed(self) -> None:
-        """Fail if the file holds a tensor that no one has asked for."""
+        """Fail if a tensor is listed and not there, or is there and no one has asked for it."""
+        lost = set(self.json.get("tensors") or ()) - set(self.names())
+        assert not lost, f"{len(lost)} tensors of {self.path.name} are not there: {min(lost)}"
         left = [name for name in self.names() if name not in self._consumed]
         assert not left, f"{len(left)} tensors of {self.path.name} were not compared: {left[:5]}"
 
