@@ -14,7 +14,7 @@ import re
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from app.errors import DataError
 
@@ -22,8 +22,12 @@ INDEX_VERSION = 1
 VIDEO = "mp4"
 LONGEST_NAME = 255
 LARGEST_MEMBER_BYTES = 512 << 20
-_NAME = re.compile(r"((?:.*/|)[^./][^.]*)[.]([^/]*)", re.DOTALL)
+_NAME = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", re.DOTALL)
+# What a desktop leaves beside files: ._a.mp4, .DS_Store, __MACOSX/; `.` and `..` are no names.
+_HIDDEN = re.compile(r"(?:.*/)?(?:__MACOSX|[.](?![.]?(?:/|$))[^/]*)(?:/.*)?", re.DOTALL)
 _READ_BYTES = 16 << 10  # one ranged read covers a header and the small members behind it
+_TAIL_BYTES = 64 << 10
+_LARGEST_HEADER = 1 << 20  # an extended header holds names and numbers
 _BLOCK = 512
 
 
@@ -111,22 +115,18 @@ def walk_shard(file: BinaryIO, size: int) -> tuple[ShardIndex, str | None]:
     members: dict[str, dict[str, Member]] = {}
     bad: dict[str, str] = {}
     damage: str | None = None
-    end = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        headers = cast(BinaryIO, _Headers(file))  # tarfile asks for no other method
+        with tarfile.open(fileobj=headers, mode="r:") as archive:
             for info in archive:
+                if info.size < 0:
+                    raise tarfile.ReadError(f"'{info.name}' has {info.size} bytes")
                 if info.offset_data + info.size > size:
                     raise tarfile.ReadError(f"'{info.name}' is cut")
                 _add(info, members, bad)
-            end = archive.offset
+            damage = _behind_the_last(file, archive.offset)
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as problem:
         damage = str(problem)
-    if damage is None:
-        # tarfile takes a damaged header for the end. The real end is a block of zeros.
-        file.seek(end - _BLOCK if end >= size else end)
-        tail = file.read(_BLOCK)
-        if len(tail) < _BLOCK or any(tail):
-            damage = f"no end-of-archive mark at byte {end}, so it was cut or garbled"
     if damage is not None and members:
         last = next(reversed(members))
         del members[last]
@@ -140,23 +140,58 @@ def walk_shard(file: BinaryIO, size: int) -> tuple[ShardIndex, str | None]:
     return ShardIndex(kept, tuple(bad.items())), damage
 
 
+def _behind_the_last(file: BinaryIO, end: int) -> str | None:
+    """What is wrong with the rest of the file: the end is a block of zeros, then only zeros.
+
+    tarfile takes a damaged header for the end, and one of zeros too: what follows would be lost.
+    """
+    file.seek(end)
+    mark = file.read(_BLOCK)
+    if len(mark) < _BLOCK or any(mark):
+        return f"no end-of-archive mark at byte {end}, so it was cut or garbled"
+    while piece := file.read(_TAIL_BYTES):
+        if piece.count(0) < len(piece):
+            return f"data follows the end-of-archive mark at byte {end}, so samples may be lost"
+    return None
+
+
+class _Headers:
+    """The file as tarfile sees it, which would read as much at once as a garbled header says."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+
 def _add(info: tarfile.TarInfo, members: dict[str, dict[str, Member]], bad: dict[str, str]) -> None:
     if info.isdir():
         return
     match = _NAME.fullmatch(info.name)
     key, suffix = (match[1], match[2].lower()) if match else (info.name, "")
     if not safe_name(info.name):
-        bad[key[:LONGEST_NAME]] = "unsafe_name"
+        bad[_printable(key)] = "unsafe_name"
+    elif _HIDDEN.fullmatch(info.name):
+        return  # not a member of a sample
     elif not info.isreg():
         bad[key] = "not_a_file"  # a link or device
     elif match is None:
-        return  # no suffix, or a hidden file: not a member of a sample
+        return  # no suffix: not a member of a sample either
     elif suffix in members.setdefault(key, {}):
         bad[key] = "duplicate_key"
     elif info.size > LARGEST_MEMBER_BYTES:
         bad[key] = "too_large"
     else:
         members[key][suffix] = Member(key, suffix, info.offset_data, info.size)
+
+
+def _printable(key: str) -> str:
+    """A name of bytes that are no UTF-8, as text that can be written down."""
+    return key[:LONGEST_NAME].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def safe_name(name: str) -> bool:

@@ -25,7 +25,7 @@ def caption_of(**members: bytes) -> str | None:
         where, size = member.offset, member.size  # type: ignore[attr-defined]
         return data[where : where + size]
 
-    return caption(sample, read, metadata(sample, read, lambda: {}, RULES), RULES)
+    return caption(sample, read, metadata(sample, read, dict, RULES), RULES)
 
 
 def as_json(value: object) -> bytes:

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from app.data.tar_index import RangeFile, ShardIndex, index_digest, index_shard
+from app.data.tar_index import RangeFile, ShardIndex, index_digest, index_shard, walk_shard
 from app.errors import DataError
 from tests.support.shards import samples, tar_bytes
 
@@ -100,6 +100,94 @@ def test_a_garbled_header_in_the_middle_is_found() -> None:
 
     with pytest.raises(DataError, match="end-of-archive"):
         index_of(bytes(data))
+
+
+def zeroed(data: bytes, name: bytes, blocks: int = 1) -> bytes:
+    """The shard with the header of a member overwritten by zeros."""
+    at = data.index(name)
+    return data[:at] + bytes(512 * blocks) + data[at + 512 * blocks :]
+
+
+ABC = tar_bytes(samples(["a", "b", "c"]))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        zeroed(ABC, b"b.mp4"),
+        zeroed(ABC, b"b.mp4", 2),
+        zeroed(ABC, b"c.txt"),
+        zeroed(ABC, b"a.mp4"),
+        ABC + tar_bytes(samples(["d"])),
+        ABC + b"trailing",
+        ABC + bytes(100_000) + b"x",
+    ],
+)
+def test_data_behind_the_end_mark_is_damage(data: bytes) -> None:
+    with pytest.raises(DataError, match=r"damaged.*follows the end-of-archive mark"):
+        index_of(data)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 511, 512, 200_000])
+def test_zeros_behind_the_end_mark_are_none(padding: int) -> None:
+    assert index_of(ABC + bytes(padding)) == index_of(ABC)
+
+
+def test_one_block_of_zeros_is_end_enough() -> None:
+    assert index_of(ABC.rstrip(b"\0") + bytes(-len(ABC.rstrip(b"\0")) % 512 + 512)) == index_of(ABC)
+
+
+@pytest.mark.parametrize("size", [-1, -512, -4096])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_member_with_a_negative_size_is_damage(size: int, kind: bytes) -> None:
+    info = tarfile.TarInfo("b.mp4")
+    info.size, info.type = size, kind
+    header = info.tobuf(tarfile.GNU_FORMAT)  # GNU headers can say less than nothing
+    data = tar_bytes(samples(["a"])).rstrip(b"\0")
+    data += bytes(-len(data) % 512) + header + b"v" * 2048 + bytes(1024)
+
+    index, damage = walk_shard(io.BytesIO(data), len(data))
+
+    assert damage is not None
+    assert index.members == ()  # `a` is the last one before the damage
+
+
+def test_hidden_files_are_ignored_wherever_they_lie() -> None:
+    names = [
+        "train/._000.mp4",
+        "train/.DS_Store",
+        "._a.mp4",
+        "__MACOSX/train/._000.mp4",
+        "train/__MACOSX/000.txt",
+        ".git/a.mp4",
+    ]
+    hidden = [(name, b"x") for name in names]
+
+    found = index_of(tar_bytes([*samples(["train/000"]), *hidden, *samples(["./b", "__MACOS/c"])]))
+
+    assert [m.key for m in found.members[::2]] == ["train/000", "./b", "__MACOS/c"]
+    assert found.left_out == ()
+
+
+def test_a_hidden_name_that_leaves_its_place_is_still_named() -> None:
+    found = index_of(tar_bytes([*samples(["a"]), ("../.ssh/x.mp4", b"x")]))
+
+    assert found.left_out == (("../.ssh/x", "unsafe_name"),)
+
+
+def test_a_name_that_is_no_utf8_can_be_written_down() -> None:
+    data = tar_bytes(samples(["a", "bbb"]))
+    # 0xE4 is an umlaut in Latin-1 and no UTF-8; the checksum of the header must fit.
+    at = data.index(b"bbb.mp4")
+    info = tarfile.TarInfo("b\udce4b.mp4")
+    info.size = 700
+    header = info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")
+    data = data[:at] + header + data[at + 512 :]
+
+    found = index_of(data)
+
+    assert found.left_out[0] == ("b\\xe4b", "unsafe_name")
+    assert ShardIndex.from_json(found.to_json("x.tar"), "x") == found
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>not found</html>" * 100, b"\x1f\x8b" + b"\0" * 2000])
