@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from app.data.decode import Decoder, VideoFacts
 from app.data.local_files import LocalFiles
 from app.data.manifest import MANIFEST_NAME, Manifest, ShardEntry, sizes_key
 from app.data.source import ERROR, SourceSettings
-from app.data.sources.sft import CaptionFiles, is_video, no_videos, split_root
+from app.data.sources.sft import LABELS, VIDEOS, CaptionFiles, is_video, no_videos, split_root
 from app.data.survey import IndexFiles, describe, file_sha256
 from app.data.tar_index import index_shard, safe_name
 from app.errors import ConfigError, DataError
@@ -116,9 +117,10 @@ def pack(
     Raises:
         InputMissingError: no video.
         DataError: videos that cannot be used or captions that are missing: all are named.
-        ConfigError: `out` holds a dataset already and `overwrite` is off.
+        ConfigError: `out` holds a dataset already and `overwrite` is off, or is part of `folder`.
     """
     target = open_storage(out)
+    _check_apart(folder, target)
     old = _old_manifest(target, rules)
     clips = _Clips(folder, rules)
     if old is not None:
@@ -138,6 +140,25 @@ def pack(
         bytes=sum(shard.bytes for shard in shards),
         manifest=f"{target.url}/{MANIFEST_NAME}",
     )
+
+
+def _check_apart(folder: str, target: Storage) -> None:
+    """Refuse to write shards among the videos that they are made of."""
+    root, within = split_root(folder)
+    source, written = _place(open_storage(root).url), _place(target.url)
+    # `clips/videos` means labels/ beside it too, and not what else lies in clips/.
+    parts = [f"{source}/{name}" for name in (VIDEOS, LABELS)] if within else [source]
+    if written == source or any(f"{written}/".startswith(f"{part}/") for part in parts):
+        raise ConfigError(
+            "the shards would lie among the videos that they are made of",
+            where=target.url,
+            mend="name another folder or prefix with --out",
+        )
+
+
+def _place(url: str) -> str:
+    """A URL or path, the same for the same place."""
+    return (url if is_remote(url) else os.path.realpath(url)).rstrip("/")
 
 
 class _Clips:

@@ -34,6 +34,7 @@ def server(world: TinyWorld, tmp_path: Path) -> Iterator[None]:
 def weights(world: TinyWorld, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     shutil.copytree(world.weights, tmp_path / "weights")
+    (tmp_path / "weights/t5/README.md").write_text("as downloaded")
     return tmp_path / "weights"
 
 
@@ -67,7 +68,7 @@ def test_the_printed_yaml_names_what_was_put(
     assert (encoder.model_dir, encoder.max_length) == ("s3://weights/put/t5", 16)
     there = world.server.folder / "weights/put"
     assert files_below(there) == files_below(weights)
-    assert call(capsys, "check", "s3://weights/put")["files"] == 8
+    assert call(capsys, "check", "s3://weights/put")["files"] == 9
 
 
 def test_put_again_uploads_nothing_and_other_weights_are_not_replaced_unasked(
@@ -84,10 +85,10 @@ def test_put_again_uploads_nothing_and_other_weights_are_not_replaced_unasked(
     refused = call(capsys, "put", weights, target, *BASE, code=2)
     replaced = call(capsys, "put", weights, target, *BASE, "--overwrite")
 
-    assert (len(first["uploaded"]), again["uploaded"], len(again["skipped"])) == (8, [], 8)
+    assert (len(first["uploaded"]), again["uploaded"], len(again["skipped"])) == (9, [], 9)
     assert "transformer/1/mp_rank_00_model_states.pt" in refused["err"]
     assert replaced["uploaded"] == ["transformer/1/mp_rank_00_model_states.pt"]
-    assert call(capsys, "check", target)["files"] == 8
+    assert call(capsys, "check", target)["files"] == 9
 
 
 def test_check_names_the_file_that_differs(

@@ -148,3 +148,24 @@ def test_a_shard_size_out_of_range_is_a_mistake_of_the_command_line(
         cli.main(words)
 
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [("", ""), ("", "shards"), ("", "../link"), ("videos", ""), ("videos", "labels/x")],
+)
+def test_shards_are_not_written_among_their_videos(source: str, out: str, tmp_path: Path) -> None:
+    clips = write_folder(tmp_path / "clips", {"a": "first"})
+    (tmp_path / "link").symlink_to(clips)
+
+    with pytest.raises(ConfigError, match="among the videos") as caught:
+        pack(str(clips / source), f"{clips}/{out}", PackRules())
+
+    assert "--out" in caught.value.mend
+    assert list(clips.rglob("*.tar")) == []
+
+
+def test_shards_may_lie_beside_the_folder_of_videos_that_was_named(tmp_path: Path) -> None:
+    clips = write_folder(tmp_path / "clips", {"a": "first"})
+
+    assert pack(f"{clips}/videos", f"{clips}/shards", PackRules()).samples == 1
