@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,12 +29,13 @@ from app.data.shard_text import (
 from app.data.shard_urls import SUFFIX, ShardPattern, parse_shard_path
 from app.data.sources.sft import LABELS, split_root
 from app.data.survey import entries_of, file_sha256, wanted_shards
-from app.data.tar_index import VIDEO, Member, ShardIndex, walk_shard
+from app.data.tar_index import VIDEO, Member, ShardIndex, index_digest, walk_shard
 from app.errors import CogvxError, DataError, InputMissingError
 from app.storage.objects import Entry, ObjectMissingError, Storage
 from app.storage.opening import is_remote, open_storage
 
 DAMAGED = "damaged_shard"
+TASTE = frozenset({"too_short", "caption_too_long"})  # sound samples that do not fit the wish
 
 
 @dataclass(slots=True)
@@ -103,20 +104,16 @@ def _shards(
         names = wanted_shards(folder, entries, set(known), asked)
         for name in dict.fromkeys(names):
             url = f"{storage.url}/{name}"
-            problem = _shard_problem(storage, entries, known.get(name), name)
-            if problem is not None:
-                found.problems.append(Problem(url, name, *problem))
-                if name not in entries:
-                    continue
+            if name not in entries:
+                detail = "the manifest or the path names it, and it is not there"
+                found.problems.append(Problem(url, name, "missing_shard", detail))
+                continue
             found.shards += 1
             with _local(storage, entries[name], found) as path:
                 if path is not None:
-                    changed = problem is not None
-                    yield from _samples_of(
-                        _Shard(storage, url, name, path, rules),
-                        None if changed else known.get(name),
-                        found,
-                    )
+                    changed = _changed(storage, entries, known.get(name))
+                    shard = _Shard(storage, url, name, path, rules, known.get(name), changed)
+                    yield from _samples_of(shard, found)
 
 
 def _manifest(
@@ -132,21 +129,19 @@ def _manifest(
         return {}
 
 
-def _shard_problem(
-    storage: Storage, entries: Mapping[str, Entry], known: ShardEntry | None, name: str
-) -> tuple[str, str] | None:
-    """(reason, detail) of a shard that is not there, or not the one of the manifest."""
-    if name not in entries:
-        return "missing_shard", "the manifest or the path names it, and it is not there"
+def _changed(
+    storage: Storage, entries: Mapping[str, Entry], known: ShardEntry | None
+) -> str | None:
+    """How a shard differs from the manifest, as far as a listing shows it."""
     if known is None:
         return None
     try:
         doubts = check_against_listing([known], entries, storage.url)
     except DataError as problem:
-        return "changed_shard", problem.what
+        return problem.what
     # A digest says more than a time: a copied shard has another time and the same content.
     if doubts and known.sha256 is None:
-        return "changed_shard", doubts[0].error(storage.url).what
+        return doubts[0].error(storage.url).what
     return None
 
 
@@ -169,13 +164,15 @@ def _local(storage: Storage, entry: Entry, found: Found) -> Iterator[Path | None
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """A shard on this machine."""
+    """A shard on this machine, what the manifest says of it, and how the listing differs."""
 
     storage: Storage
     url: str
     name: str
     path: Path
     rules: TextRules
+    known: ShardEntry | None
+    changed: str | None
 
     def sidecar(self) -> Records:
         """Records of the file beside it; none when there is no such file."""
@@ -185,8 +182,9 @@ class _Shard:
             return {}
 
 
-def _samples_of(shard: _Shard, known: ShardEntry | None, found: Found) -> Iterator[list[Sample]]:
+def _samples_of(shard: _Shard, found: Found) -> Iterator[list[Sample]]:
     """One group: the usable samples of a shard."""
+    before = len(found.problems)
     try:
         with shard.path.open("rb") as file:
             index, damage = walk_shard(file, shard.path.stat().st_size)
@@ -195,9 +193,6 @@ def _samples_of(shard: _Shard, known: ShardEntry | None, found: Found) -> Iterat
         return
     if damage is not None:
         found.problems.append(Problem(shard.url, shard.name, DAMAGED, damage))
-    elif known is not None and known.sha256 not in (None, file_sha256(shard.path)):
-        detail = "its content is not what the manifest says (sha256)"
-        found.problems.append(Problem(shard.url, shard.name, "changed_shard", detail))
     for key, reason in index.left_out:
         detail = "the sample is left out of training"
         found.problems.append(Problem(shard.url, key, reason, detail))
@@ -209,6 +204,30 @@ def _samples_of(shard: _Shard, known: ShardEntry | None, found: Found) -> Iterat
         yield samples
     finally:
         os.close(descriptor)
+    # By now the samples were looked at: what is wrong with them is among the problems.
+    reasons = {problem.reason for problem in found.problems[before:]}
+    changed = shard.changed or _other_content(shard)
+    if changed is not None and not _explained(shard, index, reasons):
+        found.problems.append(Problem(shard.url, shard.name, "changed_shard", changed))
+
+
+def _other_content(shard: _Shard) -> str | None:
+    if shard.known is None or shard.known.sha256 in (None, file_sha256(shard.path)):
+        return None
+    return "its content is not what the manifest says (sha256)"
+
+
+def _explained(shard: _Shard, index: ShardIndex, reasons: Set[str]) -> bool:
+    """Whether faults inside a changed shard are the change, which is then not named again.
+
+    `cogvx data pack` takes no faulty sample, so a fault in its shards came later. Shards of others
+    may have had it all along; there it explains a change only where nothing moved.
+    """
+    if DAMAGED in reasons:
+        return True
+    if shard.known is None or not reasons - TASTE:
+        return False
+    return shard.known.sha256 is not None or index_digest(index) == shard.known.index_sha256
 
 
 def _samples(shard: _Shard, index: ShardIndex, descriptor: int) -> list[Sample]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,15 @@ def test_a_stray_shard_among_videos_hides_none_of_them(tmp_path: Path, video: by
     assert reasons(census) == [("videos/b.mp4", "no_caption"), ("x.tar", "mixed_layout")]
 
 
+def test_shards_packed_into_a_folder_of_their_own_are_another_dataset(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": "fine"})
+    pack(str(tmp_path), str(tmp_path / "shards"), PackRules())
+
+    census = check(tmp_path)
+
+    assert (census.kind, census.samples, reasons(census)) == ("folder", 1, [])
+
+
 def test_videos_among_shards_are_said_to_be_left_out_and_a_preview_is_none(
     tmp_path: Path, video: bytes
 ) -> None:
@@ -249,6 +259,58 @@ def test_packed_shards_are_compared_with_their_manifest(tmp_path: Path) -> None:
         (second.name, "changed_shard"),
         (third.name, "missing_shard"),
     ]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three clips in one packed shard."""
+    root = tmp_path_factory.mktemp("packed")
+    folder = write_folder(root / "clips", {"a": "first one", "b": "second", "c": "third"})
+    pack(str(folder), str(root / "shards"), PackRules())
+    return root / "shards"
+
+
+def overwritten(data: bytes, what: str) -> bytes:
+    """A packed shard with one planted fault."""
+    if what.startswith("cut"):
+        return data[: len(data) * int(what.removeprefix("cut ")) // 100]
+    if what == "caption":
+        return data.replace(b"second", b"      ")
+    header = data.index(b"b.mp4")
+    where = {"header": header, "video": header + 512}[what]
+    return data[:where] + bytes(512) + data[where + 512 :]
+
+
+@pytest.mark.parametrize(
+    ("what", "key", "reason"),
+    [
+        ("cut 0", "clips-000000.tar", "damaged_shard"),
+        ("cut 50", "clips-000000.tar", "damaged_shard"),
+        ("cut 80", "clips-000000.tar", "damaged_shard"),
+        ("header", "clips-000000.tar", "damaged_shard"),
+        ("video", "b", "not_a_video"),
+        ("caption", "b", "empty_caption"),
+    ],
+)
+def test_a_fault_planted_in_a_packed_shard_is_named_once(
+    packed: Path, tmp_path: Path, what: str, key: str, reason: str
+) -> None:
+    shutil.copytree(packed, tmp_path / "set")
+    shard = tmp_path / "set/clips-000000.tar"
+    shard.write_bytes(overwritten(shard.read_bytes(), what))
+
+    assert reasons(check(tmp_path / "set")) == [(key, reason)]
+
+
+def test_a_sample_that_is_only_not_wanted_explains_no_change(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "set")
+    shard = tmp_path / "set/clips-000000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"second", b"tenth."))
+
+    found = reasons(check(tmp_path / "set", CheckRules(shortest_frames=21)))
+
+    assert found[-1] == ("clips-000000.tar", "changed_shard")
+    assert {reason for _, reason in found[:-1]} == {"too_short"}
 
 
 def test_nothing_is_written_beside_the_data(tmp_path: Path, video: bytes) -> None:
