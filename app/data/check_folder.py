@@ -29,13 +29,13 @@ NO_CAPTIONS = (
 
 def holds_shards(entries: Mapping[str, Entry], within: str) -> bool:
     """Whether a folder is a dataset of shards; videos that belong to a dataset count against it."""
-    shards = sum(key.endswith(SUFFIX) for key in entries)
-    return shards > 0 and (MANIFEST_NAME in entries or shards > len(_clips(entries, within)))
+    shards = _shards(entries)
+    return bool(shards) and (MANIFEST_NAME in entries or len(shards) > len(_clips(entries, within)))
 
 
 def mixed(url: str, entries: Mapping[str, Entry], within: str, *, is_shards: bool) -> list[Problem]:
     """The files of the kind that is not looked at, as one problem; none where there is one kind."""
-    shards = [key for key in sorted(entries) if key.endswith(SUFFIX)]
+    shards = _shards(entries)
     clips = _clips(entries, within)
     if not shards or not clips:
         return []
@@ -106,6 +106,19 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # links in a circle
         return False
+
+
+def _shards(entries: Mapping[str, Entry]) -> Sequence[str]:
+    """The shards, without those that were packed from the videos into a folder of their own."""
+    tars = [key for key in sorted(entries) if key.endswith(SUFFIX)]
+    if any(VIDEOS in key.split("/")[:-1] for key in entries):
+        return [key for key in tars if not _is_packed_below(key, entries)]
+    return tars
+
+
+def _is_packed_below(key: str, entries: Mapping[str, Entry]) -> bool:
+    folder, slash, _ = key.rpartition("/")
+    return bool(slash) and f"{folder}/{MANIFEST_NAME}" in entries
 
 
 def _clips(entries: Mapping[str, Entry], within: str) -> Sequence[str]:

@@ -144,11 +144,10 @@ def pack(
 
 def _check_apart(folder: str, target: Storage) -> None:
     """Refuse to write shards among the videos that they are made of."""
-    root, within = split_root(folder)
+    root, _ = split_root(folder)
     source, written = _place(open_storage(root).url), _place(target.url)
-    # `clips/videos` means labels/ beside it too, and not what else lies in clips/.
-    parts = [f"{source}/{name}" for name in (VIDEOS, LABELS)] if within else [source]
-    if written == source or any(f"{written}/".startswith(f"{part}/") for part in parts):
+    parts = (f"{source}/{VIDEOS}/", f"{source}/{LABELS}/")
+    if written == source or f"{written}/".startswith(parts):
         raise ConfigError(
             "the shards would lie among the videos that they are made of",
             where=target.url,

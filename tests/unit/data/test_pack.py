@@ -152,7 +152,7 @@ def test_a_shard_size_out_of_range_is_a_mistake_of_the_command_line(
 
 @pytest.mark.parametrize(
     ("source", "out"),
-    [("", ""), ("", "shards"), ("", "../link"), ("videos", ""), ("videos", "labels/x")],
+    [("", ""), ("", "videos"), ("", "../link"), ("videos", ""), ("videos", "labels/x")],
 )
 def test_shards_are_not_written_among_their_videos(source: str, out: str, tmp_path: Path) -> None:
     clips = write_folder(tmp_path / "clips", {"a": "first"})
@@ -165,7 +165,7 @@ def test_shards_are_not_written_among_their_videos(source: str, out: str, tmp_pa
     assert list(clips.rglob("*.tar")) == []
 
 
-def test_shards_may_lie_beside_the_folder_of_videos_that_was_named(tmp_path: Path) -> None:
+def test_shards_may_lie_in_a_folder_of_their_own_below_the_videos(tmp_path: Path) -> None:
     clips = write_folder(tmp_path / "clips", {"a": "first"})
 
-    assert pack(f"{clips}/videos", f"{clips}/shards", PackRules()).samples == 1
+    assert pack(str(clips), f"{clips}/shards", PackRules()).samples == 1
