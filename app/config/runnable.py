@@ -33,18 +33,7 @@ def lacking(config: RunConfig) -> Problems:
             SAMPLES, where="args.mode", mend="run cogvx sample with the same files and flags"
         )
         return problems
-    if config.model is None:
-        problems.add(
-            "there is no section 'model'",
-            where="model",
-            mend="add a model file: --base configs/cogvideox_2b_lora.yaml",
-        )
-    if config.data is None:
-        problems.add(
-            "there is no section 'data'",
-            where="data",
-            mend="add a recipe: --base ... configs/sft.yaml",
-        )
+    _sections(config, problems)
     if not config.arguments["train_data"]:
         problems.add(
             "'train_data' is missing", where="args.train_data", mend="give folders or shards"
@@ -99,6 +88,15 @@ def check_encodable(config: RunConfig) -> None:
     _schemes(config, problems)
     if config.training is None:
         problems.add(SAMPLES, where="args.mode", mend="use the files and flags of the training")
+    _sections(config, problems)
+    if not config.arguments["train_data"] and not config.arguments["valid_data"]:
+        problems.add(
+            "'train_data' is missing", where="args.train_data", mend="give folders or shards"
+        )
+    problems.raise_errors()
+
+
+def _sections(config: RunConfig, problems: Problems) -> None:
     if config.model is None:
         problems.add(
             "there is no section 'model'",
@@ -111,11 +109,6 @@ def check_encodable(config: RunConfig) -> None:
             where="data",
             mend="add a recipe: --base ... configs/sft.yaml",
         )
-    if not config.arguments["train_data"] and not config.arguments["valid_data"]:
-        problems.add(
-            "'train_data' is missing", where="args.train_data", mend="give folders or shards"
-        )
-    problems.raise_errors()
 
 
 def _schemes(config: RunConfig, problems: Problems) -> None:

@@ -168,25 +168,39 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+def check_config(
+    content: Mapping[str, Any], class_name: str, fixed: Mapping[str, Any], where: str
+) -> None:
+    """Raise WeightsError unless a config.json is of this class, in a variant that was released.
+
+    Args:
+        content: of the file.
+        class_name: of diffusers.
+        fixed: key -> the one value that every released one has, which is also its default.
+        where: the file.
+    """
+    if content.get("_class_name", class_name) != class_name:
+        raise WeightsError(
+            f"the config is of {content['_class_name']}, not of {class_name}",
+            where=where,
+            mend="name a CogVideoX folder of that kind, or the pipeline folder around it",
+        )
+    for key, value in fixed.items():
+        if content.get(key, value) != value:
+            raise WeightsError(
+                f"{key} is {content[key]!r}; every released {class_name} has {value!r}",
+                where=where,
+                mend="this variant cannot be converted",
+            )
+
+
 def network_of_config(content: Mapping[str, Any], where: str) -> DiTConfig:
     """The network that a config.json of the transformer describes; undoes `transformer_config`.
 
     Raises:
         WeightsError: it is of another class, or of a variant that was never released.
     """
-    if content.get("_class_name", CLASS_NAME) != CLASS_NAME:
-        raise WeightsError(
-            f"the config is of {content['_class_name']}, not of {CLASS_NAME}",
-            where=where,
-            mend="name a CogVideoX transformer folder, or the pipeline folder around it",
-        )
-    for key, value in _FIXED.items():
-        if content.get(key, value) != value:
-            raise WeightsError(
-                f"{key} is {content[key]!r}; CogVideoX networks have {value!r}",
-                where=where,
-                mend="this network cannot be converted",
-            )
+    check_config(content, CLASS_NAME, _FIXED, where)
     try:
         return _network(_DEFAULTS | {key: content[key] for key in _DEFAULTS if key in content})
     except (TypeError, ValueError) as cause:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.config.schema.vae import VAEConfig, VAEPartConfig
-from app.conversion.diffusers import DIFFUSERS_VERSION
+from app.conversion.diffusers import DIFFUSERS_VERSION, check_config
 from app.conversion.misfit import Shapes
 from app.errors import WeightsError
 
@@ -71,19 +71,7 @@ def vae_config_of_json(content: Mapping[str, Any], where: str) -> VAEConfig:
     Raises:
         WeightsError: it is of another class, or of a variant that was never released.
     """
-    if content.get("_class_name", CLASS_NAME) != CLASS_NAME:
-        raise WeightsError(
-            f"the config is of {content['_class_name']}, not of {CLASS_NAME}",
-            where=where,
-            mend="name the vae folder of a CogVideoX pipeline, or the pipeline folder",
-        )
-    for key, value in _FIXED.items():
-        if content.get(key, value) != value:
-            raise WeightsError(
-                f"{key} is {content[key]!r}; the CogVideoX VAE has {value!r}",
-                where=where,
-                mend="this VAE cannot be converted",
-            )
+    check_config(content, CLASS_NAME, _FIXED, where)
     try:
         widths = [int(width) for width in content.get("block_out_channels", (128, 256, 256, 512))]
         part = VAEPartConfig(
