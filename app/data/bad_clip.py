@@ -14,6 +14,7 @@ MEND = {
     "decoder_timeout": "re-encode it with shorter groups of pictures, or raise "
     "data.decode_deadline_s",
     "out_of_memory": "re-encode it smaller, or raise data.decode_memory_gib",
+    "damaged_entry": "delete the file of the latent cache and run `cogvx encode` again",
     "no_caption": "write its caption, or set data.missing_captions: empty",
     "empty_caption": "write its caption, or set data.missing_captions: empty",
 }

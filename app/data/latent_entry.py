@@ -36,6 +36,10 @@ CODES: dict[torch.dtype, str] = {
 DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
+class DamagedEntryError(DataError):
+    """A file of the latent cache that is not what was written."""
+
+
 @dataclass(frozen=True, slots=True)
 class LatentEntry:
     """What training needs of a clip.
@@ -90,12 +94,12 @@ class LatentEntry:
         """Read a file.
 
         Raises:
-            DataError: not such a file, of another key, or changed since it was written.
+            DamagedEntryError: not such a file, of another key, or changed since it was written.
         """
         try:
             return _parsed(bytearray(data), key)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-            raise DataError(
+            raise DamagedEntryError(
                 f"a file of the latent cache is damaged: {problem}",
                 where=where,
                 mend="delete the file and run `cogvx encode` again",

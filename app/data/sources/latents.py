@@ -20,7 +20,7 @@ from app.data.clip import ClipShape
 from app.data.clip_shapes import SizedSource
 from app.data.clip_sizes import Sizes
 from app.data.latent_cache import LatentCache, SampleRecord, shard_key
-from app.data.latent_entry import LatentEntry
+from app.data.latent_entry import DamagedEntryError, LatentEntry
 from app.data.local_files import LocalFiles
 from app.data.originals import Originals, identity_of
 from app.data.quarantine import SampleId, sample_id, shard_id
@@ -179,7 +179,7 @@ class LatentSource:
             )
         key = shard_key(record.key)
         try:
-            entry = self._entry(record.key)
+            entry = self._entry(record)
         finally:
             self._files.done(key)
         item = {
@@ -204,16 +204,25 @@ class LatentSource:
     def close(self) -> None:
         self._base.close()
 
-    def _entry(self, key: str) -> LatentEntry:
-        """Read an entry; one that is damaged on this node is fetched once more."""
-        place = shard_key(key)
+    def _entry(self, record: SampleRecord) -> LatentEntry:
+        """Read an entry; one that is damaged on this node is fetched once more.
+
+        Raises:
+            BadClipError: the entry itself is damaged, which is the fault of this one sample.
+        """
+        place = shard_key(record.key)
         where = f"{self._files.storage.url}/{place}"
         try:
-            return LatentEntry.from_bytes(self._files.read(place), key, where)
-        except DataError:
-            if not self._files.discard(place):
-                raise
-            return LatentEntry.from_bytes(self._files.read(place), key, where)
+            try:
+                return LatentEntry.from_bytes(self._files.read(place), record.key, where)
+            except DamagedEntryError:
+                if not self._files.discard(place):
+                    raise
+                return LatentEntry.from_bytes(self._files.read(place), record.key, where)
+        except DamagedEntryError as problem:
+            raise BadClipError(
+                "damaged_entry", f"{problem.what} ({where})", where=record.shown
+            ) from problem
 
 
 class SizedLatentSource(LatentSource):
