@@ -57,6 +57,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="longest caption, in tokens (default: %(default)s)",
     )
+    _configure_clips(parser)
+    parser.add_argument(
+        "--base",
+        nargs="+",
+        metavar="FILE",
+        help="take sizes, captions and limits from a run's configuration",
+    )
+    parser.add_argument(
+        "--workers",
+        type=whole(1, LARGEST_WORKERS),
+        default=min(os.cpu_count() or 1, MOST_WORKERS),
+        metavar="N",
+        help="videos decoded at once (default: %(default)s)",
+    )
+
+
+def _configure_clips(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what the clips are wanted for."""
     parser.add_argument(
         "--bucket",
         action="append",
@@ -85,19 +103,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=("error", "empty"),
         default="error",
         help="whether a clip without a caption is a fault (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--base",
-        nargs="+",
-        metavar="FILE",
-        help="take sizes, captions and limits from a run's configuration",
-    )
-    parser.add_argument(
-        "--workers",
-        type=whole(1, LARGEST_WORKERS),
-        default=min(os.cpu_count() or 1, MOST_WORKERS),
-        metavar="N",
-        help="videos decoded at once (default: %(default)s)",
     )
 
 

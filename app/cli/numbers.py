@@ -32,7 +32,7 @@ def real(least: float, most: float) -> Callable[[str], float]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
         if not (math.isfinite(value) and least <= value <= most):
-            limits = f"{least:g} to {most:g}"
+            limits = f"{least:.7g} to {most:.7g}"
             raise argparse.ArgumentTypeError(f"{text} is out of range; use {limits}")
         return value
 

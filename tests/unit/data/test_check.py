@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ from app.data.bad_clip import BadClipError
 from app.data.check import Census, ScanSettings, check_dataset
 from app.data.check_clip import CheckRules, Wanted, estimated_tokens
 from app.data.manifest import MANIFEST_NAME
-from app.data.pack import PackRules, pack
 from app.data.shard_text import TextRules
 from app.errors import ConfigError, InputMissingError
 from tests.support.clip_files import encode, write_folder
@@ -74,90 +71,6 @@ def test_captions_without_a_video_and_videos_of_other_kinds_are_faults(tmp_path:
         ("labels/lost.txt", "no_video"),
         ("videos/b.MP4", "unsupported_suffix"),
     ]
-
-
-def test_captions_beside_their_videos_are_found(tmp_path: Path, video: bytes) -> None:
-    (tmp_path / "a.mp4").write_bytes(video)
-    (tmp_path / "a.txt").write_text("fine")
-    (tmp_path / "b.mp4").write_bytes(video)
-
-    assert reasons(check(tmp_path)) == [("b.mp4", "no_caption")]
-
-
-def test_a_caption_beside_videos_that_none_of_them_has_is_a_fault(
-    tmp_path: Path, video: bytes
-) -> None:
-    (tmp_path / "a.mp4").write_bytes(video)
-    for name in ("a.txt", "b.txt", "c.flv", "c.txt", "README.txt", ".hidden.txt"):
-        (tmp_path / name).write_text("words")
-
-    assert reasons(check(tmp_path)) == [("b.txt", "no_video"), ("c.flv", "unsupported_suffix")]
-
-
-@pytest.mark.parametrize("suffix", ["flv", "mpg", "gif", "ts", "3gp", "ogv", "mkv", "MP4"])
-def test_a_video_of_another_kind_is_one_fault_of_its_own_name(tmp_path: Path, suffix: str) -> None:
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "labels").mkdir()
-    (tmp_path / "videos" / f"a.{suffix}").write_bytes(b"x")
-    (tmp_path / "labels" / "a.txt").write_text("words")
-    (tmp_path / "preview.gif").write_bytes(b"of a README")
-
-    assert reasons(check(tmp_path)) == [(f"videos/a.{suffix}", "unsupported_suffix")]
-
-
-def test_videos_that_are_no_files_are_unreadable(tmp_path: Path) -> None:
-    write_folder(tmp_path, {"a": "fine"})
-    (tmp_path / "videos" / "circle.mp4").symlink_to("circle.mp4")
-    (tmp_path / "videos" / "gone.mp4").symlink_to("nowhere.mp4")
-    os.mkfifo(tmp_path / "videos" / "pipe.mp4")
-    for name in ("circle", "gone", "pipe"):
-        (tmp_path / "labels" / f"{name}.txt").write_text("words")
-
-    found = reasons(check(tmp_path))
-
-    assert found == [(f"videos/{n}.mp4", "unreadable") for n in ("circle", "gone", "pipe")]
-
-
-def test_a_shard_that_is_no_file_is_unreadable(tmp_path: Path, video: bytes) -> None:
-    write_shard(tmp_path / "x-0.tar", [("0.mp4", video), ("0.txt", b"words")])
-    (tmp_path / "x-1.tar").symlink_to("nowhere.tar")
-
-    assert reasons(check(tmp_path)) == [("x-1.tar", "unreadable")]
-
-
-def test_a_stray_shard_among_videos_hides_none_of_them(tmp_path: Path, video: bytes) -> None:
-    write_folder(tmp_path, {"a": "fine", "b": None})
-    write_shard(tmp_path / "x.tar", [("0.mp4", video), ("0.txt", b"words")])
-
-    census = check(tmp_path)
-
-    assert census.samples == 2
-    assert reasons(census) == [("videos/b.mp4", "no_caption"), ("x.tar", "mixed_layout")]
-
-
-def test_shards_packed_into_a_folder_of_their_own_are_another_dataset(tmp_path: Path) -> None:
-    write_folder(tmp_path, {"a": "fine"})
-    pack(str(tmp_path), str(tmp_path / "shards"), PackRules())
-
-    census = check(tmp_path)
-
-    assert (census.kind, census.samples, reasons(census)) == ("folder", 1, [])
-
-
-def test_videos_among_shards_are_said_to_be_left_out_and_a_preview_is_none(
-    tmp_path: Path, video: bytes
-) -> None:
-    for number in range(2):
-        write_shard(
-            tmp_path / f"x-{number}.tar", [(f"{number}.mp4", video), (f"{number}.txt", b"words")]
-        )
-    (tmp_path / "preview.mp4").write_bytes(video)
-    assert reasons(check(tmp_path)) == []
-
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "videos" / "a.mp4").write_bytes(video)
-
-    assert reasons(check(tmp_path)) == [("videos/a.mp4", "mixed_layout")]
 
 
 def test_the_folder_of_the_videos_may_be_named_itself(tmp_path: Path) -> None:
@@ -242,77 +155,6 @@ def test_a_cut_copy_of_a_good_shard_is_one_fault(tmp_path: Path, video: bytes) -
     assert reasons(check(tmp_path)) == [("x-1.tar", "damaged_shard")]
 
 
-def test_packed_shards_are_compared_with_their_manifest(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "clips", {"a": "one", "b": "two", "c": "three"})
-    out = tmp_path / "shards"
-    pack(str(folder), str(out), PackRules(shard_bytes=1 << 10))
-    assert check(out).problems == ()
-    first, second, third = sorted(out.glob("*.tar"))
-    data = bytearray(first.read_bytes())
-    data[data.index(b"one")] ^= 1  # a letter of the caption
-    first.write_bytes(data)
-    second.write_bytes(second.read_bytes() + bytes(512))
-    third.unlink()
-
-    assert reasons(check(out)) == [
-        (first.name, "changed_shard"),
-        (second.name, "changed_shard"),
-        (third.name, "missing_shard"),
-    ]
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three clips in one packed shard."""
-    root = tmp_path_factory.mktemp("packed")
-    folder = write_folder(root / "clips", {"a": "first one", "b": "second", "c": "third"})
-    pack(str(folder), str(root / "shards"), PackRules())
-    return root / "shards"
-
-
-def overwritten(data: bytes, what: str) -> bytes:
-    """A packed shard with one planted fault."""
-    if what.startswith("cut"):
-        return data[: len(data) * int(what.removeprefix("cut ")) // 100]
-    if what == "caption":
-        return data.replace(b"second", b"      ")
-    header = data.index(b"b.mp4")
-    where = {"header": header, "video": header + 512}[what]
-    return data[:where] + bytes(512) + data[where + 512 :]
-
-
-@pytest.mark.parametrize(
-    ("what", "key", "reason"),
-    [
-        ("cut 0", "clips-000000.tar", "damaged_shard"),
-        ("cut 50", "clips-000000.tar", "damaged_shard"),
-        ("cut 80", "clips-000000.tar", "damaged_shard"),
-        ("header", "clips-000000.tar", "damaged_shard"),
-        ("video", "b", "not_a_video"),
-        ("caption", "b", "empty_caption"),
-    ],
-)
-def test_a_fault_planted_in_a_packed_shard_is_named_once(
-    packed: Path, tmp_path: Path, what: str, key: str, reason: str
-) -> None:
-    shutil.copytree(packed, tmp_path / "set")
-    shard = tmp_path / "set/clips-000000.tar"
-    shard.write_bytes(overwritten(shard.read_bytes(), what))
-
-    assert reasons(check(tmp_path / "set")) == [(key, reason)]
-
-
-def test_a_sample_that_is_only_not_wanted_explains_no_change(packed: Path, tmp_path: Path) -> None:
-    shutil.copytree(packed, tmp_path / "set")
-    shard = tmp_path / "set/clips-000000.tar"
-    shard.write_bytes(shard.read_bytes().replace(b"second", b"tenth."))
-
-    found = reasons(check(tmp_path / "set", CheckRules(shortest_frames=21)))
-
-    assert found[-1] == ("clips-000000.tar", "changed_shard")
-    assert {reason for _, reason in found[:-1]} == {"too_short"}
-
-
 def test_nothing_is_written_beside_the_data(tmp_path: Path, video: bytes) -> None:
     write_shard(tmp_path / "x.tar", [("0.mp4", video), ("0.txt", b"words")])
 
@@ -329,25 +171,6 @@ def test_clips_shorter_than_wanted_are_faults_only_where_a_size_is_named(tmp_pat
 
     assert reasons(check(tmp_path)) == []
     assert reasons(check(tmp_path, wanted)) == [("videos/a.mp4", "too_short")]
-
-
-def test_shards_without_a_sample_are_a_fault(tmp_path: Path, video: bytes) -> None:
-    write_shard(tmp_path / "x-0.tar", [])
-
-    assert reasons(check(tmp_path / "x-0.tar")) == [("x-0.tar", "no_samples")]
-    assert reasons(check(tmp_path)) == [(tmp_path.name, "no_samples")]
-
-    write_shard(tmp_path / "x-1.tar", [("0.mp4", video), ("0.txt", b"words")])
-    assert reasons(check(tmp_path)) == []
-
-
-@pytest.mark.parametrize("aspect", ["3/1", "1/4"])
-def test_pixels_that_are_not_square_are_no_fault(tmp_path: Path, aspect: str) -> None:
-    encode(tmp_path / "videos" / "a.mp4", options=["-vf", f"setsar={aspect}"])
-    (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / "a.txt").write_text("words")
-
-    assert reasons(check(tmp_path)) == []
 
 
 def test_missing_captions_may_be_allowed(tmp_path: Path) -> None:
