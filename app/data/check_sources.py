@@ -17,6 +17,7 @@ from pathlib import Path
 
 from app.data.check_clip import Problem, Sample
 from app.data.check_folder import folder_samples, holds_shards, mixed, unreadable
+from app.data.check_side_files import side_file_problems
 from app.data.manifest import MANIFEST_NAME, Manifest, ShardEntry, check_against_listing
 from app.data.shard_text import (
     Records,
@@ -113,7 +114,7 @@ def _shards(
                 if path is not None:
                     changed = _changed(storage, entries, known.get(name))
                     shard = _Shard(storage, url, name, path, rules, known.get(name), changed)
-                    yield from _samples_of(shard, found)
+                    yield from _samples_of(shard, entries, found)
 
 
 def _manifest(
@@ -182,7 +183,9 @@ class _Shard:
             return {}
 
 
-def _samples_of(shard: _Shard, found: Found) -> Iterator[list[Sample]]:
+def _samples_of(
+    shard: _Shard, entries: Mapping[str, Entry], found: Found
+) -> Iterator[list[Sample]]:
     """One group: the usable samples of a shard."""
     before = len(found.problems)
     try:
@@ -207,6 +210,8 @@ def _samples_of(shard: _Shard, found: Found) -> Iterator[list[Sample]]:
     # By now the samples were looked at: what is wrong with them is among the problems.
     reasons = {problem.reason for problem in found.problems[before:]}
     changed = shard.changed or _other_content(shard)
+    if changed is None and damage is None and shard.known is not None:
+        found.problems += side_file_problems(shard.storage, entries, shard.known, index)
     if changed is not None and not _explained(shard, index, reasons):
         found.problems.append(Problem(shard.url, shard.name, "changed_shard", changed))
 

@@ -65,9 +65,11 @@ class SideFiles(Protocol):
     def write(self, key: str, data: bytes) -> None: ...
 
 
-def kept_sizes(files: SideFiles, key: str, fingerprint: str, scan: Callable[[], Sizes]) -> Sizes:
-    """Sizes of a side file, or those of a scan, which are then kept there."""
-    known = sizes_from_json(files.read(key), fingerprint)
+def kept_sizes(
+    files: SideFiles, key: str, fingerprint: str, count: int, scan: Callable[[], Sizes]
+) -> Sizes:
+    """Sizes of `count` videos from a side file, or those of a scan, which are then kept there."""
+    known = sizes_from_json(files.read(key), fingerprint, count)
     if known is not None:
         return known
     found = scan()

@@ -97,15 +97,25 @@ def sizes_to_json(sizes: Sizes, fingerprint: str) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
 
-def sizes_from_json(data: bytes | None, fingerprint: str) -> list[ClipSize | None] | None:
-    """What `sizes_to_json` wrote; None when it is unreadable or of other data."""
+def sizes_from_json(
+    data: bytes | None, fingerprint: str | None, count: int | None = None
+) -> list[ClipSize | None] | None:
+    """What `sizes_to_json` wrote; None when it is unreadable, of other data, or not so many.
+
+    Args:
+        fingerprint: of the data; None takes the sizes of any.
+        count: videos that the data has; None takes any number.
+    """
     try:
         content = json.loads(data or b"")
-        if content["format_version"] != SIZES_VERSION or content["data"] != fingerprint:
+        if content["format_version"] != SIZES_VERSION:
             return None
-        return [None if size is None else _size(*size) for size in content["sizes"]]
-    except (ValueError, KeyError, TypeError):
+        if fingerprint is not None and content["data"] != fingerprint:
+            return None
+        sizes = [None if size is None else _size(*size) for size in content["sizes"]]
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+    return sizes if count in (None, len(sizes)) else None
 
 
 def _size(rows: int, columns: int, frames: int, fps: float) -> ClipSize:

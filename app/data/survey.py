@@ -95,12 +95,27 @@ class IndexFiles:
             yield
 
     def index(self, shard: ShardEntry) -> ShardIndex | None:
-        """The index of a shard, or None when it is not there or of another content."""
+        """The index of a shard; one that is lost, damaged or of another content is made again.
+
+        None when the shard is not the one of the manifest either: opening it says how.
+        """
         data = self.read(shard.index)
-        if data is None:
+        where = f"{self._storage.url}/{shard.index}"
+        try:
+            index = None if data is None else ShardIndex.from_json(data, where)
+        except DataError:
+            index = None
+        if index is not None and index_digest(index) == shard.index_sha256:
+            return index
+        log.warning("the index of a shard cannot be used: reading the shard", extra={"url": where})
+        try:
+            index = _walked(self._storage, shard.name, shard.bytes)
+        except (DataError, InputMissingError):
             return None
-        index = ShardIndex.from_json(data, f"{self._storage.url}/{shard.index}")
-        return index if index_digest(index) == shard.index_sha256 else None
+        if index_digest(index) != shard.index_sha256:
+            return None
+        self.write(shard.index, index.to_json(shard.name))
+        return index
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +203,16 @@ def scan_shard(
     storage: Storage, files: IndexFiles, entry: Entry, *, caption_key: str
 ) -> ShardEntry:
     """Read a shard's headers, keep its index, describe it."""
-    url = f"{storage.url}/{entry.key}"
-    read: Callable[[int, int], bytes] = partial(storage.read_range, entry.key)
-    index = index_shard(RangeFile(read, entry.size_bytes), entry.size_bytes, url)  # type: ignore[arg-type]
+    index = _walked(storage, entry.key, entry.size_bytes)
     shard = describe(entry, index, caption_key)
     files.write(shard.index, index.to_json(entry.key))
     return shard
+
+
+def _walked(storage: Storage, key: str, size: int) -> ShardIndex:
+    """The index of a shard by ranged reads of its headers."""
+    read: Callable[[int, int], bytes] = partial(storage.read_range, key)
+    return index_shard(RangeFile(read, size), size, f"{storage.url}/{key}")  # type: ignore[arg-type]
 
 
 def describe(

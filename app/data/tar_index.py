@@ -76,7 +76,7 @@ class ShardIndex:
                 for key, suffix, offset, size in content["members"]
             )
             left_out = tuple((str(key), str(reason)) for key, reason in content["left_out"])
-        except (ValueError, KeyError, TypeError) as problem:
+        except (ValueError, KeyError, TypeError, RecursionError) as problem:
             raise DataError(
                 f"this is not the index of a shard ({problem})",
                 where=where,

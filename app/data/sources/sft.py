@@ -112,7 +112,7 @@ class SFTSource:
                 return list(pool.map(size, self.keys))
 
         with files.locked():
-            return kept_sizes(files, SIZES_NAME, self.fingerprint(), scan)
+            return kept_sizes(files, SIZES_NAME, self.fingerprint(), len(self.keys), scan)
 
     def caption(self, index: int) -> str:
         """The caption of a sample, as training uses it."""

@@ -148,7 +148,8 @@ class ShardSource:
 
     def _kept_sizes(self, place: _Place) -> Sizes | None:
         files = self._folders[place.folder].indexes
-        return sizes_from_json(files.read(sizes_key(place.shard.name)), place.shard.index_sha256)
+        data = files.read(sizes_key(place.shard.name))
+        return sizes_from_json(data, place.shard.index_sha256, place.shard.samples)
 
     def _found_sizes(self, place: _Place) -> Sizes:
         """Look through a shard, one process of the node at a time, and keep what was found."""
@@ -167,7 +168,8 @@ class ShardSource:
                 return list(pool.map(size, [sample[VIDEO] for sample in samples]))
 
         with folder.indexes.locked():
-            return kept_sizes(folder.indexes, sizes_key(name), place.shard.index_sha256, scan)
+            digest, count = place.shard.index_sha256, place.shard.samples
+            return kept_sizes(folder.indexes, sizes_key(name), digest, count, scan)
 
     def _opened_samples(self, place: _Place) -> list[dict[str, Member]]:
         return open_shard(self._files[place.folder], place.shard).samples

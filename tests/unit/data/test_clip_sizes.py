@@ -90,7 +90,10 @@ def test_sizes_of_other_data_are_not_believed() -> None:
 
     data = sizes_to_json(sizes, "abc")
 
-    assert sizes_from_json(data, "abc") == sizes
+    assert sizes_from_json(data, "abc") == sizes_from_json(data, None, 2) == sizes
+    assert sizes_from_json(data, "abc", 3) is None
+    assert sizes_from_json(b"[" * 200_000, "abc") is None
+    assert sizes_from_json(data.replace(b"100", b"1e999"), "abc") is None
     assert sizes_from_json(data, "abd") is None
     assert sizes_from_json(data[:-9], "abc") is None
     assert sizes_from_json(None, "abc") is None

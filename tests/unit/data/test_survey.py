@@ -168,6 +168,33 @@ def test_a_copy_of_a_shard_with_a_known_digest_is_accepted_by_its_content(shards
         look(shards)
 
 
+@pytest.mark.parametrize("content", [b"{", b"[" * 200_000, b"other", None])
+def test_an_index_that_cannot_be_used_is_made_again_from_the_shard(
+    shards: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = look(shards)
+    side, shard = shards / "a-000.index.json", found.shards[1]
+    whole = side.read_bytes()
+    if content == b"other":
+        content = (shards / "a-001.index.json").read_bytes()
+    side.unlink() if content is None else side.write_bytes(content)
+
+    index = look(shards).indexes.index(shard)
+
+    assert index is not None
+    assert {member.key for member in index.members} == {"one", "two", "three"}
+    assert side.read_bytes() == whole
+    assert "cannot be used" in caplog.text
+
+
+def test_an_index_is_not_made_of_a_shard_that_is_another_one(shards: Path) -> None:
+    found = look(shards)
+    (shards / "a-000.index.json").write_bytes(b"{")
+    write_shard(shards / "a-000.tar", samples(["one", "two", "other"]))
+
+    assert found.indexes.index(found.shards[1]) is None
+
+
 def test_a_new_shard_is_scanned_and_added(shards: Path) -> None:
     look(shards)
     write_shard(shards / "sub" / "c.tar", samples(["six"]))
