@@ -163,6 +163,9 @@ def test_a_compressed_shard_is_refused_and_not_unpacked(folder: Path, tmp_path: 
         ({"json": b'{"fps": 8, "fill": "' + b"x" * (2 << 20) + b'"}'}, "bad_metadata"),
         ({"txt": b"\xff\xfe not utf-8 \xff"}, "bad_caption"),
         ({"txt": b"word " * 20_000}, "bad_caption"),
+        ({"txt": bytes(4)}, "bad_caption"),
+        ({"json": b'{"caption": "\\ud800 lone"}'}, "bad_caption"),
+        ({"json": b'{"caption": ["a", "b"]}'}, "bad_caption"),
         ({"txt": b"  \n "}, "empty_caption"),
     ],
 )
