@@ -177,6 +177,7 @@ def test_every_stage_continues_at_another_world_size(world: int, folder: Path, w
         assert ran.losses(name) == pytest.approx(whole.losses(name)[3:], rel=bound), name
 
 
+@pytest.mark.slow
 def test_a_save_of_one_process_continues_on_two(folder: Path, whole: Ran) -> None:
     job = {"stage": 2, "precision": "fp32", "start": 0, "stop": 3}
     run(folder, 1, {"one": {**job, "save": str(folder / "one")}})

@@ -147,6 +147,7 @@ def test_a_sample_video_has_the_frames_and_size_of_the_clips(exported: Exported)
     assert len(frames) == 9
 
 
+@pytest.mark.slow
 def test_a_run_samples_as_its_export_does(
     exported: Exported, world: TinyWorld, tmp_path: Path
 ) -> None:

@@ -117,6 +117,7 @@ def test_a_wrong_key_is_no_permission(world: TinyWorld, tmp_path: Path) -> None:
 NONE_BAD = ("data.quarantine.max_share=0", "data.quarantine.after_samples=1")
 
 
+@pytest.mark.slow
 def test_a_truncated_video_of_a_folder_is_named(world: TinyWorld, tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     made = make_clips(clips, 4, CLIP_SIZE, 8, 2.0, 3)
@@ -137,6 +138,7 @@ def test_a_truncated_video_of_a_folder_is_named(world: TinyWorld, tmp_path: Path
     assert_clear(ended, 65, made[2].video.stem)
 
 
+@pytest.mark.slow
 def test_a_truncated_video_of_a_shard_is_named(world: TinyWorld, tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     made = make_clips(clips, 4, CLIP_SIZE, 8, 2.0, 3)
@@ -168,6 +170,7 @@ def test_packing_names_a_truncated_video(world: TinyWorld, tmp_path: Path) -> No
     assert_clear(ended, 65, made[1].video.name)
 
 
+@pytest.mark.slow  # tests/distributed/test_gang.py has the quick ones
 def test_two_processes_with_the_same_rank_both_end_at_once(
     world: TinyWorld, tmp_path: Path
 ) -> None:

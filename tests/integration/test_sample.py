@@ -218,7 +218,11 @@ def test_typed_prompts_go_to_a_bucket(
 
 
 @pytest.mark.parametrize(
-    ("changes", "size", "frames"), [(I2V, (32, 64), 9), (I2V_1P5, (32, 48), 13)]
+    ("changes", "size", "frames"),
+    [
+        (I2V, (32, 64), 9),
+        pytest.param(I2V_1P5, (32, 48), 13, marks=pytest.mark.slow),
+    ],
 )
 def test_image_to_video_begins_with_its_image(
     world: TinyWorld,

@@ -204,9 +204,13 @@ def test_a_key_outside_of_the_root_is_refused(storage: Storage, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("key", ["Upper", "a b", "ä", "a+b", "a:b"])
-def test_our_own_keys_are_lower_case_and_plain(storage: Storage, key: str) -> None:
-    with pytest.raises(DataError, match="name for an object of ours"):
-        storage.write_small(key, b"x")
+def test_names_that_people_give_come_back(storage: Storage, tmp_path: Path, key: str) -> None:
+    storage.write_small(f"given/{key}", b"x")
+    file_of(tmp_path / "in.bin", 10)
+    storage.upload(tmp_path / "in.bin", f"given/{key}.bin")
+
+    assert storage.read_small(f"given/{key}") == b"x"
+    assert [entry.key for entry in storage.list("given/")] == [f"given/{key}", f"given/{key}.bin"]
 
 
 def test_there_are_no_unfinished_uploads_after_an_upload(storage: Storage, tmp_path: Path) -> None:

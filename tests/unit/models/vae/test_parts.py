@@ -162,6 +162,7 @@ def test_sizes_that_do_not_fit_are_refused(memory: dict[str, object], where: str
     assert caught.value.where.endswith(where)
 
 
+@pytest.mark.slow
 def test_memory_of_an_encode_by_pieces_does_not_grow_with_the_clip() -> None:
     size = {"rows": 48, "columns": 64, "ch": 32}
 
