@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -200,12 +200,3 @@ def _text_files(source: Path, name: str) -> Iterator[Path]:
 def facts_of_sampler(implementation: str) -> Scheduler:
     """The scheduler of diffusers that samples like one of our classes."""
     return "ddim" if implementation.endswith(":DdimSampler") else "dpm"
-
-
-def as_mapping(facts: PipelineFacts) -> Mapping[str, object]:
-    """For reports."""
-    return {
-        "scale_factor": facts.scale_factor,
-        "snr_shift_scale": facts.schedule.shift_scale,
-        "scheduler": _SCHEDULERS[facts.scheduler],
-    }

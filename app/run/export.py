@@ -72,7 +72,7 @@ def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Pat
     config = _network_config(record, storage.url)
     if request.kind == "auto":
         request = replace(request, kind="safetensors" if config.lora is None else "lora")
-    tensors = _weights(storage, ref, request, cache_dir)
+    tensors = _weights(storage, ref, request, record, cache_dir)
     with tempfile.TemporaryDirectory() as folder:
         files = write_export(Path(folder), tensors, config, request)
         target = storage if out is None else open_storage(out)
@@ -93,7 +93,8 @@ def run_weights(url: str, request: ExportRequest, cache_dir: Path) -> dict[str, 
         InputMissingError: no such run, or it has no complete checkpoint of that step.
     """
     storage = open_storage(url)
-    return _weights(storage, _checkpoint_ref(storage, request.step), request, cache_dir)
+    ref = _checkpoint_ref(storage, request.step)
+    return _weights(storage, ref, request, _run_record(storage), cache_dir)
 
 
 def run_step(url: str, step: int | None) -> int:
@@ -115,13 +116,16 @@ def run_model_section(url: str) -> dict[str, object]:
 
 
 def _weights(
-    storage: Storage, ref: CheckpointRef, request: ExportRequest, cache_dir: Path
+    storage: Storage,
+    ref: CheckpointRef,
+    request: ExportRequest,
+    record: dict[str, dict[str, object]],
+    cache_dir: Path,
 ) -> dict[str, Tensor]:
     with open_checkpoint(storage, ref) as checkpoint:
         tensors = read_weights(checkpoint, request.weights)
     if request.kind == "lora":  # the pairs are trained: no need to fetch what was frozen
         return tensors
-    record = _run_record(storage)
     config = _network_config(record, storage.url)
     return _complete(tensors, config, _text(record["args"].get("load")), cache_dir)
 

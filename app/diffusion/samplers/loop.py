@@ -5,6 +5,7 @@ Source: sat/sgm/modules/diffusionmodules/sampling.py, VideoDDIMSampler and its c
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ Join = Callable[[Any, Any], Any]  # (unconditional, conditional) -> one batch, i
 Progress = Callable[[int, int], None]  # (steps done, steps in all), after each step
 
 
-class Sampler:
+class Sampler(ABC):
     """From noise to latents in `num_steps` steps; a subclass says how one step moves.
 
     The number of steps is the configuration's: the noise table, the last step and the guidance
@@ -43,6 +44,7 @@ class Sampler:
         self.join = join
         self.path = SamplingPath.of(config.schedule, config.num_steps)
 
+    @abstractmethod
     def step(
         self, index: int, x: Tensor, denoised: Tensor, previous: Tensor | None, draws: Draws
     ) -> Tensor:
@@ -55,7 +57,6 @@ class Sampler:
             previous: the prediction of the step before, None at index 0.
             draws: asked for sampler_noise/<index> by rules that add noise.
         """
-        raise NotImplementedError
 
     @torch.no_grad()
     def sample(
