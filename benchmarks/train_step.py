@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from app.config.schema.encoders import VAEConfig, VAEPartConfig
 from app.config.schema.model import DiTConfig, LoraConfig
-from app.config.schema.vae import VAEConfig, VAEPartConfig
 from app.models.conditioning import Conditioning
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.vae.autoencoder import VideoAutoencoder

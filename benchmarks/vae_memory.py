@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from app.config.schema.vae import VAEConfig, VAEMemoryConfig, VAEPartConfig
+from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
 from app.models.vae.autoencoder import VideoAutoencoder
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from app.cli import output
-from app.config.arguments_page import as_records, table_page, with_table
+from app.config.arguments.page import as_records, table_page, with_table
 from app.config.load import load_config
 from app.config.runnable import lacking
 from app.config.schema.run import RunConfig

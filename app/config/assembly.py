@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.config import upstream
-from app.config.merge import Merged
+from app.config.layers import Merged
 from app.config.problems import Problems
-from app.config.reading import Context
+from app.config.reader import Context
 from app.config.schema.data import NO_SPLIT, DataConfig
 from app.config.schema.model import DiTConfig, ModelConfig
 from app.config.schema.part import Part

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from app.config.argument import Argument
-from app.config.arguments import ARGUMENTS
-from app.config.merge import OVERRIDE
-from app.config.reading import nearest
+from app.config.arguments.row import Argument
+from app.config.arguments.table import ARGUMENTS
+from app.config.layers import OVERRIDE
+from app.config.reader import nearest
 from app.errors import UsageError
 
 COMMAND_LINE = "the command line"

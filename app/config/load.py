@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from app.config.arguments import ARGUMENTS
+from app.config.arguments.table import ARGUMENTS
 from app.config.assembly import assemble
 from app.config.command_line import COMMAND_LINE, CommandLine, read_command_line
-from app.config.merge import merge_layers
+from app.config.layers import merge_layers
 from app.config.problems import Problems
-from app.config.reading import names_of
+from app.config.reader import names_of
 from app.config.schema.run import CompatConfig, RunConfig
 from app.config.target import Target, Targets
 from app.config.values import flag_value, resolve

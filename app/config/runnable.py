@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from app.config import upstream
 from app.config.problems import Problems
+from app.config.schema.encoders import VAEConfig
 from app.config.schema.run import RunConfig
-from app.config.schema.vae import VAEConfig
 from app.config.split import split_shares
 
 # What the encoder of clips reads.

@@ -12,7 +12,7 @@ from typing import Any
 
 from app.config.kinds import Kind
 from app.config.problems import Problems
-from app.config.reading import Reader
+from app.config.reader import Reader
 from app.config.schema.data import DataConfig, ShardDataConfig
 from app.config.schema.model import PatchSize
 from app.config.split import split_shares

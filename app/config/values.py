@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.config import upstream
-from app.config.argument import Argument, Disposition
-from app.config.arguments import ARGUMENTS
-from app.config.arguments_data import SAMPLING
-from app.config.arguments_ours import COMPAT_KEYS
+from app.config.arguments.data import SAMPLING
+from app.config.arguments.ours import COMPAT_KEYS
+from app.config.arguments.row import Argument, Disposition
+from app.config.arguments.table import ARGUMENTS
 from app.config.command_line import COMMAND_LINE, CommandLine
-from app.config.merge import Merged
+from app.config.layers import Merged
 from app.config.precision import Assignment, resolve_precision
 from app.config.problems import Problems
-from app.config.reading import REQUIRED, suggestion
+from app.config.reader import REQUIRED, suggestion
 from app.config.schema.run import CompatConfig
 from app.config.sections.deepspeed import HOMES, value_at
 from app.errors import UsageError

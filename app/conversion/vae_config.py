@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from app.config.schema.vae import VAEConfig, VAEPartConfig
+from app.config.schema.encoders import VAEConfig, VAEPartConfig
 from app.conversion.diffusers import DIFFUSERS_VERSION, check_config
 from app.conversion.misfit import Shapes
 from app.errors import WeightsError

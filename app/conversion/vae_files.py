@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.config.schema.vae import VAEConfig
+from app.config.schema.encoders import VAEConfig
 from app.conversion.misfit import compare, error_of
 from app.conversion.shard_files import MAX_SHARD_BYTES, cast, write_shards
 from app.conversion.vae import vae_from_diffusers, vae_names, vae_to_diffusers

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import DiTConfig, LoraConfig
-from app.config.schema.vae import VAEConfig
 from app.errors import WeightsError
 from app.models.conditioning import Conditioning
 from app.models.dit.transformer import DiffusionTransformer

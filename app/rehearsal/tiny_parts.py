@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from app.config.merge import merge_layers
-from app.config.parse import parse_model
+from app.config.layers import merge_layers
 from app.config.problems import Problems
+from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import DiTConfig, ModelConfig
-from app.config.schema.vae import VAEConfig
+from app.config.sections.parse import parse_model
 from app.conversion.sat import to_sat
 from app.errors import CogvxError, ConfigError
 from app.models.dit.initialization import init_from_scratch

@@ -17,11 +17,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.config.arguments import ARGUMENTS
+from app.config.arguments.table import ARGUMENTS
 from app.config.command_line import CommandLine, read_command_line
 from app.config.load import config_of
+from app.config.schema.encoders import VAEConfig
 from app.config.schema.run import RunConfig
-from app.config.schema.vae import VAEConfig
 from app.config.section import as_section
 from app.distributed.rank import RankInfo, check_clip_groups, check_copies
 from app.errors import ConfigError, ConfigErrors

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
+from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import ModelConfig
 from app.config.schema.run import RunConfig
-from app.config.schema.vae import VAEConfig
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
 from app.data.latent_cache import LatentCache, Part, SampleRecord, damaged, shard_key

@@ -8,11 +8,11 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
-from app.config.merge import OVERRIDE_ORIGIN
+from app.config.layers import OVERRIDE_ORIGIN
 from app.config.schema.data import DataConfig, SFTDataConfig, ShardDataConfig
+from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import ModelConfig
 from app.config.schema.run import RunConfig
-from app.config.schema.vae import VAEConfig
 from app.data.latent_cache import CacheSettings
 from app.errors import ConfigError
 from app.run.encode_weights import weights_sha256

@@ -19,8 +19,8 @@ from app.checkpoint.attempts import read_attempts
 from app.checkpoint.catalog import complete_checkpoints, find_newest
 from app.checkpoint.layout import CheckpointRef, config_key, export_folder
 from app.checkpoint.reader import Checkpoint, open_checkpoint
-from app.config.parse import parse_network
 from app.config.schema.model import DiTConfig
+from app.config.sections.parse import parse_network
 from app.conversion.export import export_diffusers, export_lora, export_safetensors
 from app.conversion.loading import load_network_weights
 from app.errors import ConfigError, InputMissingError

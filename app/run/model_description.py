@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.config.merge import merge_layers
-from app.config.parse import (
+from app.config.layers import merge_layers
+from app.config.problems import Problems
+from app.config.schema.diffusion import ScheduleConfig
+from app.config.schema.model import DiTConfig, LoraConfig
+from app.config.sections.parse import (
     parse_conditioner,
     parse_denoiser,
     parse_first_stage,
     parse_network,
     parse_sampler,
 )
-from app.config.problems import Problems
-from app.config.schema.diffusion import ScheduleConfig
-from app.config.schema.model import DiTConfig, LoraConfig
 from app.conversion.architecture import SAT_LORA_ALPHA
 from app.conversion.pipeline import PipelineFacts, facts_of_sampler
 from app.conversion.source import Beside

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import DiTConfig
 from app.config.schema.run import RunConfig
-from app.config.schema.vae import VAEConfig
 from app.errors import ConfigError, DataError, InputMissingError, UsageError
 from app.evaluation.prompts import Prompt, read_prompts
 from app.storage.fetch import fetch

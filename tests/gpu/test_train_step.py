@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.config.schema.encoders import VAEPartConfig
 from app.config.schema.model import LoraConfig
-from app.config.schema.vae import VAEPartConfig
 from benchmarks.train_step import (
     Clip,
     Measurement,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.config.schema.vae import VAEConfig, VAEMemoryConfig, VAEPartConfig
+from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
 from app.models.vae.autoencoder import VideoAutoencoder
 from tests.gpu.place import DEVICE, ON_GPU
 

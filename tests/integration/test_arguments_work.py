@@ -7,8 +7,8 @@ from functools import cache
 
 import pytest
 
-from app.config.argument import Disposition
-from app.config.arguments import ARGUMENTS
+from app.config.arguments.row import Disposition
+from app.config.arguments.table import ARGUMENTS
 from tests.support.configs import ROOT
 
 JOBS = "tests/integration/argument_jobs.py"  # the command lines that the first module looks at
@@ -113,7 +113,7 @@ PROOFS = {
     "tests/unit/cli/test_train.py": {
         "nproc_per_node": "test_nproc_per_node_is_the_number_of_processes_started",
     },
-    "tests/unit/config/test_arguments.py": {
+    "tests/unit/config/arguments/test_table.py": {
         "checkpoint_activations": (
             "test_activation_checkpointing_reaches_the_network_but_not_under_compat_sat"
         ),

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
-from app.config.schema.vae import VAEConfig, VAEMemoryConfig, VAEPartConfig
+from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
 from app.conversion.vae_files import VaeWeights, export_vae_diffusers, read_vae
 from app.models.vae.autoencoder import VideoAutoencoder, decode_plan
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.config.parse import parse_model
 from app.config.schema.model import ModelConfig
+from app.config.sections.parse import parse_model
 from app.config.target import Target
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.loss import VideoDiffusionLoss

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from app.config.parse import parse_network
 from app.config.schema.model import DiTConfig
+from app.config.sections.parse import parse_network
 from app.conversion.sat import from_sat, to_sat
 from app.models.dit.transformer import DiffusionTransformer
 from app.registry import TARGETS

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.config.parse import parse_denoiser, parse_loss
 from app.config.schema.diffusion import DenoiserConfig, LossConfig
+from app.config.sections.parse import parse_denoiser, parse_loss
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.loss import VideoDiffusionLoss
 from app.distributed.seeding import GlobalDraws

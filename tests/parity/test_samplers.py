@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.config.parse import parse_denoiser, parse_sampler
 from app.config.schema.diffusion import (
     DenoiserConfig,
     GuidanceConfig,
@@ -20,6 +19,7 @@ from app.config.schema.diffusion import (
     ScheduleConfig,
 )
 from app.config.schema.part import Part
+from app.config.sections.parse import parse_denoiser, parse_sampler
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.guidance import ConstantGuidance, DynamicGuidance, Guidance
 from app.diffusion.samplers.ddim import DdimSampler

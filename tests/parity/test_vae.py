@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.config.schema.vae import VAEConfig, VAEPartConfig
+from app.config.schema.encoders import VAEConfig, VAEPartConfig
 from app.errors import ShapeError
 from app.models.vae.autoencoder import VideoAutoencoder
 from app.models.vae.blocks import Downsample

@@ -6,7 +6,7 @@ from typing import Any
 
 from app.config import upstream
 from app.config.kinds import choice, integer, optional, real, sequence, text
-from app.config.reading import Context, Field, Reader, open_part
+from app.config.reader import Context, Field, Reader, open_part
 from app.config.schema.buckets import Bucket, parse_bucket
 from app.config.schema.data import (
     DataConfig,

@@ -12,7 +12,7 @@ from typing import Any
 
 from app.config import upstream
 from app.config.kinds import boolean, integer, optional, real, sequence
-from app.config.reading import REQUIRED, Context, Field, Reader, names_of, suggestion
+from app.config.reader import REQUIRED, Context, Field, Reader, names_of, suggestion
 from app.config.sections.deepspeed_keys import PRECISION_KEYS, TOP_KEYS, ZERO_KEYS
 
 # `args` and this section say the same number twice: argument -> path in the section.

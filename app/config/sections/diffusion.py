@@ -6,7 +6,7 @@ from typing import Any
 
 from app.config import upstream
 from app.config.kinds import boolean, choice, exactly, integer, optional, real
-from app.config.reading import Context, Field, OpenPart, Reader, open_part
+from app.config.reader import Context, Field, OpenPart, Reader, open_part
 from app.config.schema.diffusion import (
     DenoiserConfig,
     GuidanceConfig,

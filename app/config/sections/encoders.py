@@ -7,12 +7,12 @@ from typing import Any
 from app.config import upstream
 from app.config.kinds import boolean, choice, exactly, integer, optional, real, sequence, text
 from app.config.problems import Problems
-from app.config.reading import Context, Field, Reader, open_part
+from app.config.reader import Context, Field, Reader, open_part
 from app.config.schema.data import DataConfig, SFTDataConfig, ShardDataConfig
+from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
 from app.config.schema.model import ModelConfig
 from app.config.schema.part import Part
 from app.config.schema.text import ConditionerConfig, T5Config
-from app.config.schema.vae import VAEConfig, VAEMemoryConfig, VAEPartConfig
 
 FIRST_STAGE = (
     Field("cp_size", integer(1), 1),

@@ -7,9 +7,9 @@ from typing import Any
 from app.config import upstream
 from app.config.kinds import boolean, exactly, integer, optional, real, sequence, text
 from app.config.problems import Problems
-from app.config.reading import Context, Field, Reader
+from app.config.reader import Context, Field, Reader
+from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import DiTConfig, ModelConfig
-from app.config.schema.vae import VAEConfig
 from app.config.sections.diffusion import read_denoiser, read_loss, read_sampler
 from app.config.sections.encoders import read_conditioner, read_first_stage
 from app.config.sections.network import read_network

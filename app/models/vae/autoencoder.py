@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from app.config.schema.vae import VAEConfig, VAEMemoryConfig, VAEPartConfig
+from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
 from app.distributed.neighbours import broadcast_from, shapes_of_ranks
 from app.distributed.rank_group import ALONE, RankGroup
 from app.errors import ConfigError, ShapeError, WeightsError

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from app.config.schema.vae import VAEPartConfig
+from app.config.schema.encoders import VAEPartConfig
 from app.models.vae.blocks import BlockPast, ResidualBlock, SpatialNorm, Upsample, swish
 from app.models.vae.causal_conv import CausalConv3d
 from app.models.vae.encoder import Middle

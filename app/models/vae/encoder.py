@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from app.config.schema.vae import VAEPartConfig
+from app.config.schema.encoders import VAEPartConfig
 from app.models.vae.blocks import Downsample, ResidualBlock, group_norm, swish
 from app.models.vae.causal_conv import CausalConv3d
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.config.schema.vae import VAEConfig
+from app.config.schema.encoders import VAEConfig
 from app.distributed.rank import check_clip_groups
 from app.errors import ConfigError, ConfigErrors
 from tests.support.configs import TINY, load

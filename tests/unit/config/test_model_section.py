@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.config.parse import parse_conditioner, parse_first_stage
+from app.config.sections.parse import parse_conditioner, parse_first_stage
 from app.config.target import Target
 from app.errors import ConfigErrors
 from app.registry import TARGETS

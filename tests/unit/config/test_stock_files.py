@@ -6,8 +6,8 @@ import pytest
 
 from app.config.runnable import lacking
 from app.config.schema.data import SFTDataConfig, ShardDataConfig
+from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import DiTConfig
-from app.config.schema.vae import VAEConfig
 from tests.support.configs import OUR_MODELS, TRAINING_MODELS, base, load, section
 
 ALL_MODELS = (*TRAINING_MODELS, *OUR_MODELS)

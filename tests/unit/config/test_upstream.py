@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from app.config import upstream
-from app.config.parse import parse_loss, parse_network, parse_sampler
 from app.config.problems import Problems
 from app.config.schema.model import PatchSize
+from app.config.sections.parse import parse_loss, parse_network, parse_sampler
 from app.errors import ConfigErrors
 from app.registry import TARGETS
 from tests.support.configs import TINY, base, layer, load, mistakes, section

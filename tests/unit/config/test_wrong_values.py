@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from app.config.command_line import CommandLine
+from app.config.layers import Merged
 from app.config.load import config_of
-from app.config.merge import Merged
 from app.config.runnable import lacking
 from app.config.snapshot import snapshot
 from app.errors import ConfigErrors

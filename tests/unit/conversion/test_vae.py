@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
 from app.checkpoint.tensor_file import write_tensors
-from app.config.schema.vae import VAEConfig, VAEPartConfig
+from app.config.schema.encoders import VAEConfig, VAEPartConfig
 from app.conversion.loading import load_vae_weights
 from app.conversion.vae import vae_from_diffusers, vae_to_diffusers
 from app.errors import WeightsError

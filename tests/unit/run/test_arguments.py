@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from app.config.arguments import ARGUMENTS
+from app.config.arguments.table import ARGUMENTS
 from app.errors import ConfigError, UsageError
 from app.run.arguments import get_args, leave_distributed, parse_args, process_config_to_args
 from tests.support.configs import ROOT, TINY, base

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
-from app.config.schema.vae import VAEConfig, VAEMemoryConfig, VAEPartConfig
+from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
 from app.models.vae.autoencoder import VideoAutoencoder
 
 PART = VAEPartConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, z_channels=4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.config.schema.vae import VAEConfig, VAEPartConfig
+from app.config.schema.encoders import VAEConfig, VAEPartConfig
 from app.errors import ConfigError, ShapeError, WeightsError
 from app.models.vae.autoencoder import VideoAutoencoder, decode_plan
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.config.schema.vae import VAEConfig, VAEMemoryConfig, VAEPartConfig
+from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
 from app.errors import ConfigError
 from app.models.vae.autoencoder import VideoAutoencoder
 from app.models.vae.gaussian import Gaussian

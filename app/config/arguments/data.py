@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.config.argument import Argument, Disposition
+from app.config.arguments.row import Argument, Disposition
 from app.config.kinds import Kind, boolean, choice, integer, optional, sequence, text
 
 FILES = "configuration files"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from app.config.argument import Argument, Disposition
-from app.config.arguments import ARGUMENTS
-from app.config.arguments_data import SAMPLING
-from app.config.arguments_ours import COMPAT_KEYS
-from app.config.arguments_page import as_records, with_table
+from app.config.arguments.data import SAMPLING
+from app.config.arguments.ours import COMPAT_KEYS
+from app.config.arguments.page import as_records, with_table
+from app.config.arguments.row import Argument, Disposition
+from app.config.arguments.table import ARGUMENTS
 from app.config.command_line import make_parser
 from app.config.schema.run import CompatConfig, RunConfig
 from app.errors import ConfigError

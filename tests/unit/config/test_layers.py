@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.config.merge import Merged, merge_layers
+from app.config.layers import Merged, merge_layers
 from app.config.problems import Problems
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from app.config.argument import Argument, Disposition
-from app.config.arguments import ARGUMENTS
-from app.config.arguments_data import UNUSED
+from app.config.arguments.data import UNUSED
+from app.config.arguments.row import Argument, Disposition
+from app.config.arguments.table import ARGUMENTS
 from app.errors import ConfigError
 
 BEGIN = "<!-- arguments: begin (written by `cogvx config arguments --write`) -->"

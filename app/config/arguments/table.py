@@ -6,10 +6,10 @@ docs/configuration.md and schemas of other tools are derived from it.
 
 from __future__ import annotations
 
-from app.config.argument import Argument
-from app.config.arguments_data import DATA_ARGUMENTS
-from app.config.arguments_ours import OUR_ARGUMENTS
-from app.config.arguments_training import TRAINING_ARGUMENTS
+from app.config.arguments.data import DATA_ARGUMENTS
+from app.config.arguments.ours import OUR_ARGUMENTS
+from app.config.arguments.row import Argument
+from app.config.arguments.training import TRAINING_ARGUMENTS
 
 ARGUMENTS: dict[str, Argument] = {
     argument.name: argument for argument in (*DATA_ARGUMENTS, *TRAINING_ARGUMENTS, *OUR_ARGUMENTS)

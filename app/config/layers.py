@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from app.config.problems import Problems
-from app.config.reading import suggestion
+from app.config.reader import suggestion
 
 SECTIONS = ("args", "model", "data", "deepspeed")
 OVERRIDE = re.compile(r"^(args|model|data|deepspeed)\.[A-Za-z_][\w.\-\[\]]*=")

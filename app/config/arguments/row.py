@@ -1,4 +1,4 @@
-"""What one argument is: the row type of the arguments table (app.config.arguments)."""
+"""What one argument is: the row type of the arguments table (app.config.arguments.table)."""
 
 from __future__ import annotations
 

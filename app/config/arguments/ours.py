@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.config.argument import Argument
+from app.config.arguments.row import Argument
 from app.config.kinds import Kind, choice, integer, optional, sequence, text
 
 COMPATIBILITY = "compatibility with upstream"

@@ -1,0 +1,1 @@
+"""The table of arguments, one row each, and the page that documents it."""
