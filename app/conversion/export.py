@@ -17,7 +17,8 @@ from torch import Tensor
 
 from app.checkpoint.tensor_file import write_tensors
 from app.config.schema.model import DiTConfig, LoraConfig, PatchSize
-from app.conversion import lora, sat_config
+from app.conversion import lora
+from app.conversion import sat_files as sat_config
 from app.conversion.architecture import NETWORK_KEY
 from app.conversion.diffusers import to_diffusers, transformer_config
 from app.conversion.sat import Layout, to_sat, unread_rows

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from app.config.schema.model import DiTConfig, LoraConfig
-from app.conversion import lora, sat_config
+from app.conversion import lora
+from app.conversion import sat_files as sat_config
 from app.conversion.architecture import (
     SAT_LORA_ALPHA,
     lora_of,

@@ -9,7 +9,7 @@ from pathlib import Path
 from app.checkpoint.layout import ATTEMPTS, CHECKPOINTS, CheckpointRef
 from app.config.schema.model import DiTConfig
 from app.conversion.pipeline import PipelineFacts, read_facts, released_facts
-from app.conversion.sat_config import FILE_NAME as SAT_CONFIG_FILE
+from app.conversion.sat_files import FILE_NAME as SAT_CONFIG_FILE
 from app.conversion.source import NetworkWeights, Told, read_network
 from app.conversion.vae import SAT_PREFIX as VAE_PREFIX
 from app.conversion.vae_files import SAT_FILE as VAE_FILE
