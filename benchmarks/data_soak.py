@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from app.config.load import load_config
 from app.data.opening import LoaderRequest, open_loader
+from app.data.order.share import Share
 from app.data.pack import PackRules, pack
-from app.data.share import Share
 from app.registry import TARGETS
 from app.rehearsal.clips import make_clips
 from app.rehearsal.embedded_s3 import EmbeddedS3

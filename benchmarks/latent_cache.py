@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from app.config.schema.run import RunConfig
 from app.data.opening import LoaderRequest, open_loader
-from app.data.share import Share
+from app.data.order.share import Share
 from app.distributed.seeding import KeyedDraws
 from app.rehearsal.clips import make_clips
 from app.run.build import InitialWeights, Place, build_network, build_parts

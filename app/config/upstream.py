@@ -66,7 +66,7 @@ DEAD_EMBEDDER_PARAMS = {
 LOSS_SCALE_KEYS = ("loss_scale", "loss_scale_window", "hysteresis", "min_loss_scale")
 
 INTERPOLATIONS = ("height_interpolation", "width_interpolation", "time_interpolation")
-SCHEMES = ("s3", "file", "http", "https")  # of data, read by app/data/shard_urls.py
+SCHEMES = ("s3", "file", "http", "https")  # of data, read by app/data/shards/urls.py
 PLACEHOLDER = re.compile(r"\{[^{}]*[A-Za-z][^{}]*\}")
 
 
@@ -225,7 +225,7 @@ def check_iterable(values: Mapping[str, Any], data: DataConfig, problems: Proble
 def check_split(values: Mapping[str, Any], problems: Problems) -> None:
     """`split`: shares of training, validation and test data; named data goes before its share.
 
-    Upstream's parts overlap between ranks, ours never do (C10, app/data/split.py).
+    Upstream's parts overlap between ranks, ours never do (C10, app/data/sources/views.py).
     """
     try:
         given = {name: values.get(f"{name}_data") is not None for name in ("valid", "test")}

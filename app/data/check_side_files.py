@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from app.data.check_clip import Problem
-from app.data.clip_sizes import sizes_from_json
-from app.data.manifest import ShardEntry, sizes_key
-from app.data.tar_index import ShardIndex
+from app.data.check.sample import Problem
+from app.data.shards.index import ShardIndex
+from app.data.shards.manifest import ShardEntry, sizes_key
+from app.data.video.sizes import sizes_from_json
 from app.errors import CogvxError
 from app.storage.objects import Entry, Storage
 

@@ -18,12 +18,12 @@ from types import TracebackType
 
 from app.config.schema.data import QuarantineConfig
 from app.data.batch import Batch, Collate, Item, collate, with_names
-from app.data.cursor import Cursor
 from app.data.lookahead import Lookahead
-from app.data.order import Order
+from app.data.order.cursor import Cursor
+from app.data.order.orders import Order
+from app.data.order.share import Share
 from app.data.quarantine import Filled, Filler, Quarantine, SampleId, left_out, sample_id, shard_id
-from app.data.share import Share
-from app.data.source import Source
+from app.data.sources.protocols import Source
 
 log = logging.getLogger(__name__)
 

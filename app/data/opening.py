@@ -13,13 +13,13 @@ from app.config.schema.run import CompatConfig
 from app.config.target import load_class
 from app.data.batch import Collate
 from app.data.loader import JoinedSource, Loader, LoaderSettings
-from app.data.ordering import OrderWish, ordered
-from app.data.settings import settings_from_config, with_cache
-from app.data.share import Share
-from app.data.source import MapSource, Source, SourceSettings
+from app.data.order.choice import OrderWish, ordered
+from app.data.order.share import Share
+from app.data.sources.protocols import MapSource, Source, SourceSettings
+from app.data.sources.settings import settings_from_config, with_cache
 from app.data.sources.sft import SFTSource
+from app.data.sources.views import part_of
 from app.data.sources.webdataset import ShardSource
-from app.data.split import part_of
 from app.errors import ConfigError
 from app.storage.opening import is_remote
 

@@ -19,8 +19,8 @@ from typing import Any, Protocol, runtime_checkable
 from app.config.schema.data import QuarantineConfig
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
-from app.data.order import Order
-from app.data.source import Source
+from app.data.order.orders import Order
+from app.data.sources.protocols import Source
 from app.errors import DataError
 
 log = logging.getLogger(__name__)

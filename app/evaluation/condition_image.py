@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from app.data.transforms import resize_and_crop
+from app.data.video.transforms import resize_and_crop
 
 LOBES = 3  # of the Lanczos kernel
 

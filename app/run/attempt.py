@@ -21,9 +21,9 @@ from app.config.schema.training import TrainingConfig
 from app.data.batch import Batch, collate
 from app.data.loader import Loader
 from app.data.opening import LoaderRequest, open_loader
+from app.data.order.share import Share
 from app.data.quarantine import ReplacedSource
-from app.data.share import Share
-from app.data.split import PARTS
+from app.data.sources.views import PARTS
 from app.diffusion.timesteps import RankStratum, Strata
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws

@@ -19,7 +19,6 @@ from app.data.latent_cache import (
     damaged,
 )
 from app.data.originals import Originals
-from app.data.source import Source, SourceSettings
 from app.data.sources.latents import (
     Coverage,
     content_of,
@@ -28,6 +27,7 @@ from app.data.sources.latents import (
     sample_identity,
     sample_name,
 )
+from app.data.sources.protocols import Source, SourceSettings
 from app.errors import ConfigError
 from app.run.encode_settings import WEIGHTS, cache_settings, encode_command, shown
 from app.storage.objects import ObjectMissingError, Storage

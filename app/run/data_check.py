@@ -11,11 +11,11 @@ from pathlib import Path
 from app.config.schema.buckets import Bucket
 from app.config.schema.data import SFTDataConfig, ShardDataConfig
 from app.config.schema.run import RunConfig
-from app.data.buckets import ClipSize, best_bucket
-from app.data.check import Census, Progress, ScanSettings, check_dataset
-from app.data.check_clip import CheckRules, Wanted
-from app.data.shard_text import TextRules
-from app.data.source import EMPTY
+from app.data.check.sample import CheckRules, Wanted
+from app.data.check.scan import Census, Progress, ScanSettings, check_dataset
+from app.data.order.buckets import ClipSize, best_bucket
+from app.data.shards.captions import TextRules
+from app.data.sources.protocols import EMPTY
 from app.errors import ConfigError, UsageError
 from app.models.text.t5 import load_tokenizer
 from app.run.data_picture import data_picture

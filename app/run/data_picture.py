@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.data.check import Census
+from app.data.check.scan import Census
 from app.evaluation.contact_sheet import contact_sheet, png, strip
 
 # Each digit is one row of three pixels, from the top: 4 left, 2 middle, 1 right.

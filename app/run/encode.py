@@ -32,12 +32,12 @@ from app.data.batch import Item
 from app.data.latent_cache import LatentCache, Part, SampleRecord, damaged, shard_key
 from app.data.latent_entry import LatentEntry
 from app.data.opening import LoaderRequest, open_source
-from app.data.ordering import assigned
-from app.data.settings import settings_from_config, with_cache
-from app.data.share import Share
-from app.data.source import Source
+from app.data.order.choice import assigned
+from app.data.order.share import Share
 from app.data.sources.latents import content_of, sample_identity, sample_name
-from app.data.transforms import normalise
+from app.data.sources.protocols import Source
+from app.data.sources.settings import settings_from_config, with_cache
+from app.data.video.transforms import normalise
 from app.errors import ConfigError, DataError
 from app.run.build import DTYPES, Place, build_conditioner, build_vae
 from app.run.encode_settings import cache_settings

@@ -21,7 +21,7 @@ from app.checkpoint.layout import samples_folder, samples_index_key
 from app.checkpoint.tensor_file import write_tensors
 from app.config.schema.training import EvaluationConfig
 from app.data.batch import Collate
-from app.data.source import Source
+from app.data.sources.protocols import Source
 from app.distributed.collectives import sum_over_ranks, transport_device
 from app.distributed.rank_group import ALONE, RankGroup
 from app.distributed.seeding import KeyedDraws

@@ -22,8 +22,8 @@ from app.checkpoint.train_state import TrainState
 from app.checkpoint.writer import Snapshot, save_checkpoint
 from app.config.schema.run import RunConfig
 from app.config.schema.training import TrainingConfig
-from app.data.cursor import Cursor
 from app.data.loader import Loader
+from app.data.order.cursor import Cursor
 from app.distributed.collectives import barrier
 from app.distributed.exchange import StoreExchange
 from app.distributed.groups import ProcessGroups

@@ -20,7 +20,7 @@ MOST_FUNCTION_LINES = 60
 DOORS = {
     "deepspeed": {"app/training/engine.py"},
     "transformers": {"app/models/text/t5.py"},
-    "decord": {"app/data/decode_worker.py"},
+    "decord": {"app/data/video/worker.py"},
     "webdataset": {"app/data/pack.py"},
     "s3fs": {"app/storage/s3_control.py"},
     "botocore": {"app/storage/s3_bulk.py"},

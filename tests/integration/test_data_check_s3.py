@@ -12,8 +12,8 @@ from app.cli.main import main
 from app.config.schema.buckets import Bucket
 from app.config.schema.data import DataConfig, ShardDataConfig
 from app.data.opening import LoaderRequest, open_loader
+from app.data.order.share import Share
 from app.data.pack import PackRules, pack
-from app.data.share import Share
 from app.storage.opening import open_storage
 from tests.support.clip_files import encode, write_folder
 from tests.support.s3_servers import RunningServer, set_environment

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from app.config.schema.data import DataConfig, ShardDataConfig
-from app.data.check import ScanSettings, check_dataset
-from app.data.check_clip import CheckRules
+from app.data.check.sample import CheckRules
+from app.data.check.scan import ScanSettings, check_dataset
 from app.data.opening import LoaderRequest, open_loader
+from app.data.order.share import Share
 from app.data.pack import PackRules, pack
-from app.data.shard_text import TextRules
-from app.data.share import Share
+from app.data.shards.captions import TextRules
 from app.errors import AccessDeniedError, ConfigError, DataError
 from app.storage.http import HttpStorage
 from app.storage.objects import Entry, ObjectMissingError, Storage

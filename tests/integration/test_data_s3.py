@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from app.config.schema.data import DataConfig, OrderConfig, SFTDataConfig, ShardDataConfig
-from app.data.manifest import MANIFEST_NAME
 from app.data.opening import LoaderRequest, open_loader
+from app.data.order.share import Share
 from app.data.pack import PackRules, pack
-from app.data.share import Share
+from app.data.shards.manifest import MANIFEST_NAME
 from app.errors import DataError, InputMissingError
 from app.storage.opening import open_storage
 from tests.support.clip_files import write_folder

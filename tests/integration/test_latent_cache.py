@@ -17,7 +17,7 @@ import pytest
 from app.data.latent_cache import Part
 from app.data.latent_entry import LatentEntry
 from app.data.opening import LoaderRequest, open_loader
-from app.data.share import Share
+from app.data.order.share import Share
 from app.run.cached_clips import CachedClips
 from app.storage.opening import open_storage
 from tests.support.encoding import Inputs, write_inputs

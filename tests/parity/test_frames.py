@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from app.data import frames
 from app.data.bad_clip import BadClipError
-from app.data.frames import FrameWish
-from app.data.source import SourceSettings
+from app.data.sources.protocols import SourceSettings
 from app.data.sources.sft import CaptionFiles, is_video
-from app.data.transforms import crop_origin, normalise, resize_and_crop, resized_size
+from app.data.video import frames
+from app.data.video.frames import FrameWish
+from app.data.video.transforms import crop_origin, normalise, resize_and_crop, resized_size
 from app.errors import DataError
 from app.storage.opening import open_storage
 from tests.parity import golden

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app.data.opening import LoaderRequest, open_loader
-from app.data.share import Share
+from app.data.order.share import Share
 from tests.support.configs import ROOT, base, load
 from tests.support.pictures import write_pictures
 

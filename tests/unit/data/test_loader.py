@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from app.data.batch import Item
-from app.data.cursor import Cursor
 from app.data.loader import JoinedSource, Loader, LoaderSettings
-from app.data.order import EpochOrder
-from app.data.share import Share
-from app.data.source import MapSource
+from app.data.order.cursor import Cursor
+from app.data.order.orders import EpochOrder
+from app.data.order.share import Share
+from app.data.sources.protocols import MapSource
 from app.errors import ConfigError, DataError
 
 SAMPLES = 23

@@ -10,9 +10,9 @@ import torch
 from app.config.schema.data import DataConfig, OrderConfig, SFTDataConfig, ShardDataConfig
 from app.config.schema.run import CompatConfig
 from app.data.opening import LoaderRequest, open_loader
-from app.data.order import SatOrder
+from app.data.order.orders import SatOrder
+from app.data.order.share import Share
 from app.data.pack import PackRules, pack
-from app.data.share import Share
 from app.errors import ConfigError, DataError
 from tests.support.clip_files import write_folder
 

@@ -12,7 +12,7 @@ from app.config.schema.data import SFTDataConfig, ShardDataConfig
 from app.data.bad_clip import BadClipError
 from app.data.originals import Originals
 from app.data.pack import PackRules, pack
-from app.data.source import SourceSettings
+from app.data.sources.protocols import SourceSettings
 from app.data.sources.sft import SFTSource
 from app.data.sources.webdataset import ShardSource
 from tests.support.clip_files import write_folder

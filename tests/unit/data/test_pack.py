@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.cli import main as cli
-from app.data.manifest import MANIFEST_NAME
 from app.data.pack import PackRules, pack
+from app.data.shards.manifest import MANIFEST_NAME
 from app.errors import ConfigError, DataError, InputMissingError
 from tests.support.clip_files import write_folder
 

@@ -20,7 +20,7 @@ from app.config.schema.run import RunConfig
 from app.config.schema.training import TrainingConfig
 from app.data.loader import Loader
 from app.data.opening import LoaderRequest, open_loader
-from app.data.share import Share
+from app.data.order.share import Share
 from app.diffusion.denoiser import Denoiser
 from app.distributed.groups import ProcessGroups
 from app.distributed.rank import RankInfo

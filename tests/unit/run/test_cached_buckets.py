@@ -11,7 +11,7 @@ import pytest
 
 from app.config.schema.run import RunConfig
 from app.data.opening import LoaderRequest, open_loader
-from app.data.share import Share
+from app.data.order.share import Share
 from app.errors import ConfigError
 from app.run.cached_clips import CachedClips
 from tests.support.clip_files import encode as write_clip

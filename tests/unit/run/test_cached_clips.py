@@ -15,7 +15,7 @@ import torch
 from app.config.schema.run import RunConfig
 from app.data.bad_clip import BadClipError
 from app.data.opening import LoaderRequest, open_loader
-from app.data.share import Share
+from app.data.order.share import Share
 from app.diffusion.timesteps import Strata
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import KeyedDraws

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from app.data.opening import LoaderRequest, open_loader
-from app.data.share import Share
+from app.data.order.share import Share
 from app.run.cached_clips import CachedClips
 from tests.support.encoding import write_inputs
 

@@ -16,9 +16,9 @@ from app.data.batch import Item
 from app.data.latent_cache import LatentCache, Part, SampleRecord
 from app.data.latent_entry import LatentEntry
 from app.data.pack import PackRules, pack
-from app.data.source import SourceSettings
+from app.data.sources.protocols import SourceSettings
 from app.data.sources.sft import SFTSource
-from app.data.transforms import normalise
+from app.data.video.transforms import normalise
 from app.errors import ConfigError, DataError
 from app.run.build import Place, build_conditioner, build_vae
 from app.run.encode import EncodeReport, EncodeRequest, encode

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from app.config.schema.data import QuarantineConfig
-from app.data.cursor import Cursor
 from app.data.loader import JoinedSource, Loader, LoaderSettings
-from app.data.order import EpochOrder
+from app.data.order.cursor import Cursor
+from app.data.order.orders import EpochOrder
+from app.data.order.share import Share
 from app.data.quarantine import TooManyBadError
-from app.data.share import Share
 from app.distributed.groups import ProcessGroups
 from app.errors import InputMissingError, RetryableError
 from app.run.quarantine import QuarantineKeeper

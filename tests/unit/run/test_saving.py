@@ -20,7 +20,7 @@ from app.checkpoint.reader import open_checkpoint
 from app.config.schema.run import RunConfig
 from app.data.loader import Loader
 from app.data.opening import LoaderRequest, open_loader
-from app.data.share import Share
+from app.data.order.share import Share
 from app.distributed.groups import ProcessGroups
 from app.errors import CheckpointError, ConfigError, DataError
 from app.run.run_folder import RunFolder

@@ -1,0 +1,1 @@
+"""Every fault of a dataset, found before a run."""

@@ -1,0 +1,261 @@
+"""The samples of a dataset of any layout, for a check: nothing stops at the first fault.
+
+A folder with videos and captions, or tar shards, local or in a bucket. What is wrong with a whole
+shard or with a name is noted here; what is wrong with a sample is found in `check_clip`.
+Nothing is written beside the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from app.data.check.folder import folder_samples, holds_shards, mixed, unreadable
+from app.data.check.sample import Problem, Sample
+from app.data.check_side_files import side_file_problems
+from app.data.shards.captions import (
+    Records,
+    TextRules,
+    caption,
+    metadata,
+    sidecar_name,
+    sidecar_records,
+)
+from app.data.shards.index import VIDEO, Member, ShardIndex, index_digest, walk_shard
+from app.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, check_against_listing
+from app.data.shards.survey import entries_of, file_sha256, wanted_shards
+from app.data.shards.urls import SUFFIX, ShardPattern, parse_shard_path
+from app.data.sources.sft import LABELS, split_root
+from app.errors import CogvxError, DataError, InputMissingError
+from app.storage.objects import Entry, ObjectMissingError, Storage
+from app.storage.opening import is_remote, open_storage
+
+DAMAGED = "damaged_shard"
+TASTE = frozenset({"too_short", "caption_too_long"})  # sound samples that do not fit the wish
+
+
+@dataclass(slots=True)
+class Found:
+    """A dataset on its way through a check. `samples` grows as shards are opened."""
+
+    kind: str  # "folder" or "shards"
+    problems: list[Problem] = field(default_factory=list)
+    left_out: int = 0  # samples that problems of shards and names cost
+    shards: int = 0
+    total: int = 0  # samples known so far
+
+
+def open_dataset(url: str, rules: TextRules) -> tuple[Found, Iterator[list[Sample]]]:
+    """Find out what lies at a path, and how to get its samples.
+
+    Returns:
+        What is known, and groups of samples (a folder, or one shard each). A group can be read
+        until the next one is asked for.
+
+    Raises:
+        InputMissingError: nothing lies there.
+        ConfigError: a path of a kind that is not read.
+    """
+    patterns = parse_shard_path(url)
+    if not _is_plain_folder(patterns):
+        found = Found("shards")
+        return found, _shards(patterns, rules, found)
+    root, within = split_root(patterns[0].folder)
+    storage = open_storage(root)
+    entries = {entry.key: entry for entry in storage.list(within)}
+    if within:
+        entries |= {entry.key: entry for entry in storage.list(f"{LABELS}/")}
+    is_shards = holds_shards(entries, within)
+    found = Found("shards" if is_shards else "folder")
+    found.problems += mixed(storage.url, entries, within, is_shards=is_shards)
+    if is_shards:
+        found.problems += unreadable(storage, within, SUFFIX)
+        return found, _shards(patterns, rules, found)
+    samples, problems = folder_samples(storage, entries, within)
+    found.problems += problems
+    if not samples and not found.problems:
+        raise InputMissingError(
+            "neither videos (*.mp4) nor shards (*.tar) lie here",
+            where=url,
+            mend="check the path; videos lie in videos/, their captions in labels/",
+        )
+    found.total = len(samples)
+    return found, iter([samples])
+
+
+def _is_plain_folder(patterns: Sequence[ShardPattern]) -> bool:
+    first = patterns[0]
+    return len(patterns) == 1 and not first.pattern and not first.skip_empty
+
+
+def _shards(
+    patterns: Sequence[ShardPattern], rules: TextRules, found: Found
+) -> Iterator[list[Sample]]:
+    """One group of samples per shard; what is wrong with the shard itself is noted."""
+    for folder in dict.fromkeys(pattern.folder for pattern in patterns):
+        storage = open_storage(folder)
+        entries = entries_of(storage, [p for p in patterns if p.folder == folder])
+        known = _manifest(storage, entries, found)
+        asked = [pattern for pattern in patterns if pattern.folder == folder]
+        names = wanted_shards(folder, entries, set(known), asked)
+        for name in dict.fromkeys(names):
+            url = f"{storage.url}/{name}"
+            if name not in entries:
+                detail = "the manifest or the path names it, and it is not there"
+                found.problems.append(Problem(url, name, "missing_shard", detail))
+                continue
+            found.shards += 1
+            with _local(storage, entries[name], found) as path:
+                if path is not None:
+                    changed = _changed(storage, entries, known.get(name))
+                    shard = _Shard(storage, url, name, path, rules, known.get(name), changed)
+                    yield from _samples_of(shard, entries, found)
+
+
+def _manifest(
+    storage: Storage, entries: Mapping[str, Entry], found: Found
+) -> Mapping[str, ShardEntry]:
+    """The shards that a manifest beside the data names; empty when there is none."""
+    if MANIFEST_NAME not in entries:
+        return {}
+    try:
+        return Manifest.from_json(storage.read_small(MANIFEST_NAME), storage.url).by_name()
+    except DataError as problem:
+        found.problems.append(Problem(storage.url, MANIFEST_NAME, "bad_manifest", problem.what))
+        return {}
+
+
+def _changed(
+    storage: Storage, entries: Mapping[str, Entry], known: ShardEntry | None
+) -> str | None:
+    """How a shard differs from the manifest, as far as a listing shows it."""
+    if known is None:
+        return None
+    try:
+        doubts = check_against_listing([known], entries, storage.url)
+    except DataError as problem:
+        return problem.what
+    # A digest says more than a time: a copied shard has another time and the same content.
+    if doubts and known.sha256 is None:
+        return doubts[0].error(storage.url).what
+    return None
+
+
+@contextlib.contextmanager
+def _local(storage: Storage, entry: Entry, found: Found) -> Iterator[Path | None]:
+    """The shard as a file: itself, or a copy that lives as long as it is looked at."""
+    if not is_remote(storage.url):
+        yield Path(storage.url) / entry.key
+        return
+    with tempfile.TemporaryDirectory(prefix="cogvx-check-") as scratch:
+        path: Path | None = Path(scratch) / "shard.tar"
+        try:
+            storage.download(entry.key, Path(scratch) / "shard.tar", entry)
+        except CogvxError as problem:
+            url = f"{storage.url}/{entry.key}"
+            found.problems.append(Problem(url, entry.key, "unreadable", problem.what))
+            path = None
+        yield path
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A shard on this machine, what the manifest says of it, and how the listing differs."""
+
+    storage: Storage
+    url: str
+    name: str
+    path: Path
+    rules: TextRules
+    known: ShardEntry | None
+    changed: str | None
+
+    def sidecar(self) -> Records:
+        """Records of the file beside it; none when there is no such file."""
+        try:
+            return sidecar_records(self.storage.read_small(sidecar_name(self.name)))
+        except ObjectMissingError:
+            return {}
+
+
+def _samples_of(
+    shard: _Shard, entries: Mapping[str, Entry], found: Found
+) -> Iterator[list[Sample]]:
+    """One group: the usable samples of a shard."""
+    before = len(found.problems)
+    try:
+        with shard.path.open("rb") as file:
+            index, damage = walk_shard(file, shard.path.stat().st_size)
+    except OSError as problem:
+        found.problems.append(Problem(shard.url, shard.name, "unreadable", str(problem)))
+        return
+    if damage is not None:
+        found.problems.append(Problem(shard.url, shard.name, DAMAGED, damage))
+    for key, reason in index.left_out:
+        detail = "the sample is left out of training"
+        found.problems.append(Problem(shard.url, key, reason, detail))
+    found.left_out += len(index.left_out)
+    descriptor = os.open(shard.path, os.O_RDONLY)
+    try:
+        samples = _samples(shard, index, descriptor)
+        found.total += len(samples)
+        yield samples
+    finally:
+        os.close(descriptor)
+    # By now the samples were looked at: what is wrong with them is among the problems.
+    reasons = {problem.reason for problem in found.problems[before:]}
+    changed = shard.changed or _other_content(shard)
+    if changed is None and damage is None and shard.known is not None:
+        found.problems += side_file_problems(shard.storage, entries, shard.known, index)
+    if changed is not None and not _explained(shard, index, reasons):
+        found.problems.append(Problem(shard.url, shard.name, "changed_shard", changed))
+
+
+def _other_content(shard: _Shard) -> str | None:
+    if shard.known is None or shard.known.sha256 in (None, file_sha256(shard.path)):
+        return None
+    return "its content is not what the manifest says (sha256)"
+
+
+def _explained(shard: _Shard, index: ShardIndex, reasons: Set[str]) -> bool:
+    """Whether faults inside a changed shard are the change, which is then not named again.
+
+    `cogvx data pack` takes no faulty sample, so a fault in its shards came later. Shards of others
+    may have had it all along; there it explains a change only where nothing moved.
+    """
+    if DAMAGED in reasons:
+        return True
+    if shard.known is None or not reasons - TASTE:
+        return False
+    return shard.known.sha256 is not None or index_digest(index) == shard.known.index_sha256
+
+
+def _samples(shard: _Shard, index: ShardIndex, descriptor: int) -> list[Sample]:
+    records: list[Records] = []
+
+    def sidecar() -> Records:
+        if not records:
+            records.append(shard.sidecar())
+        return records[0]
+
+    def read(member: Member) -> bytes:
+        return os.pread(descriptor, member.size, member.offset)
+
+    def words(sample: Mapping[str, Member]) -> str | None:
+        return caption(sample, read, metadata(sample, read, sidecar, shard.rules), shard.rules)
+
+    return [
+        Sample(
+            source=shard.url,
+            key=sample[VIDEO].key,
+            size_bytes=sample[VIDEO].size,
+            video=partial(read, sample[VIDEO]),
+            caption=partial(words, sample),
+        )
+        for sample in index.samples()
+    ]

@@ -1,0 +1,1 @@
+"""Which samples a run sees, in which order, and where it stands."""

@@ -1,0 +1,1 @@
+"""Tar shards: addresses, indexes, captions, manifests, surveys."""

@@ -1,0 +1,106 @@
+"""Captions and metadata of a shard's samples: members of the tar, and upstream's sidecar file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from app.data.bad_clip import BadClipError
+from app.data.shards.index import Member, read_json_object
+from app.data.video.clip import caption_text
+from app.errors import DataError
+
+log = logging.getLogger(__name__)
+
+LARGEST_JSON_BYTES = 1 << 20
+SIDECAR_SUFFIX = ".meta.jsonl"
+ID_SEPARATOR = "-$#%@&"  # upstream looks the part before it up
+Records = Mapping[str, Mapping[str, object]]
+ReadMember = Callable[[Member], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """Which names a dataset uses: the caption's key, and fields of the sidecar (empty: all)."""
+
+    txt_key: str = "caption"
+    meta_names: Sequence[str] = ()
+
+
+def metadata(
+    sample: Mapping[str, Member], read: ReadMember, sidecar: Callable[[], Records], rules: TextRules
+) -> Mapping[str, object]:
+    """Fields of the sample's JSON member, and above them those of the sidecar file.
+
+    Raises:
+        BadClipError: the JSON member is not a readable object.
+    """
+    facts: dict[str, object] = {}
+    if "json" in sample:
+        try:
+            facts |= read_json_object(read(sample["json"]), LARGEST_JSON_BYTES, "")
+        except DataError as problem:
+            raise BadClipError("bad_metadata", problem.what) from problem
+    if "id" in sample:
+        name = caption_text(read(sample["id"])).strip()
+        record = sidecar().get(name.partition(ID_SEPARATOR)[0], {})
+        wanted = rules.meta_names or tuple(record)
+        facts |= {field: record[field] for field in wanted if field in record}
+    return facts
+
+
+def caption(
+    sample: Mapping[str, Member], read: ReadMember, facts: Mapping[str, object], rules: TextRules
+) -> str | None:
+    """The member named by txt_key, else that field of the metadata, else the .txt member.
+
+    A field that is null or blank says nothing: the .txt member counts then.
+
+    Raises:
+        BadClipError: the member or field is too long, no text, or not UTF-8.
+    """
+    if rules.txt_key in sample:
+        return caption_text(read(sample[rules.txt_key]))
+    written = facts.get(rules.txt_key)
+    text = None if written is None else field_text(written)
+    if "txt" in sample and (text is None or not text.strip()):
+        return caption_text(read(sample["txt"]))
+    return text
+
+
+def field_text(value: object) -> str:
+    """A caption from a field of JSON, which may hold anything, by the rules of a caption file.
+
+    Raises:
+        BadClipError: it is no text, too long, or no text that UTF-8 can hold.
+    """
+    if not isinstance(value, str):
+        raise BadClipError("bad_caption", f"its caption is no text but a {type(value).__name__}")
+    try:
+        data = value.encode()
+    except UnicodeEncodeError as problem:  # JSON can write half of a surrogate pair
+        raise BadClipError("bad_caption", f"its caption is not UTF-8 ({problem})") from problem
+    return caption_text(data)
+
+
+def sidecar_name(shard: str) -> str:
+    """`a/x-000.tar` -> `a/x-000.meta.jsonl`: up to the first dot of the file name."""
+    folder, _, base = shard.rpartition("/")
+    return f"{folder}/" * bool(folder) + base.partition(".")[0] + SIDECAR_SUFFIX
+
+
+def sidecar_records(data: bytes) -> Records:
+    """JSON lines by their `key`; lines that are not readable are counted and left out."""
+    records: dict[str, Mapping[str, object]] = {}
+    unreadable = 0
+    for line in data.splitlines():
+        try:
+            record = json.loads(line)
+            records[str(record["key"])] = record
+        except (ValueError, KeyError, TypeError, RecursionError):
+            unreadable += bool(line.strip())
+    if unreadable:
+        log.warning("lines of a sidecar file are not readable", extra={"lines": unreadable})
+    return records

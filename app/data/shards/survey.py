@@ -1,0 +1,338 @@
+"""From paths to the shards of a run: listing, manifest, index, and every check before the start."""
+
+from __future__ import annotations
+
+import fcntl
+import fnmatch
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from app import __version__
+from app.data.shards.captions import sidecar_name
+from app.data.shards.index import RangeFile, ShardIndex, index_digest, index_shard
+from app.data.shards.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    ShardEntry,
+    changed,
+    check_against_listing,
+    index_key,
+    missing_shard,
+    sizes_key,
+    updated,
+)
+from app.data.shards.urls import SUFFIX, ShardPattern
+from app.errors import AccessDeniedError, ConfigError, DataError, InputMissingError
+from app.storage.http import HttpStorage
+from app.storage.objects import Entry, ObjectMissingError, Storage
+from app.storage.opening import is_remote
+
+log = logging.getLogger(__name__)
+
+SCAN_THREADS = 8
+RESCAN, ERROR = "rescan", "error"
+# Members besides `.txt` and the configured caption key that may hold a caption.
+CAPTION_MEMBERS = frozenset({"txt", "json", "id"})
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One folder of shards: how to reach it, what lies in it, which shards were asked for."""
+
+    storage: Storage
+    entries: Mapping[str, Entry]  # by key, all of them (side files too)
+    shards: tuple[ShardEntry, ...]  # those asked for, sorted by name; repeated ones repeat
+    indexes: IndexFiles
+
+
+class IndexFiles:
+    """Where the indexes and the manifest of a folder are kept: beside the shards, or here.
+
+    A folder that may not be written gets them below `fallback`, on this node.
+    """
+
+    def __init__(self, storage: Storage, fallback: Path) -> None:
+        self._storage = storage
+        digest = hashlib.sha256(storage.url.encode()).hexdigest()[:32]
+        self._fallback = fallback / "manifests" / digest
+        self.writable = True
+
+    def read(self, key: str) -> bytes | None:
+        """A side file, or None; what lies beside the shards comes first."""
+        try:
+            return self._storage.read_small(key)
+        except ObjectMissingError:
+            path = self._fallback / key
+            return path.read_bytes() if path.is_file() else None
+
+    def write(self, key: str, data: bytes) -> None:
+        """Keep a side file."""
+        if self.writable:
+            try:
+                self._storage.write_small(key, data)
+                return
+            except (AccessDeniedError, OSError):
+                log.info("shards are read-only", extra={"url": self._storage.url})
+                self.writable = False
+        path = self._fallback / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_bytes(data)
+        part.replace(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process of the node at a time: the others then find the files."""
+        self._fallback.mkdir(parents=True, exist_ok=True)
+        with (self._fallback / "survey.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def index(self, shard: ShardEntry) -> ShardIndex | None:
+        """The index of a shard; one that is lost, damaged or of another content is made again.
+
+        None when the shard is not the one of the manifest either: opening it says how.
+        """
+        data = self.read(shard.index)
+        where = f"{self._storage.url}/{shard.index}"
+        try:
+            index = None if data is None else ShardIndex.from_json(data, where)
+        except DataError:
+            index = None
+        if index is not None and index_digest(index) == shard.index_sha256:
+            return index
+        log.warning("the index of a shard cannot be used: reading the shard", extra={"url": where})
+        try:
+            index = _walked(self._storage, shard.name, shard.bytes)
+        except (DataError, InputMissingError):
+            return None
+        if index_digest(index) != shard.index_sha256:
+            return None
+        self.write(shard.index, index.to_json(shard.name))
+        return index
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyRules:
+    """How to survey: the caption's member name, and what a changed shard means."""
+
+    caption_key: str = "caption"
+    on_changed_shard: str = ERROR
+
+
+def survey(
+    storage: Storage, patterns: Sequence[ShardPattern], cache_dir: Path, rules: SurveyRules
+) -> Folder:
+    """List a folder, compare it with its manifest, scan what the manifest does not know.
+
+    Args:
+        storage: opened on the folder.
+        patterns: what was asked for in this folder.
+        cache_dir: for side files when the folder may not be written, and for locks.
+        rules: see SurveyRules.
+
+    Raises:
+        InputMissingError: the folder has no shard, or a named one is not there.
+        DataError: a shard changed, or is damaged.
+    """
+    entries = entries_of(storage, patterns)
+    files = IndexFiles(storage, cache_dir)
+    with files.locked():
+        old = _read_manifest(storage.url, files)
+        known = old.by_name()
+        asked = sorted(wanted_shards(storage.url, entries, set(known), patterns))
+        for name in asked:
+            if name not in entries:
+                raise missing_shard(f"{storage.url}/{name}")
+        wanted = list(dict.fromkeys(asked))
+        fresh = _checked([known[name] for name in wanted if name in known], entries, storage, rules)
+        new = [name for name in wanted if name not in fresh]
+        if new:
+            log.info("scanning shards", extra={"url": storage.url, "shards": len(new)})
+            scan = partial(scan_shard, storage, files, caption_key=rules.caption_key)
+            with ThreadPoolExecutor(SCAN_THREADS) as pool:
+                fresh |= {shard.name: shard for shard in pool.map(scan, [entries[n] for n in new])}
+        known |= fresh
+        merged = Manifest(tuple(known[name] for name in sorted(known)), old.made_by)
+        if merged.shards != old.shards:
+            files.write(MANIFEST_NAME, merged.to_json())
+    _report_left_out(storage.url, list(fresh.values()))
+    return Folder(storage, entries, tuple(fresh[name] for name in asked), files)
+
+
+def entries_of(storage: Storage, patterns: Sequence[ShardPattern]) -> dict[str, Entry]:
+    """What lies in a folder, by key; over http, where listings may be missing, what is asked for.
+
+    Raises:
+        ConfigError: an http server that shows neither a listing nor a manifest.
+    """
+    names = [pattern.pattern for pattern in patterns]
+    by_name = all(pattern.is_name for pattern in patterns)
+    if not isinstance(storage, HttpStorage):
+        return {entry.key: entry for entry in storage.list()}
+    if not by_name:
+        try:
+            return {entry.key: entry for entry in storage.list()}
+        except ConfigError:
+            manifest = _read_manifest(storage.url, IndexFiles(storage, Path("/nonexistent")))
+            names = [shard.name for shard in manifest.shards]
+            if not names:
+                raise
+    asked = [MANIFEST_NAME]
+    for name in dict.fromkeys(names):
+        asked += [name, index_key(name), sizes_key(name), sidecar_name(name)]
+
+    def look(key: str) -> Entry | None:
+        try:
+            return storage.stat(key)
+        except ObjectMissingError:
+            return None
+
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        found = list(pool.map(look, asked))
+    return {entry.key: entry for entry in found if entry is not None}
+
+
+def scan_shard(
+    storage: Storage, files: IndexFiles, entry: Entry, *, caption_key: str
+) -> ShardEntry:
+    """Read a shard's headers, keep its index, describe it."""
+    index = _walked(storage, entry.key, entry.size_bytes)
+    shard = describe(entry, index, caption_key)
+    files.write(shard.index, index.to_json(entry.key))
+    return shard
+
+
+def _walked(storage: Storage, key: str, size: int) -> ShardIndex:
+    """The index of a shard by ranged reads of its headers."""
+    read: Callable[[int, int], bytes] = partial(storage.read_range, key)
+    return index_shard(RangeFile(read, size), size, f"{storage.url}/{key}")  # type: ignore[arg-type]
+
+
+def describe(
+    entry: Entry, index: ShardIndex, caption_key: str, sha256: str | None = None
+) -> ShardEntry:
+    """The manifest's line of a shard."""
+    samples = index.samples()
+    can_have = CAPTION_MEMBERS | {caption_key}
+    return ShardEntry(
+        name=entry.key,
+        bytes=entry.size_bytes,
+        etag=entry.etag or None,
+        modified=entry.modified,
+        sha256=sha256,
+        samples=len(samples),
+        index=index_key(entry.key),
+        index_sha256=index_digest(index),
+        no_caption=sum(1 for sample in samples if can_have.isdisjoint(sample)),
+        left_out=len(index.left_out),
+    )
+
+
+def wanted_shards(
+    url: str, entries: Mapping[str, Entry], known: set[str], patterns: Iterable[ShardPattern]
+) -> list[str]:
+    """Names of the shards that the patterns stand for, each as often as it counts.
+
+    Named ones and those of the manifest (`known`) are among them even if they are not there.
+
+    Raises:
+        InputMissingError: a pattern stands for no shard.
+    """
+    tars = sorted(known | {key for key in entries if key.endswith(SUFFIX)})
+    found: list[str] = []
+    for pattern in patterns:
+        if pattern.is_name:
+            names = [pattern.pattern]
+        elif pattern.pattern:
+            names = [key for key in tars if fnmatch.fnmatchcase(key, pattern.pattern)]
+        else:
+            names = tars
+        if pattern.skip_empty:
+            names = [name for name in names if name not in entries or entries[name].size_bytes]
+        if not names:
+            raise InputMissingError(
+                f"no shard ({pattern.pattern or '*' + SUFFIX}) lies here",
+                where=url,
+                mend="check the path or prefix; shards are uncompressed .tar files",
+            )
+        found += names * pattern.repeat
+    return found
+
+
+def _read_manifest(url: str, files: IndexFiles) -> Manifest:
+    """The manifest of the folder; an empty one when there is none."""
+    data = files.read(MANIFEST_NAME)
+    if data is None:
+        return Manifest((), f"cogvx {__version__}")
+    return Manifest.from_json(data, f"{url}/{MANIFEST_NAME}")
+
+
+def _checked(
+    shards: Sequence[ShardEntry], entries: Mapping[str, Entry], storage: Storage, rules: SurveyRules
+) -> dict[str, ShardEntry]:
+    """The shards that are still what the manifest says, by name.
+
+    With `rescan` a changed one is left out, so that it is scanned again.
+    """
+    if rules.on_changed_shard not in (ERROR, RESCAN):
+        raise ConfigError(
+            f"on_changed_shard is '{rules.on_changed_shard}'",
+            where="data.on_changed_shard",
+            mend=f"use {ERROR} or {RESCAN}",
+        )
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        results = list(pool.map(partial(_check_one, storage, entries), shards))
+    fresh = {}
+    for shard, result in zip(shards, results, strict=True):
+        if isinstance(result, ShardEntry):
+            fresh[shard.name] = result
+        elif rules.on_changed_shard == ERROR:
+            raise result
+        else:
+            log.warning("scanning a changed shard again", extra={"problem": result.what})
+    return fresh
+
+
+def _check_one(
+    storage: Storage, entries: Mapping[str, Entry], shard: ShardEntry
+) -> ShardEntry | DataError:
+    """The shard as it is now, or what is wrong with it."""
+    try:
+        doubts = check_against_listing([shard], entries, storage.url)
+    except DataError as problem:
+        return problem
+    if not doubts:
+        return shard
+    if shard.sha256 is not None and isinstance(storage, HttpStorage):
+        # A copy on a server has another time too; its content is checked when it is downloaded.
+        return updated(shard, entries[shard.name])
+    if shard.sha256 is None or is_remote(storage.url):
+        return doubts[0].error(storage.url)
+    # A local copy has another time; its content decides, and the next start knows.
+    digest = file_sha256(Path(storage.url) / shard.name)
+    if digest != shard.sha256:
+        return changed(storage.url, shard, "sha256", shard.sha256, digest)
+    return updated(shard, entries[shard.name])
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _report_left_out(url: str, shards: Sequence[ShardEntry]) -> None:
+    count = sum(shard.left_out for shard in shards)
+    if count:
+        first = next(shard.name for shard in shards if shard.left_out)
+        log.warning(
+            "samples that cannot be used were left out",
+            extra={"url": url, "samples": count, "first_shard": first},
+        )

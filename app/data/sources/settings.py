@@ -1,0 +1,72 @@
+"""Settings of the sources, from the configuration or from upstream's Namespace."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from app.config.schema.data import DataConfig
+from app.config.schema.run import CompatConfig
+from app.data.object_cache import Prefetcher, ShardCache
+from app.data.sources.protocols import EMPTY, EXACT, SAT, SourceSettings
+from app.data.video.decoder import DecodeLimits, DecoderOfThread
+from app.storage.node_disk import node_folder
+
+GIB = 1 << 30
+
+
+def settings_from_config(config: DataConfig, compat: CompatConfig, seed: int) -> SourceSettings:
+    """What the sources of one run are told; the cache is made only when a bucket is read."""
+    sat = compat.mode == SAT
+    frame_rule = SAT if SAT in (config.frame_rule, compat.frame_rule) else EXACT
+    return SourceSettings(
+        seed=seed,
+        frame_rule=frame_rule,
+        caption_rule=SAT if sat else "relative",
+        missing_captions=EMPTY if sat else config.missing_captions,
+        temporal_crop=config.temporal_crop,
+        on_changed_shard=config.on_changed_shard,
+        cache_dir=Path(config.cache_dir) if config.cache_dir else node_folder("shards"),
+        decoders=_decoders(config.decode_deadline_s, config.decode_memory_gib),
+    )
+
+
+def with_cache(settings: SourceSettings, cache_gib: float, prefetch_gib: float) -> SourceSettings:
+    """The settings with a shard cache and a prefetcher: for runs that read a bucket."""
+    cache = ShardCache(settings.cache_dir, int(cache_gib * GIB))
+    prefetcher = Prefetcher(cache, int(prefetch_gib * GIB))
+    return replace(settings, cache=cache, prefetcher=prefetcher)
+
+
+def settings_from_args(args: Namespace) -> SourceSettings:
+    """Settings for `create_dataset_function`, where only upstream's Namespace is known.
+
+    Reads `seed`, `compat`, `frame_rule` and `data_config`; what is not there keeps its default.
+    """
+    section = getattr(args, "data_config", None)
+    section = section if isinstance(section, Mapping) else {}
+    sat = getattr(args, "compat", "default") == SAT
+    frame_rule = getattr(args, "frame_rule", None) or (SAT if sat else EXACT)
+    cache_dir = section.get("cache_dir")
+    settings = SourceSettings(
+        seed=int(getattr(args, "seed", 0) or 0),
+        frame_rule=frame_rule,
+        caption_rule=SAT if sat else "relative",
+        missing_captions=EMPTY if sat else str(section.get("missing_captions", "error")),
+        temporal_crop=str(section.get("temporal_crop", "start")),
+        on_changed_shard=str(section.get("on_changed_shard", "error")),
+        cache_dir=Path(str(cache_dir)) if cache_dir else node_folder("shards"),
+        decoders=_decoders(
+            float(section.get("decode_deadline_s", 5.0)),
+            float(section.get("decode_memory_gib", 3.0)),
+        ),
+    )
+    return with_cache(
+        settings, float(section.get("cache_gib", 20.0)), float(section.get("prefetch_gib", 4.0))
+    )
+
+
+def _decoders(deadline_s: float, memory_gib: float) -> DecoderOfThread:
+    return DecoderOfThread(DecodeLimits(deadline_s, int(memory_gib * GIB)))

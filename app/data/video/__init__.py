@@ -1,0 +1,1 @@
+"""One video file: decoding in a process of its own, frames, sizes, transforms."""

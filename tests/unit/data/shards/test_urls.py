@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+
+from app.data.shards.urls import ShardPattern, expand_braces, parse_shard_path
+from app.errors import ConfigError
+
+
+def test_braces_count_and_keep_zeros() -> None:
+    assert expand_braces("x-{008..011}.tar") == [f"x-{n}.tar" for n in ("008", "009", "010", "011")]
+    assert expand_braces("{2..0}") == ["2", "1", "0"]
+    assert expand_braces("{a,b}{1..2}") == ["a1", "a2", "b1", "b2"]
+    assert sorted(expand_braces("x{a,b{1..2}}")) == ["xa", "xb1", "xb2"]
+
+
+@pytest.mark.parametrize("text", ["{a", "a}", "x{1..2}}"])
+def test_a_brace_without_partner_is_an_error(text: str) -> None:
+    with pytest.raises(ConfigError, match="partner"):
+        expand_braces(text)
+
+
+def test_braces_for_a_billion_names_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="more than"):
+        expand_braces("{0..999999999}")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/d/a.tar", [ShardPattern("/d", "a.tar")]),
+        ("a.tar", [ShardPattern(".", "a.tar")]),
+        ("/d/", [ShardPattern("/d", "")]),
+        ("s3://b/p", [ShardPattern("s3://b/p", "")]),
+        ("s3://b", [ShardPattern("s3://b", "")]),
+        ("s3://b/p/x-*.tar", [ShardPattern("s3://b/p", "x-*.tar")]),
+        ("/d/*/x.tar", [ShardPattern("/d", "*/x.tar")]),
+        ("/a.tar::s3://b/c.tar", [ShardPattern("/", "a.tar"), ShardPattern("s3://b", "c.tar")]),
+        (
+            ";/one,/two*3",
+            [ShardPattern("/one", "", 1, True), ShardPattern("/two", "", 3, True)],
+        ),
+    ],
+)
+def test_paths_become_folders_and_patterns(path: str, expected: list[ShardPattern]) -> None:
+    found = parse_shard_path(path)
+
+    assert [(p.folder, p.pattern, p.repeat) for p in found] == [
+        (p.folder, p.pattern, p.repeat) for p in expected
+    ]
+
+
+def test_include_dirs_come_beside_the_path() -> None:
+    found = parse_shard_path("/d/a.tar", include_dirs="/e*2")
+
+    assert [(p.folder, p.repeat, p.skip_empty) for p in found] == [
+        ("/d", 1, False),
+        ("/e", 2, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "pipe:cat /etc/passwd",
+        "pipe://x",
+        "rclone://r:b/x.tar",
+        "boto3://b/x.tar",
+        "ftp://h/x.tar",
+        "gs://b/x.tar",
+    ],
+)
+def test_what_runs_a_command_or_is_unknown_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_shard_path(path)
+
+    assert caught.value.exit_code == 78
+    assert "s3://" in caught.value.mend
+
+
+def test_no_path_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="no path"):
+        parse_shard_path("")
