@@ -31,9 +31,9 @@ from app.data.opening import LoaderRequest, open_loader
 from app.data.order.share import Share
 from app.distributed.seeding import KeyedDraws
 from app.rehearsal.clips import make_clips
+from app.run.attempt.latents import CachedClips
 from app.run.build import InitialWeights, Place, build_network, build_parts
-from app.run.cached_clips import CachedClips
-from app.run.encode import EncodeReport
+from app.run.encode.job import EncodeReport
 from app.training.step import DiffusionModel, Randomness
 from tests.support.encoding import Inputs, write_weights
 

@@ -11,7 +11,7 @@ from app.cli import output
 from app.errors import UsageError
 
 if TYPE_CHECKING:
-    from app.run.convert import ConvertReport, ConvertRequest
+    from app.run.weights.convert import ConvertReport, ConvertRequest
 
 GIB = 2**30
 
@@ -108,7 +108,7 @@ def _configure_target(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert; print what was written and what the comparison found."""
-    from app.run.convert import convert
+    from app.run.weights.convert import convert
 
     if args.shards < 1 or args.max_shard_gib <= 0:
         raise UsageError(
@@ -128,8 +128,8 @@ def run(args: argparse.Namespace) -> int:
 def request_of(args: argparse.Namespace) -> ConvertRequest:
     """The request that the flags make."""
     from app.conversion.export import SatForm
-    from app.run.convert import ConvertRequest
-    from app.run.convert_source import SourceRequest
+    from app.run.weights.convert import ConvertRequest
+    from app.run.weights.source import SourceRequest
 
     return ConvertRequest(
         to=args.to,

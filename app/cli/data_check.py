@@ -13,7 +13,7 @@ from app.config.load import load_config
 from app.config.schema.buckets import parse_bucket
 from app.errors import DataError
 from app.registry import TARGETS
-from app.run.data_check import (
+from app.run.dataset.check import (
     DEFAULT_BUCKETS,
     DEFAULT_FPS,
     MOST_TOKENS,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from app.cli import output
-from app.run.quarantine_list import Listed, list_quarantine
+from app.run.dataset.bad_samples import Listed, list_quarantine
 
 EXAMPLES = """examples:
   cogvx data quarantine s3://runs/disney

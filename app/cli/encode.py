@@ -19,7 +19,7 @@ from app.launch.variables import Variables
 from app.registry import TARGETS
 
 if TYPE_CHECKING:
-    from app.run.encode import EncodeReport, EncodeRequest
+    from app.run.encode.job import EncodeReport, EncodeRequest
 
 EXAMPLES = """examples:
   cogvx encode --base configs/cogvideox_2b_lora.yaml configs/sft.yaml --out s3://bucket/latents
@@ -78,7 +78,7 @@ def run_words(words: Sequence[str]) -> int:
     # Imported only now: whatever was wrong so far needed no torch.
     from app.data.latent_cache import Part
     from app.run.arguments import parse_args
-    from app.run.encode import EncodeRequest
+    from app.run.encode.job import EncodeRequest
     from app.telemetry.logging import LogContext, logging_for
 
     request = EncodeRequest(out=out, part=Part(part, parts), workers=workers)
@@ -133,7 +133,7 @@ def _wrong(what: str, mend: str) -> UsageError:
 
 
 def _encode(config: RunConfig, request: EncodeRequest, args: argparse.Namespace) -> EncodeReport:
-    from app.run.encode import encode
+    from app.run.encode.job import encode
 
     with output.progress("encoding", total=0) as bar:
 

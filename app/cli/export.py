@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export; print the files."""
-    from app.run.export import ExportRequest, export_run
+    from app.run.weights.export import ExportRequest, export_run
 
     request = ExportRequest(args.kind, args.step, args.weights, args.dtype, args.fold_scale)
     with tempfile.TemporaryDirectory() as cache:

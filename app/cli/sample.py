@@ -78,7 +78,7 @@ def _completed(words: Sequence[str], scratch: Path) -> list[str]:
     if line.own["out"] is not None:
         words.append(f"args.output_dir={line.own['out']}")
     if line.own["run"] is not None and not line.flags.get("base"):
-        from app.run.sample import model_file_of_run
+        from app.run.sample.sampling import model_file_of_run
 
         words += ["--base", str(model_file_of_run(line.own["run"], scratch))]
     return [*words, INFERENCE]
@@ -101,7 +101,7 @@ def _in_processes(
 
 
 def _in_this_process(words: Sequence[str], as_json: bool) -> int:
-    from app.run.sample import sample_words
+    from app.run.sample.sampling import sample_words
 
     with output.progress("sampling", total=0) as bar:
 

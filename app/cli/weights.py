@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _put(args: argparse.Namespace) -> int:
-    from app.run.weights import PutRequest, put_weights
+    from app.run.weights.put import PutRequest, put_weights
 
     given = {name: getattr(args, name) for name in ("transformer", "vae", "t5")}
     request = PutRequest(
@@ -86,7 +86,7 @@ def _put(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from app.run.weights import check_weights
+    from app.run.weights.put import check_weights
 
     report = check_weights(args.url, output.note)
     if args.json:

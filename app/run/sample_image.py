@@ -13,7 +13,7 @@ from app.diffusion.image_conditioning import placed_image_latent
 from app.distributed.seeding import Draws
 from app.evaluation.condition_image import covered, resized, size_by_ratio
 from app.evaluation.video_file import read_image
-from app.run.sample_request import VideoSize
+from app.run.sample.request import VideoSize
 from app.storage.fetch import fetch
 from app.storage.node_disk import node_folder
 from app.training.step import DiffusionModel

@@ -24,9 +24,9 @@ from app.errors import CogvxError
 from app.run.arguments import get_args as get_args
 from app.run.arguments import parse_args, seed_from, start_distributed
 from app.run.arguments import process_config_to_args as process_config_to_args
-from app.run.attempt import Attempt, Seams
-from app.run.reporting import upload_log
-from app.run.run_folder import RunFolder, close_attempt, open_run
+from app.run.attempt.attempt import Attempt, Seams
+from app.run.attempt.folder import RunFolder, close_attempt, open_run
+from app.run.attempt.reporting import upload_log
 from app.storage.node_disk import node_folder
 from app.telemetry.logging import LogContext, logging_for
 from app.training.engine import prepare_process

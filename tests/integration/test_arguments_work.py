@@ -103,7 +103,7 @@ PROOFS = {
             "test_model_parallel_size_makes_ranks_that_share_a_network_share_their_samples"
         ),
     },
-    "tests/unit/run/test_cached_clips.py": {
+    "tests/unit/run/attempt/test_latents.py": {
         "latent_cache": "test_losses_from_the_cache_are_those_of_live_encoding",
     },
     "tests/unit/run/test_arguments.py": {

@@ -18,7 +18,7 @@ from app.data.latent_cache import Part
 from app.data.latent_entry import LatentEntry
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.share import Share
-from app.run.cached_clips import CachedClips
+from app.run.attempt.latents import CachedClips
 from app.storage.opening import open_storage
 from tests.support.encoding import Inputs, write_inputs
 from tests.support.fault_proxy import FaultProxy

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-import app.run.encode
+import app.run.encode.job
 from app.config.schema.run import RunConfig
 from app.data.latent_cache import Part
 from app.models.text.t5 import TinyT5, write_tiny_t5
 from app.models.vae.autoencoder import VideoAutoencoder
-from app.run.encode import EncodeReport, EncodeRequest, encode
+from app.run.encode.job import EncodeReport, EncodeRequest, encode
 from tests.support.clip_files import write_folder
 from tests.support.configs import base, load
 
@@ -60,14 +60,14 @@ class Inputs:
 
     def encode_twice_at_once(self, out: str = "") -> list[EncodeReport]:
         """Two jobs in threads; transformers can load one model at a time only."""
-        lock, load_one = threading.Lock(), app.run.encode.build_conditioner
+        lock, load_one = threading.Lock(), app.run.encode.job.build_conditioner
 
         def load(*arguments: Any) -> Any:
             with lock:
                 return load_one(*arguments)
 
         with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
-            patch.setattr(app.run.encode, "build_conditioner", load)
+            patch.setattr(app.run.encode.job, "build_conditioner", load)
             jobs = [pool.submit(self.encode, out=out) for _ in range(2)]
             return [job.result() for job in jobs]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-import app.run.encode
+import app.run.encode.job
 from app.cli import encode as command
 from app.cli.main import main
 from app.data.latent_cache import Part
 from app.errors import ConfigError, UsageError
-from app.run.encode import EncodeReport, EncodeRequest
+from app.run.encode.job import EncodeReport, EncodeRequest
 from tests.support.configs import TINY, load
 
 BAD = {"key": "c/videos/x.mp4", "reason": "truncated", "detail": "cut at 7"}
@@ -31,7 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[EncodeRequest]:
         watch(1, 12, 1)
         return EncodeReport("s3://b/latents/ab", 12, 3, 8, [BAD], 1.5)
 
-    monkeypatch.setattr(app.run.encode, "encode", encode)
+    monkeypatch.setattr(app.run.encode.job, "encode", encode)
     monkeypatch.delenv(command.INDEX_VARIABLE, raising=False)
     return calls
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import app.run.export
+import app.run.weights.export
 from app.cli.main import main
-from app.run.export import ExportRequest
+from app.run.weights.export import ExportRequest
 
 FILES = ["s3://runs/a/export/step-0000000004/model.safetensors"]
 Asked = tuple[str, ExportRequest, str | None]
@@ -24,7 +24,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
         calls.append((url, request, out))
         return FILES
 
-    monkeypatch.setattr(app.run.export, "export_run", export_run)
+    monkeypatch.setattr(app.run.weights.export, "export_run", export_run)
     return calls
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.checkpoint.attempts import Attempt
 from app.checkpoint.layout import CheckpointRef
-from app.run.run_folder import RunFolder
+from app.run.attempt.folder import RunFolder
 from app.storage.local import LocalStorage
 
 WORLD = {"world_size": 1, "micro_batch": 2}

@@ -27,7 +27,7 @@ from app.distributed.rank import RankInfo
 from app.models.conditioning import Conditioning
 from app.models.dit.transformer import DiffusionTransformer
 from app.run.arguments import leave_distributed, parse_args, start_distributed
-from app.run.attempt import Attempt
+from app.run.attempt.attempt import Attempt
 from app.run.build import build_sampler
 from app.telemetry.logging import LogContext
 from app.training.deepspeed_section import deepspeed_section

@@ -19,7 +19,7 @@ from app.errors import ConfigError
 from app.models.dit.parallel import own_part
 from app.models.dit.transformer import DiffusionTransformer
 from app.run.arguments import parse_args, seed_from
-from app.run.attempt import Attempt
+from app.run.attempt.attempt import Attempt
 from app.run.build import InitialWeights, build_network
 from app.telemetry.logging import LogContext
 from app.training.signals import StopFlag

@@ -14,8 +14,8 @@ import pytest
 from app.distributed.groups import ProcessGroups
 from app.errors import ConfigError, DataError, PreemptedError
 from app.run import train as module
-from app.run.attempt import Attempt, Seams
-from app.run.run_folder import finish_run
+from app.run.attempt.attempt import Attempt, Seams
+from app.run.attempt.folder import finish_run
 from app.run.train import SATVideoDiffusionEngine, training_main, world_sizes
 from app.training.forward import forward_step
 from app.training.step import DiffusionModel

@@ -1,0 +1,1 @@
+"""One attempt at a training run, from its data to its checkpoints."""

@@ -1,0 +1,383 @@
+"""One start of a run: every part built, the state restored, the loop run.
+
+`train` is the order of things; the other methods are one step of it each.
+"""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from app.config.schema.data import DataConfig
+from app.config.schema.model import ModelConfig
+from app.config.schema.run import RunConfig
+from app.config.schema.training import TrainingConfig
+from app.data.batch import Batch, collate
+from app.data.loader import Loader
+from app.data.opening import LoaderRequest, open_loader
+from app.data.order.share import Share
+from app.data.quarantine import ReplacedSource
+from app.data.sources.views import PARTS
+from app.diffusion.timesteps import RankStratum, Strata
+from app.distributed.groups import ProcessGroups
+from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
+from app.models.dit.parallel import split_axis
+from app.run.attempt.bad_samples import QuarantineKeeper
+from app.run.attempt.data import clip_cost_in, frames_per_second, split_of
+from app.run.attempt.folder import RunFolder, finish_run
+from app.run.attempt.latents import CachedClips
+from app.run.attempt.reporting import make_trackers, save_arguments, write_progress
+from app.run.attempt.saving import Saver, restore
+from app.run.attempt.validation import Evaluator
+from app.run.build import (
+    DTYPES,
+    InitialWeights,
+    Place,
+    build_network,
+    build_parts,
+    share_encoding,
+)
+from app.storage.node_disk import node_folder
+from app.telemetry.logging import LogContext
+from app.telemetry.profiling import StepProfiler
+from app.telemetry.timing import PartTimes
+from app.training.engine import Engine
+from app.training.loop import LoopHooks, LoopPlan, LoopState, LoopTools, is_due, run_loop
+from app.training.lr_schedule import LrSchedule
+from app.training.signals import StopFlag
+from app.training.step import DiffusionModel, Randomness
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Seams:
+    """What a caller of `training_main` may replace."""
+
+    model_cls: type[DiffusionModel]
+    forward_step: Callable[..., Any]
+    create_dataset: Callable[..., Any] | None
+    collate_fn: Callable[..., Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of a run, from the data to the last step."""
+
+    args: Namespace
+    config: RunConfig
+    groups: ProcessGroups
+    run: RunFolder
+    scratch: Path
+    context: LogContext
+    stop: StopFlag
+
+    def train(self, seams: Seams, init: Callable[[Namespace, DiffusionModel], None] | None) -> str:
+        """Build everything, continue where the run was, train; returns the cause of the end."""
+        times = PartTimes(self.groups.device)
+        with ExitStack() as stack:
+            cached = CachedClips.of_run(self.config)
+            loader = stack.enter_context(self.loader(seams, cached))
+            training = self.resolved(loader)
+            model, engine = self.model(seams.model_cls, times, training, loader.share.batch)
+            if init is not None:
+                init(self.args, model)
+            saver = Saver(self.config, self.run, self.groups, engine, loader, self.scratch)
+            state, stored = restore(saver, with_rng=training.load_rng)
+            evaluate = self.evaluator(seams, model, engine, stack, cached)
+            tools, saver.wandb_run_id = self.tools(
+                times, training, state, stored.wandb_run_id if stored else None
+            )
+            stack.callback(tools.trackers.close)
+            if evaluate is not None and state.step == 0:
+                tools.trackers.log(0, evaluate.baseline())
+            # Closed before the loader is: what was read ahead is given back to it.
+            batches = stack.enter_context(closing(self.batches(loader, state)))
+            micro_step = self.micro_step(seams.forward_step, model, batches, times)
+            hooks = self.hooks(micro_step, saver, evaluate, training.steps, stack)
+            plan = self.plan(training)
+            last = run_loop(engine, plan, hooks, tools, state)
+            if last.stopped_early:
+                return f"stopped by exit_interval after step {last.step}"
+            # A start that found all steps done cannot know whether the last one was validated.
+            is_validated = last.step > state.step and is_due(last.step, plan.eval_interval)
+            self.finish(last, plan, None if is_validated else evaluate, tools)
+            return f"finished after step {last.step}"
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Checked before the run starts."""
+        assert self.config.training is not None
+        return self.config.training
+
+    @property
+    def model_config(self) -> ModelConfig:
+        assert self.config.model is not None
+        return self.config.model
+
+    @property
+    def data(self) -> DataConfig:
+        assert self.config.data is not None
+        return self.config.data
+
+    def loader(self, seams: Seams, cached: CachedClips | None = None) -> Loader:
+        """This rank's batches of the training data, live or from the latent cache."""
+        data, training = self.data, self.training
+        copies = self.groups.copies
+        request = LoaderRequest(
+            paths=data.train,
+            share=Share(copies.rank, copies.size, training.micro_batch, training.accumulation),
+            seed=training.seed,
+            compat=self.config.compat,
+            weights=data.train_weights,
+            args=self.args,
+            create=seams.create_dataset,
+            replace=cached.in_place_of if cached is not None else None,
+            collate_fn=seams.collate_fn,
+            split=split_of(data),
+            cost=clip_cost_in(self.model_config),
+        )
+        return open_loader(data, request)
+
+    def resolved(self, loader: Loader) -> TrainingConfig:
+        """The training section with its number of steps; epochs are counted in the data."""
+        training = self.training
+        if training.epochs is not None:
+            training = replace(training, steps=loader.steps_for_epochs(training.epochs))
+        log.info(
+            "data",
+            extra={"samples": len(loader), "batch": loader.share.batch, "steps": training.steps},
+        )
+        return training
+
+    def model(
+        self,
+        model_cls: type[DiffusionModel],
+        times: PartTimes,
+        training: TrainingConfig,
+        batch: int,
+    ) -> tuple[DiffusionModel, Engine]:
+        """The parts with their weights, the network under DeepSpeed."""
+        model = self.model_config
+        device, dtype = self.groups.device, DTYPES[training.precision]
+        weights = InitialWeights(
+            url=training.load,
+            is_resumed=self.run.newest is not None,
+            force=training.force_train,
+            seed=training.seed,
+            cache_dir=node_folder("weights"),
+        )
+        network, report = build_network(
+            model, dtype, weights, device=device, group=self.groups.tensor
+        )
+        if model.compile_model:
+            network.compile_blocks()
+        place = Place(device, dtype, node_folder("weights"))
+        from_cache = self.data.latent_cache is not None
+        parts = build_parts(model, network.to(device), place, from_cache=from_cache)
+        share_encoding(parts.vae, self.groups)
+        log.info(
+            "parameters",
+            extra={"trainable": report.trainable_count, "frozen": report.frozen_count},
+        )
+        engine = Engine.start(parts.network, training, self.groups, split_axis)
+        diffusion = model_cls(
+            parts, model, self.randomness(training, batch), device=device, dtype=dtype, times=times
+        )
+        diffusion.network = engine.network
+        return diffusion, engine
+
+    def randomness(self, training: TrainingConfig, batch: int) -> Randomness:
+        """Draws keyed by position, or upstream's global ones; strata of the timesteps.
+
+        `batch` is the number of positions of a step.
+        """
+        compat, copies = self.config.compat, self.groups.copies
+        timesteps = self.model_config.loss.timesteps
+        strata: Callable[[Sequence[int]], Strata | RankStratum | None] = lambda positions: None  # noqa: E731
+        if compat.strata == "sat":
+            of_rank = RankStratum.of_rank(timesteps, copies.rank, copies.size)
+            strata = lambda positions: of_rank  # noqa: E731
+        elif timesteps.uniform_sampling:
+            strata = partial(Strata.from_positions, total=batch, seed=training.seed)
+        draws: Callable[[Sequence[int]], Draws] = partial(KeyedDraws, training.seed)
+        if compat.draws == "sat":
+            device = self.groups.device
+            draws = lambda positions: GlobalDraws(device)  # noqa: E731
+        return Randomness(draws, strata, compat.image_dropout == "micro_batch")
+
+    def evaluator(
+        self,
+        seams: Seams,
+        model: DiffusionModel,
+        engine: Engine,
+        stack: ExitStack,
+        cached: CachedClips | None = None,
+    ) -> Evaluator | None:
+        """Validation, if the configuration names data for it."""
+        data, training = self.data, self.training
+        split = split_of(data)
+        if not (data.valid or split[1]) or not training.evaluation.interval:
+            return None
+        copies = self.groups.copies
+        request = LoaderRequest(
+            paths=data.valid or data.train,
+            split=(1.0, 0.0, 0.0) if data.valid else split,
+            part=PARTS[0] if data.valid else PARTS[1],
+            share=Share(copies.rank, copies.size, training.evaluation.batch_size),
+            seed=training.seed,
+            compat=replace(self.config.compat, order="epoch"),
+            args=self.args,
+            create=seams.create_dataset,
+            replace=cached.where_it_can if cached is not None else None,
+        )
+        # One size for all of them, so that losses of two runs can be compared.
+        of_one_size = replace(data, num_workers=0, buckets=())
+        loader = stack.enter_context(open_loader(of_one_size, request))
+        return Evaluator(
+            config=training.evaluation,
+            model=model,
+            engine=engine,
+            source=ReplacedSource(loader.source, loader.quarantine),
+            collate=seams.collate_fn or collate,
+            storage=self.run.storage,
+            copies=copies,
+            fps=frames_per_second(data),
+            sharers=self.groups.tensor,
+        )
+
+    def tools(
+        self,
+        times: PartTimes,
+        training: TrainingConfig,
+        state: LoopState,
+        wandb_run_id: str | None,
+    ) -> tuple[LoopTools, Callable[[], str | None]]:
+        """Clocks, trackers (on rank 0), the stop flag."""
+        tools = LoopTools(times=times, stop=self.stop, context=self.context)
+        if self.groups.rank.rank:
+            return tools, lambda: None
+        if training.save_args:
+            save_arguments(self.args, self.config)
+        tools.trackers, wandb_id = make_trackers(
+            self.config,
+            self.run,
+            training.steps,
+            first_step=state.step,
+            wandb_run_id=wandb_run_id,
+            show=getattr(self.args, "show", None),
+        )
+        return tools, wandb_id
+
+    def batches(self, loader: Loader, state: LoopState) -> Generator[Batch, None, None]:
+        """The batches from the state's step on."""
+        # Upstream starts its data again unless asked not to; our own order always continues.
+        again = self.config.compat.order == "sat" and not self.training.resume_dataloader
+        return loader.batches(0 if again else state.step)
+
+    def micro_step(
+        self,
+        step_function: Callable[..., Any],
+        model: DiffusionModel,
+        batches: Iterator[Batch],
+        times: PartTimes,
+    ) -> Callable[[int], Any]:
+        """`forward_step` on the next batch."""
+        told = (_told(batch) for batch in batches)
+
+        def call(step: int) -> Any:
+            self.args.iteration = step
+            return step_function(told, model, self.args, times)
+
+        return call
+
+    def hooks(
+        self,
+        micro_step: Callable[[int], Any],
+        saver: Saver,
+        evaluate: Evaluator | None,
+        steps: int,
+        stack: ExitStack,
+    ) -> LoopHooks:
+        """What the loop calls."""
+        profiler = StepProfiler(
+            self.training.profiling,
+            self.groups.device,
+            Path(self.training.summary_dir or "."),
+        )
+        stack.callback(profiler.close)
+        rank = self.groups.rank.rank
+        keeper = QuarantineKeeper(self.run, rank, saver.loader, self.data.train)
+        stack.callback(keeper.close)
+        keeper.begin()
+
+        def before_step(step: int) -> None:
+            keeper.check(step)
+            profiler.before(step)
+
+        def save(state: LoopState) -> None:
+            keeper.write()
+            saver.save(state)
+
+        def validate(state: LoopState) -> dict[str, float] | None:
+            if evaluate is None:
+                return None
+            numbers = evaluate(state)
+            saver.note_validation(state.step, numbers)
+            return numbers
+
+        def on_log(state: LoopState, facts: Any) -> None:
+            if rank == 0:
+                write_progress(self.run, state, steps, facts, "running")
+
+        return LoopHooks(
+            micro_step=micro_step,
+            save=save,
+            evaluate=validate,
+            before_step=before_step,
+            on_log=on_log,
+            has_news=keeper.has_news,
+            on_news=keeper.agree,
+            numbers=keeper.numbers,
+        )
+
+    def plan(self, training: TrainingConfig) -> LoopPlan:
+        """Lengths and intervals."""
+        return LoopPlan(
+            steps=training.steps,
+            accumulation=training.accumulation,
+            samples_per_step=training.micro_batch * training.accumulation * self.groups.copies.size,
+            schedule=LrSchedule.from_config(training),
+            log_interval=training.log_interval,
+            save_interval=training.save_interval,
+            eval_interval=training.evaluation.interval,
+            exit_interval=training.exit_interval,
+        )
+
+    def finish(
+        self,
+        state: LoopState,
+        plan: LoopPlan,
+        evaluate: Evaluator | None,
+        tools: LoopTools,
+    ) -> None:
+        """Validate the last weights unless that is done, and mark the run as finished."""
+        if evaluate is not None:
+            tools.trackers.log(state.step, evaluate(state))
+        tools.trackers.flush()
+        if self.groups.rank.rank == 0:
+            write_progress(self.run, state, plan.steps, {}, "finished")
+            finish_run(self.run, state.step)
+        log.info("finished", extra={"steps_done": state.step, "url": self.run.storage.url})
+
+
+def _told(batch: Batch) -> Batch:
+    """The batch; which samples it holds goes to the log of whoever debugs."""
+    log.debug("batch", extra={"positions": batch["positions"], "samples": batch["keys"]})
+    return batch

@@ -1,0 +1,166 @@
+"""The quarantine of one start: agreed by the ranks, listed in the bucket, told, limited."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from app.data.loader import JoinedSource, Loader
+from app.data.quarantine import BadSample, SampleId, check_share
+from app.distributed.collectives import gather_json
+from app.errors import CogvxError
+from app.run.attempt.folder import RunFolder
+from app.run.dataset.bad_samples import UNKNOWN, merged, read_lines, write_lines
+from app.training.loop import LoopState
+
+log = logging.getLogger(__name__)
+
+WRITE_EVERY_S = 30.0  # the file is written whole each time; saves and the end write it too
+MOST_TOLD = 20  # log lines of one step
+LEFT_OUT = "left out when the shard was indexed"
+
+
+@dataclass(slots=True)
+class QuarantineKeeper:
+    """What a start of a run does with bad samples; `agree` is called by every rank.
+
+    Attributes:
+        run: where the list goes.
+        rank: of this process.
+        loader: of the training data; finds bad samples and must not use agreed ones.
+        sources: entries of `train_data`.
+    """
+
+    run: RunFolder
+    rank: int
+    loader: Loader
+    sources: Sequence[str]
+    _lines: list[dict[str, Any]] = field(default_factory=list)
+    _reasons: Counter[str] = field(default_factory=Counter)
+    _written: int = 0  # lines that are in the bucket
+    _last_write: float = -math.inf
+    _step: int = 0  # optimizer steps done
+
+    def begin(self) -> None:
+        """List what the data's index left out, and look up why the checkpoint's ids are there.
+
+        Only the list and the numbers follow from it, so one rank does it.
+        """
+        if self.rank:
+            return
+        source = self.loader.source
+        for which, shard, key, reason in (
+            source.left_out() if isinstance(source, JoinedSource) else ()
+        ):
+            self._lines.append(self._line(self._path(which), shard, key, reason, LEFT_OUT))
+        self.write()
+        self._look_up()
+
+    def _look_up(self) -> None:
+        ids = set(self.loader.quarantine.ids())
+        if not ids:
+            return
+        try:
+            listed = {
+                (one.shard, one.key): one.reason for one in merged(read_lines(self.run.storage))
+            }
+        except CogvxError as problem:
+            log.warning("the list of bad samples was not read", extra={"problem": problem.what})
+            listed = {}
+        self._reasons = Counter(listed.get(sample, UNKNOWN) for sample in ids)
+        log.info("samples in quarantine", extra=self.numbers())
+
+    def has_news(self) -> bool:
+        """Whether this rank found a bad sample in this step."""
+        return self.loader.quarantine.has_news()
+
+    def agree(self, state: LoopState) -> None:
+        """Tell every rank what was found in the step that was just done.
+
+        Raises:
+            TooManyBadError: their share is too large; the same on every rank.
+        """
+        mine = self.loader.quarantine.take_news()
+        self._step = state.step
+        self._keep(mine)
+        everything = [
+            BadSample.from_json(value)
+            for values in gather_json([bad.to_json() for bad in mine])
+            for value in values
+        ]
+        reasons: dict[SampleId, BadSample] = {}
+        for bad in everything:
+            reasons.setdefault(bad.id, bad)
+        fresh = [reasons[sample] for sample in self.loader.quarantine.agree(reasons)]
+        self._reasons.update(bad.reason for bad in fresh)
+        self._tell(fresh)
+        if time.monotonic() - self._last_write >= WRITE_EVERY_S:
+            self.write()
+        self.check(state.step)
+
+    def check(self, step: int) -> None:
+        """Stop when too many of the samples that the steps before `step` saw are bad."""
+        self._step = step
+        quarantine, batch = self.loader.quarantine, self.loader.share.batch
+        check_share(quarantine.ids(), step * batch, len(self.loader), quarantine.rules)
+
+    def numbers(self) -> dict[str, float]:
+        """For log lines and metrics: all bad samples, and how many of each reason."""
+        by_reason = {f"bad_samples/{name}": n for name, n in sorted(self._reasons.items())}
+        return {"bad_samples": len(self.loader.quarantine), **by_reason}
+
+    def write(self) -> None:
+        """Put this rank's list into the bucket; a failure costs no more than freshness."""
+        if len(self._lines) == self._written:
+            return
+        self._last_write = time.monotonic()
+        try:
+            write_lines(self.run.storage, self.run.attempt.number, self.rank, self._lines)
+            self._written = len(self._lines)
+        except CogvxError as problem:
+            log.warning("the list of bad samples waits", extra={"problem": problem.what})
+
+    def close(self) -> None:
+        """Keep also what was found in a step that never ended."""
+        self._step += 1
+        self._keep(self.loader.quarantine.take_news())
+        self.write()
+
+    def _keep(self, found: Sequence[BadSample]) -> None:
+        for bad in found:
+            source = self.loader.source
+            which = source.which(bad.index) if isinstance(source, JoinedSource) else 0
+            line = self._line(self._path(which), bad.shard, bad.key, bad.reason, bad.detail)
+            self._lines.append({**line, "sha256": bad.sha256, "position": bad.position})
+
+    def _path(self, which: int) -> str:
+        """The entry of `train_data` that a dataset comes from."""
+        return self.sources[which] if which < len(self.sources) else ""
+
+    def _line(self, source: str, shard: str, key: str, reason: str, detail: str) -> dict[str, Any]:
+        return {
+            "source": source,
+            "shard": shard,
+            "key": key,
+            "reason": reason,
+            "detail": detail,
+            "step": self._step,
+            "attempt": self.run.attempt.number,
+            "rank": self.rank,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def _tell(self, fresh: Sequence[BadSample]) -> None:
+        if self.rank:
+            return
+        for bad in fresh[:MOST_TOLD]:
+            facts = {"reason": bad.reason, "sample": bad.where, "detail": bad.detail}
+            log.warning("bad sample, replaced by another", extra=facts)
+        if len(fresh) > MOST_TOLD:
+            log.warning("more bad samples", extra={"samples": len(fresh) - MOST_TOLD})

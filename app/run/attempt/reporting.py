@@ -1,0 +1,107 @@
+"""What a run tells while it goes: metrics, progress.json, its log, its configuration."""
+
+from __future__ import annotations
+
+import logging
+import math
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from app.checkpoint.json_file import canonical_json
+from app.checkpoint.layout import PROGRESS, log_key
+from app.config.schema.run import RunConfig
+from app.config.snapshot import masked
+from app.errors import CogvxError
+from app.run.attempt.folder import RunFolder
+from app.telemetry.metrics import (
+    JsonlTracker,
+    ProgressTracker,
+    TensorBoardTracker,
+    Tracker,
+    Trackers,
+)
+from app.telemetry.wandb_tracker import WandbRun, WandbTracker
+from app.training.loop import LoopState
+
+log = logging.getLogger(__name__)
+
+PROGRESS_FACTS = ("loss", "lr", "samples_per_s", "eta_s", "bad_samples")
+
+
+def make_trackers(
+    config: RunConfig,
+    run: RunFolder,
+    steps: int,
+    *,
+    first_step: int,
+    wandb_run_id: str | None,
+    show: Callable[[str], None] | None,
+) -> tuple[Trackers, Callable[[], str | None]]:
+    """The trackers of rank 0, and a way to ask for the W&B run's id.
+
+    Args:
+        first_step: steps done before this start.
+        wandb_run_id: of the start that is continued.
+        show: takes the progress line of a terminal; None: there is no terminal.
+    """
+    training = config.training
+    assert training is not None, "checked before a run starts"
+    trackers: list[Tracker] = [JsonlTracker(run.storage.write_small, run.attempt.number)]
+    if show is not None:
+        trackers.append(ProgressTracker(show, steps))
+    summary = Path(training.summary_dir)
+    if training.summary_dir:
+        folder = summary / "runs" / config.run_id
+        trackers.append(TensorBoardTracker(folder, purge_step=first_step + 1))
+    wandb: WandbTracker | None = None
+    if training.wandb:
+        settings = WandbRun(training.wandb_project, config.run_id, summary / "wandb", wandb_run_id)
+        public = masked({"args": dict(config.arguments), **config.sections})
+        assert isinstance(public, Mapping)
+        wandb = WandbTracker(settings, public)
+        trackers.append(wandb)
+    return Trackers(trackers), lambda: wandb.run_id if wandb is not None else None
+
+
+def save_arguments(args: Namespace, config: RunConfig) -> None:
+    """Write every argument to `<summary_dir>/runs/<run id>.txt` (`save_args`)."""
+    path = Path(args.summary_dir or ".") / "runs" / f"{config.run_id}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = masked(dict(sorted(config.arguments.items())))
+    assert isinstance(values, Mapping)
+    path.write_text("".join(f"{name}: {value}\n" for name, value in values.items()))
+    log.info("arguments written", extra={"path": str(path)})
+
+
+def write_progress(
+    run: RunFolder, state: LoopState, steps: int, facts: Mapping[str, float], word: str
+) -> None:
+    """Rewrite progress.json, which status and list read; a failure only costs freshness."""
+    record = {
+        "format_version": 1,
+        "state": word,
+        "step": state.step,
+        "steps": steps,
+        "attempt": run.attempt.number,
+        **{name: _finite(facts.get(name)) for name in PROGRESS_FACTS},
+    }
+    try:
+        run.storage.write_small(PROGRESS, canonical_json(record))
+    except CogvxError as problem:
+        log.warning("progress.json was not written", extra={"problem": problem.what})
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def upload_log(run: RunFolder, rank: int, path: Path) -> None:
+    """Put this rank's log into the run's folder, at the end of the attempt."""
+    if not path.exists():
+        return
+    try:
+        run.storage.upload(path, log_key(run.attempt.number, rank))
+    except CogvxError as problem:
+        log.warning("the log was not uploaded", extra={"problem": problem.what})

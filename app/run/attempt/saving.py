@@ -1,0 +1,173 @@
+"""Between the engine and the checkpoints: what is saved, and how a run continues from it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from app import __version__
+from app.checkpoint.layout import CheckpointRef
+from app.checkpoint.manifest import CheckpointIdentity
+from app.checkpoint.reader import open_checkpoint
+from app.checkpoint.retention import RetentionPolicy, apply_retention
+from app.checkpoint.rng import capture_rng, restore_rng
+from app.checkpoint.train_state import TrainState
+from app.checkpoint.writer import Snapshot, save_checkpoint
+from app.config.schema.run import RunConfig
+from app.config.schema.training import TrainingConfig
+from app.data.loader import Loader
+from app.data.order.cursor import Cursor
+from app.distributed.collectives import barrier
+from app.distributed.exchange import StoreExchange
+from app.distributed.groups import ProcessGroups
+from app.run.attempt.folder import RunFolder
+from app.training.engine import Engine
+from app.training.loop import LoopState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Saver:
+    """Writes the checkpoints of one attempt; `save` is called by every rank."""
+
+    config: RunConfig
+    run: RunFolder
+    groups: ProcessGroups
+    engine: Engine
+    loader: Loader
+    scratch: Path
+    wandb_run_id: Callable[[], str | None] = lambda: None
+    best: dict[str, float] = field(default_factory=dict)  # lowest valid_loss so far, and its step
+    _exchange: StoreExchange = field(init=False)
+    _parent: str | None = field(init=False)  # name of the checkpoint that the next one follows
+
+    def __post_init__(self) -> None:
+        self._parent = self.run.newest.name if self.run.newest else None
+        rank = self.groups.rank
+        # A process may train twice in one gang: each attempt has keys of its own.
+        store = dist.PrefixStore(self.run.attempt.owner, self.groups.store)
+        self._exchange = StoreExchange(store, rank=rank.rank, world_size=rank.world_size)
+
+    @property
+    def training(self) -> TrainingConfig:
+        assert self.config.training is not None, "checked before a run starts"
+        return self.config.training
+
+    def save(self, state: LoopState) -> None:
+        """Publish a checkpoint of `state`; returns when it is complete on every rank."""
+        snapshot = Snapshot(
+            fragments=self.engine.fragments(),
+            parameters=self.engine.parameters_info(),
+            state=self._train_state(state) if self._exchange.rank == 0 else None,
+            rng=capture_rng() if self.training.save_rng else None,
+        )
+        identity = self._identity(state)
+        name = save_checkpoint(self.run.storage, identity, snapshot, self._exchange, self.scratch)
+        self._parent = identity.ref.name
+        # Without it a fast rank could begin the next save, or end, while the manifest is missing.
+        barrier()
+        if name is not None:
+            self._retain(name)
+
+    def note_validation(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Remember the best validation: the checkpoint of its step, if there is one, stays."""
+        loss = numbers.get("valid_loss", math.nan)
+        if loss < self.best.get("valid_loss", math.inf):
+            self.best = {"valid_loss": loss, "step": step}
+
+    def _identity(self, state: LoopState) -> CheckpointIdentity:
+        assert self.config.model is not None
+        return CheckpointIdentity(
+            run_id=self.config.run_id,
+            attempt=self.run.attempt.number,
+            owner=self.run.attempt.owner,
+            step=state.step,
+            kind="full" if self.config.model.network.params.lora is None else "lora",
+            parent=self._parent,
+            config_sha256=self.run.config_sha256,
+            dataset_sha256=self.loader.cursor(0).manifest_sha256,
+        )
+
+    def _train_state(self, state: LoopState) -> TrainState:
+        training = self.training
+        average = self.engine.average
+        return TrainState(
+            step=state.step,
+            micro_step=state.step * training.accumulation,
+            adam_step=self.engine.adam_steps(),
+            cursor=self.loader.cursor(state.step).to_json(),
+            seed=training.seed,
+            skipped_steps=state.skipped_steps,
+            loss_scale=self.engine.loss_scale(),
+            ema_step=average.updates if average is not None else None,
+            best=dict(self.best),
+            wandb_run_id=self.wandb_run_id(),
+            config_sha256=self.run.config_sha256,
+            layout={
+                "world_size": self.groups.rank.world_size,
+                "zero_stage": training.zero_stage,
+                "micro_batch": training.micro_batch,
+                "accumulation": training.accumulation,
+                "model_parallel_size": training.model_parallel_size,
+            },
+            versions={
+                "cogvx-train": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        )
+
+    def _retain(self, name: str) -> None:
+        keep = self.training.keep_checkpoints
+        if keep is None:
+            return
+        protected = {name}
+        if self.run.newest:
+            protected.add(self.run.newest.name)
+        if self.best:
+            attempts = range(1, self.run.attempt.number + 1)
+            step = int(self.best["step"])
+            protected |= {CheckpointRef(attempt, step).name for attempt in attempts}
+        apply_retention(self.run.storage, RetentionPolicy(keep_last=keep), protected)
+
+
+def restore(saver: Saver, *, with_rng: bool = True) -> tuple[LoopState, TrainState | None]:
+    """Continue from the newest complete checkpoint, or start at step 0.
+
+    Args:
+        saver: of the same attempt; its engine is filled.
+        with_rng: also put back the states of the global generators.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or does not fit the network.
+        ConfigError, DataError: the data would come in another sequence.
+    """
+    run, engine = saver.run, saver.engine
+    if run.newest is None:
+        return LoopState(), None
+    with open_checkpoint(run.storage, run.newest, saver.scratch) as checkpoint:
+        checkpoint.check_parameters(engine.parameters_info())
+        state = checkpoint.state
+        cursor = Cursor.from_json(state.cursor)
+        cursor.check_continues(saver.loader.cursor(state.step))
+        saver.loader.quarantine.agree(cursor.quarantined)
+        engine.restore(
+            checkpoint.read,
+            state.adam_step,
+            ema_updates=state.ema_step,
+            loss_scale=state.loss_scale,
+        )
+        rng = checkpoint.rng(saver.groups.rank.rank) if with_rng else None
+        if rng is not None:
+            restore_rng(rng, f"{run.storage.url}/{run.newest.folder}")
+    log.info("resumed", extra={"checkpoint": run.newest.name, "steps_done": state.step})
+    saver.best = dict(state.best)
+    return LoopState(step=state.step, skipped_steps=state.skipped_steps), state

@@ -1,0 +1,218 @@
+"""What `cogvx data check` finds out: the scan, the buckets that would be filled, the picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from app.config.schema.buckets import Bucket
+from app.config.schema.data import SFTDataConfig, ShardDataConfig
+from app.config.schema.run import RunConfig
+from app.data.check.sample import CheckRules, Wanted
+from app.data.check.scan import Census, Progress, ScanSettings, check_dataset
+from app.data.order.buckets import ClipSize, best_bucket
+from app.data.shards.captions import TextRules
+from app.data.sources.protocols import EMPTY
+from app.errors import ConfigError, UsageError
+from app.models.text.t5 import load_tokenizer
+from app.run.dataset.picture import data_picture
+from app.storage.fetch import fetch
+from app.storage.node_disk import node_folder
+
+# What a dataset could be used for, when nobody says what it is for: the stock size and shorter
+# and squarer ones of about as many pixels.
+DEFAULT_BUCKETS = tuple(
+    Bucket(frames, rows, columns)
+    for frames in (49, 33, 17)
+    for rows, columns in ((480, 720), (576, 576), (720, 480))
+)
+DEFAULT_FPS = 8.0
+MOST_TOKENS = 226  # max_length of the released text encoders' configurations
+TOO_SHORT, TOO_BROKEN = "shorter than every bucket", "not usable"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckRequest:
+    """What was asked for.
+
+    Attributes:
+        url: the dataset, as `train_data` names it.
+        t5: folder of the tokenizer; None estimates the tokens.
+        most_tokens: longest caption.
+        buckets: sizes to fill; with `must_fill` a clip shorter than all of them is a problem.
+        fps: frame rate of the buckets.
+        skip_frames: left out at both ends.
+        workers: decoder processes.
+        png: file of the picture.
+    """
+
+    url: str
+    t5: str | None = None
+    most_tokens: int = MOST_TOKENS
+    txt_key: str = "caption"
+    meta_names: tuple[str, ...] = ()
+    may_lack_captions: bool = False
+    buckets: Sequence[Bucket] = DEFAULT_BUCKETS
+    must_fill: bool = False
+    fps: float = DEFAULT_FPS
+    skip_frames: int = 0
+    workers: int = 2
+    png: Path | None = None
+
+
+def as_configured(request: CheckRequest, config: RunConfig) -> CheckRequest:
+    """The request with the sizes, names and limits of a run's configuration.
+
+    Raises:
+        ConfigError: the configuration has no `data` section, or a class of the user's own.
+    """
+    data, model = config.data, config.model
+    params = data.params if data is not None else None
+    if data is None or not isinstance(params, SFTDataConfig | ShardDataConfig):
+        raise ConfigError(
+            "the configuration says nothing about videos",
+            where="--base",
+            mend="add a recipe such as configs/sft.yaml",
+        )
+    if isinstance(params, ShardDataConfig):
+        one_size = Bucket(params.num_frames, *params.image_size)
+        request = replace(request, txt_key=params.txt_key, meta_names=params.meta_names)
+    else:
+        one_size = Bucket(params.max_num_frames, *params.video_size)
+    return replace(
+        request,
+        most_tokens=model.conditioner.text.max_length if model else request.most_tokens,
+        may_lack_captions=data.missing_captions == EMPTY,
+        buckets=data.buckets or (one_size,),
+        fps=params.fps,
+        skip_frames=int(params.skip_frms_num),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What was found: the census, and clips per bucket by the bucket's name."""
+
+    census: Census
+    buckets: dict[str, int]
+    tokens_are_estimated: bool
+
+    def as_json(self, url: str) -> dict[str, object]:
+        """Everything for programs. Names of keys are part of the product's interface."""
+        census = self.census
+        sizes = [clip.size for clip in census.clips if clip.size is not None]
+        bad = {(problem.source, problem.key) for problem in census.problems}
+        usable = [c for c in census.clips if (c.source, c.key) not in bad]
+        return {
+            "url": url,
+            "kind": census.kind,
+            "samples": census.samples,
+            "usable": len(usable),
+            "shards": census.shards,
+            "problems": [
+                {"source": problem.source, "key": problem.key, "reason": problem.reason}
+                for problem in census.problems
+            ],
+            "details": [problem.detail for problem in census.problems],
+            "reasons": dict(Counter(problem.reason for problem in census.problems)),
+            "bytes": sum(clip.size_bytes for clip in census.clips),
+            "seconds": _spread([c.duration_s for c in census.clips if c.size is not None]),
+            "frames": _spread([size.frames for size in sizes]),
+            "fps": _spread([size.fps for size in sizes]),
+            "sizes": _most_common(f"{size.rows}x{size.columns}" for size in sizes),
+            "codecs": _most_common(clip.codec for clip in census.clips if clip.codec),
+            "caption_tokens": _spread([c.tokens for c in census.clips if c.tokens])
+            | {"estimated": self.tokens_are_estimated},
+            "buckets": self.buckets,
+        }
+
+
+def check_data(request: CheckRequest, progress: Progress = lambda done, total: None) -> CheckResult:
+    """Scan a dataset and write its picture, if one is wanted.
+
+    Raises:
+        InputMissingError: no data, or no tokenizer, lies there.
+        UsageError: the picture cannot be written.
+    """
+    if request.png is not None:
+        _check_writable(request.png)
+    shortest = min(bucket.frames for bucket in request.buckets)
+    rules = CheckRules(
+        wanted=Wanted(shortest, request.fps, request.skip_frames) if request.must_fill else None,
+        most_tokens=request.most_tokens,
+        count_tokens=_counter(request.t5) if request.t5 else None,
+        may_lack_captions=request.may_lack_captions,
+    )
+    census = check_dataset(
+        request.url,
+        rules,
+        TextRules(request.txt_key, request.meta_names),
+        ScanSettings(request.workers, pictures=request.png is not None),
+        progress,
+    )
+    result = CheckResult(census, _filled(census, request), request.t5 is None)
+    if request.png is not None:
+        request.png.write_bytes(data_picture(census, result.buckets))
+    return result
+
+
+def _filled(census: Census, request: CheckRequest) -> dict[str, int]:
+    """How many clips each bucket would get; those that none gets have a line of their own."""
+    counts = {str(bucket): 0 for bucket in request.buckets}
+    rest: Counter[str] = Counter()
+    for clip in census.clips:
+        which = bucket_of(clip.size, request)
+        if which is None:
+            rest[TOO_BROKEN if clip.size is None else TOO_SHORT] += 1
+        else:
+            counts[str(request.buckets[which])] += 1
+    return counts | dict(rest)
+
+
+def bucket_of(size: ClipSize | None, request: CheckRequest) -> int | None:
+    """Number of the bucket that a clip would go to; None: none."""
+    if size is None:
+        return None
+    return best_bucket(size, request.buckets, request.fps, request.skip_frames)
+
+
+def _counter(url: str) -> Callable[[str], int]:
+    """Tokens of a caption by the tokenizer of a folder."""
+    tokenizer = load_tokenizer(fetch(url, node_folder("weights")))
+
+    def count(caption: str) -> int:
+        return len(tokenizer([caption], add_special_tokens=True, verbose=False)["input_ids"][0])
+
+    return count
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, object]:
+    known = [value for value in values if value is not None]
+    if not known:
+        return {}
+    return {
+        "min": round(min(known), 3),
+        "median": round(statistics.median(known), 3),
+        "max": round(max(known), 3),
+        "total": round(sum(known), 3),
+    }
+
+
+def _most_common(words: object) -> dict[str, int]:
+    counted = Counter(words)  # type: ignore[call-overload]
+    return dict(counted.most_common())
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()  # a folder can be touched, and not opened
+    except OSError as problem:
+        raise UsageError(
+            f"the picture cannot be written: {problem.strerror}",
+            where=str(path),
+            mend="name another file with --png",
+        ) from problem

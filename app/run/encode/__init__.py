@@ -1,0 +1,1 @@
+"""Encode every clip once, into the latent cache."""

@@ -1,0 +1,396 @@
+"""Encode clips and captions once, for every training that uses them: `cogvx encode`.
+
+Threads read, hash and decode; this thread has the VAE and the text encoder; other threads write.
+An entry that is there already is not computed, and the networks are loaded when the first one is
+missing. Entries are named by their content, so several jobs may work on one cache at once.
+
+Axes: B batch (1 here), T frames, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import tempfile
+import time
+from argparse import Namespace
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.config.schema.encoders import VAEConfig
+from app.config.schema.model import ModelConfig
+from app.config.schema.run import RunConfig
+from app.data.bad_clip import CLOSED, BadClipError
+from app.data.batch import Item
+from app.data.latent_cache import LatentCache, Part, SampleRecord, damaged, shard_key
+from app.data.latent_entry import LatentEntry
+from app.data.opening import LoaderRequest, open_source
+from app.data.order.choice import assigned
+from app.data.order.share import Share
+from app.data.sources.latents import content_of, sample_identity, sample_name
+from app.data.sources.protocols import Source
+from app.data.sources.settings import settings_from_config, with_cache
+from app.data.video.transforms import normalise
+from app.errors import ConfigError, DataError
+from app.run.build import DTYPES, Place, build_conditioner, build_vae
+from app.run.encode.settings import cache_settings
+from app.storage.node_disk import node_folder
+from app.storage.opening import open_storage
+
+log = logging.getLogger(__name__)
+
+WRITERS = 4  # threads that write entries
+MOST_UNWRITTEN = 8  # entries that wait for them
+LOG_INTERVAL_S = 30.0
+NAMES_SHOWN = 5
+
+# (clips done, clips in all, clips computed)
+Watch = Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodeRequest:
+    """What to encode and where to.
+
+    Attributes:
+        out: root of the cache, a folder or s3:// prefix.
+        part: this job's share of the clips.
+        workers: threads that read and decode.
+    """
+
+    out: str
+    part: Part = field(default_factory=Part)
+    workers: int = 2
+
+
+@dataclass(slots=True)
+class EncodeReport:
+    """What was done; `computed` and `found` are clips, `bad` the ones that cannot be used."""
+
+    url: str
+    samples: int = 0
+    computed: int = 0
+    found: int = 0
+    bad: list[dict[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One entry of train_data or valid_data, opened, with what earlier jobs told about it.
+
+    `sizeless` are the samples of which buckets cannot use any: their video has no size.
+    """
+
+    path: str
+    source: Source
+    known: Mapping[str, Sequence[SampleRecord]]
+    sizeless: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A sample after reading: its record, and the decoded clip if its entry is missing."""
+
+    record: SampleRecord
+    item: Item | None = None
+
+
+class ClipEncoder:
+    """The VAE and the text encoder, loaded when the first clip needs them."""
+
+    def __init__(self, model: ModelConfig, place: Place) -> None:
+        self._model = _alone(model)
+        self._place = place
+        self._vae: Any = None
+        self._conditioner: Any = None
+
+    @torch.no_grad()
+    def encode(self, item: Item) -> LatentEntry:
+        """The entry of one clip.
+
+        Raises:
+            ConfigError: a registered VAE whose posterior has no moments.
+            DataError: a sample without pixels.
+        """
+        if self._vae is None:
+            self._vae = build_vae(self._model, self._place)
+            self._conditioner = build_conditioner(self._model.conditioner, self._place)
+        video = item[self._model.input_key]
+        pixels = normalise(video.to(self._place.device), self._place.dtype)[None]
+        posterior = self._vae.encode(pixels, self._model.encode_batch)
+        if not hasattr(posterior, "mean") or not hasattr(posterior, "logvar"):
+            raise ConfigError(
+                "the posterior of the registered VAE has no mean and logvar to keep",
+                where="model.first_stage_config.target",
+                mend="give it both, (B, t, C, h, w), or train without latent_cache",
+            )
+        caption = str(item["txt"])
+        first_frame = video[:1].cpu() if self._model.noised_image_input else None
+        return LatentEntry(
+            mean=posterior.mean[0].cpu(),
+            logvar=posterior.logvar[0].cpu(),
+            text=self._conditioner.embed([caption], None)[0].cpu(),
+            first_frame=first_frame,
+            caption=caption,
+            num_frames=int(item.get("num_frames", len(video))),
+            fps=float(item.get("fps", 0.0)),
+        )
+
+
+def encode(
+    config: RunConfig,
+    request: EncodeRequest,
+    watch: Watch = lambda done, total, computed: None,
+    args: Namespace | None = None,
+) -> EncodeReport:
+    """Encode every clip of the training and validation data that is not in the cache.
+
+    Args:
+        config: as training has it.
+        request: see EncodeRequest.
+        watch: told after every clip.
+        args: handed to a registered dataset.
+
+    Raises:
+        ConfigError: this configuration cannot be encoded once and for all.
+        DataError: no clip can be used.
+        CogvxError: data, weights or the cache cannot be used.
+    """
+    began = time.monotonic()
+    assert config.model is not None, "checked before"
+    root = open_storage(request.out)
+    settings = cache_settings(config, root, keeps=True)
+    cache = LatentCache(_opener(request.out), settings)
+    cache.begin()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert config.training is not None, "checked by cache_settings"
+    dtype = DTYPES[config.training.precision]
+    place = Place(device, dtype, node_folder("weights"))
+    with ExitStack() as stack:
+        datasets = _datasets(config, cache, args, stack)
+        job = _Job(cache, request, ClipEncoder(config.model, place), datasets)
+        job.run(watch)
+    job.report.seconds = round(time.monotonic() - began, 3)
+    if job.report.samples and len(job.report.bad) == job.report.samples:
+        first = job.report.bad[0]
+        raise DataError(
+            f"none of {job.report.samples} clips can be used: {first['reason']}, {first['detail']}",
+            where=first["key"],
+            mend="check the path and that its videos are mp4 files",
+        )
+    return job.report
+
+
+class _Job:
+    """One call of `encode`: its clips, in threads."""
+
+    def __init__(
+        self,
+        cache: LatentCache,
+        request: EncodeRequest,
+        encoder: ClipEncoder,
+        datasets: Sequence[Dataset],
+    ) -> None:
+        self.report = EncodeReport(url=cache.url)
+        self._cache = cache
+        self._request = request
+        self._encoder = encoder
+        self._datasets = datasets
+        self._present = cache.present()
+        self._damaged = {key for data in datasets for key in damaged(data.known, self._present)}
+        for key in self._damaged:
+            log.warning("an entry is cut, it is made again", extra={"entry": key})
+            del self._present[key]
+        self._records: dict[str, list[SampleRecord]] = {}
+        self._unwritten: deque[Future[None]] = deque()
+        self._told_s = time.monotonic()
+
+    def run(self, watch: Watch) -> None:
+        """Encode this job's part, then publish its lists."""
+        work = self._work()
+        self.report.samples = len(work)
+        with (
+            tempfile.TemporaryDirectory(prefix="cogvx-encode-") as scratch,
+            ThreadPoolExecutor(WRITERS) as writers,
+        ):
+            try:
+                with closing(self._prepared(work)) as results:
+                    for done, (dataset, prepared) in enumerate(results, start=1):
+                        record = self._finished(prepared, writers, Path(scratch))
+                        self._records.setdefault(dataset.path, []).append(record)
+                        self._tell(done, watch)
+                for future in self._unwritten:
+                    future.result()
+            finally:
+                for future in self._unwritten:
+                    future.cancel()
+        for path, records in self._records.items():
+            records.sort(key=lambda record: record.name)
+            self._cache.write_records(path, self._request.part, records)
+
+    def _work(self) -> list[tuple[Dataset, int]]:
+        """This part's samples. Where the job begins is drawn, so that two jobs share the work."""
+        everything = [(data, index) for data in self._datasets for index in range(len(data.source))]
+        own = [everything[i] for i in self._request.part.of(len(everything))]
+        start = secrets.randbelow(len(own)) if own else 0
+        return own[start:] + own[:start]
+
+    def _prepared(
+        self, work: Sequence[tuple[Dataset, int]]
+    ) -> Generator[tuple[Dataset, Prepared], None, None]:
+        """Every sample of `work` in turn, read ahead by threads."""
+        ahead: deque[tuple[Dataset, Future[Prepared]]] = deque()
+        waiting = iter(work)
+        with ThreadPoolExecutor(self._request.workers) as readers:
+            try:
+                while True:
+                    while len(ahead) < self._request.workers + 2:
+                        following = next(waiting, None)
+                        if following is None:
+                            break
+                        future = readers.submit(self._prepare, *following)
+                        ahead.append((following[0], future))
+                    if not ahead:
+                        return
+                    dataset, future = ahead.popleft()
+                    yield dataset, future.result()
+            finally:
+                for _, future in ahead:
+                    future.cancel()
+
+    def _prepare(self, dataset: Dataset, index: int) -> Prepared:
+        """Find out what a sample's entry is called, and decode the clip if there is none."""
+        source = dataset.source
+        name, identity = sample_name(source, index), sample_identity(source, index)
+        if index in dataset.sizeless:
+            facts = (name, "undecodable", "its size cannot be read, so it has no bucket")
+            return Prepared(SampleRecord(name, identity, "", 0, *facts))
+        for record in dataset.known.get(name, ()):
+            if record.identity == identity and record.key and record.key in self._present:
+                return Prepared(record)
+        try:
+            return self._read(source, index, SampleRecord(name, identity))
+        except BadClipError as problem:
+            if problem.reason == CLOSED:
+                raise
+            why = (problem.where, problem.reason, problem.detail, problem.sha256)
+            return Prepared(SampleRecord(name, identity, "", 0, *why))
+
+    def _read(self, source: Source, index: int, record: SampleRecord) -> Prepared:
+        """Key a sample by its bytes; once more if the operating system could not read them."""
+        for reads_left in (1, 0):
+            try:
+                content = content_of(source, index)
+                key = self._cache.key_of(content.video_sha256, content.caption)
+                size = self._present.get(key, 0)
+                keyed = replace(record, key=key, size_bytes=size, shown=content.shown)
+                if key in self._present:
+                    return Prepared(keyed)
+                return Prepared(keyed, content.item or source.read(index, index))
+            except OSError as problem:
+                if not reads_left:
+                    raise BadClipError(
+                        "unreadable", f"{problem}, twice", where=record.name
+                    ) from problem
+                log.warning("reading again", extra={"clip": record.name, "problem": str(problem)})
+        raise AssertionError("unreachable")
+
+    def _finished(
+        self, prepared: Prepared, writers: ThreadPoolExecutor, scratch: Path
+    ) -> SampleRecord:
+        """The record with its size; computes the entry unless another job has, meanwhile."""
+        record = prepared.record
+        if record.reason:
+            log.warning("clip cannot be used", extra={"clip": record.shown, "why": record.reason})
+            self.report.bad.append(
+                {"key": record.shown, "reason": record.reason, "detail": record.detail}
+            )
+            return record
+        size = self._present.get(record.key)
+        if size is None and record.key not in self._damaged:
+            size = self._cache.size_of(record.key)
+        if size is not None or prepared.item is None:
+            self.report.found += 1
+            self._present[record.key] = size = size or record.size_bytes
+        else:
+            data = self._encoder.encode(prepared.item).to_bytes(record.key)
+            self._write(record.key, data, writers, scratch)
+            self.report.computed += 1
+            self._present[record.key] = size = len(data)
+        return replace(record, size_bytes=size)
+
+    def _write(self, key: str, data: bytes, writers: ThreadPoolExecutor, scratch: Path) -> None:
+        """Have an entry written; waits when too many do."""
+
+        def upload() -> None:
+            path = scratch / key
+            path.write_bytes(data)
+            self._cache.storage.upload(path, shard_key(key))
+            path.unlink()
+
+        self._unwritten.append(writers.submit(upload))
+        while len(self._unwritten) > MOST_UNWRITTEN:
+            self._unwritten.popleft().result()
+
+    def _tell(self, done: int, watch: Watch) -> None:
+        report = self.report
+        watch(done, report.samples, report.computed)
+        if time.monotonic() - self._told_s > LOG_INTERVAL_S:
+            self._told_s = time.monotonic()
+            log.info(
+                "encoding",
+                extra={"clips": done, "of": report.samples, "computed": report.computed},
+            )
+
+
+def _alone(model: ModelConfig) -> ModelConfig:
+    """The model with a VAE that does not share its clips with other ranks: here is one process."""
+    part = model.first_stage
+    if not isinstance(part.params, VAEConfig):
+        return model
+    return replace(model, first_stage=replace(part, params=replace(part.params, cp_size=1)))
+
+
+def _opener(root: str) -> Callable[[str], Any]:
+    return lambda name: open_storage(f"{root.rstrip('/')}/{name}")
+
+
+def _datasets(
+    config: RunConfig, cache: LatentCache, args: Namespace | None, stack: ExitStack
+) -> list[Dataset]:
+    """Training and validation data, each path once, closed with `stack`."""
+    assert config.data is not None, "checked by cache_settings"
+    assert config.training is not None, "checked by cache_settings"
+    seed = config.training.seed
+    settings = settings_from_config(config.data, config.compat, seed)
+    settings = with_cache(settings, config.data.cache_gib, config.data.prefetch_gib)
+    assert settings.cache is not None
+    assert settings.prefetcher is not None
+    stack.callback(settings.cache.close)
+    stack.callback(settings.prefetcher.close)
+    stack.callback(settings.decoders.close)
+    found = []
+    for path in dict.fromkeys((*config.data.train, *config.data.valid)):
+        request = LoaderRequest(
+            paths=[path], share=Share(0, 1, 1), seed=seed, compat=config.compat, args=args
+        )
+        source = open_source(config.data, path, settings, request)
+        stack.callback(source.close)
+        sizeless: frozenset[int] = frozenset()
+        if config.data.buckets:
+            of = assigned([source], config.data.buckets)  # tells the source, too
+            sizeless = frozenset(int(index) for index in (of < 0).nonzero()[0])
+        found.append(Dataset(path, source, cache.records(path), sizeless))
+    if not found:
+        raise ConfigError(
+            "no data is named", where="args.train_data", mend="name folders or shards"
+        )
+    return found

@@ -1,0 +1,226 @@
+"""From a configuration to the settings of its latent cache, and to the command that makes it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+
+from app.config.layers import OVERRIDE_ORIGIN
+from app.config.schema.data import DataConfig, SFTDataConfig, ShardDataConfig
+from app.config.schema.encoders import VAEConfig
+from app.config.schema.model import ModelConfig
+from app.config.schema.run import RunConfig
+from app.data.latent_cache import CacheSettings
+from app.errors import ConfigError
+from app.run.encode.digests import weights_sha256
+from app.storage.objects import Storage
+
+# What of our own code the numbers follow from: raised when decoding, resizing or encoding change.
+METHOD = 1
+FIRST_STAGE = "model.first_stage_config"
+TEXT = "model.conditioner_config.params.emb_models.0"
+
+# setting -> where a configuration says it
+PLACES: dict[str, str] = {
+    "method": "the version of cogvx",
+    "vae_weights": f"{FIRST_STAGE}.params.ckpt_path",
+    "vae": FIRST_STAGE,
+    "text_weights": f"{TEXT}.params.model_dir",
+    "text": TEXT,
+    "max_length": f"{TEXT}.params.max_length",
+    "dtype": "args.bf16 and args.fp16",
+    "frame_rule": "args.frame_rule",
+    "frames": "data.params: max_num_frames or num_frames",
+    "rows": "data.params: video_size or image_size",
+    "columns": "data.params: video_size or image_size",
+    "fps": "data.params.fps",
+    "skip_frms_num": "data.params.skip_frms_num",
+    "dataset": "data.target and data.params",
+    "buckets": "data.buckets",
+    "first_frame": "model.noised_image_input",
+}
+WEIGHTS = ("vae_weights", "text_weights")  # settings that are None when the files are not there
+
+# Arguments that decide what is encoded; others are left out of the command.
+ARGUMENTS_THAT_COUNT = (
+    "train_data",
+    "valid_data",
+    "bf16",
+    "fp16",
+    "frame_rule",
+    "compat",
+    "precedence",
+    "section_precision",
+    "flag_types",
+)
+SECTIONS_THAT_COUNT = ("model.", "data.", "deepspeed.bf16", "deepspeed.fp16")
+_PLAIN = re.compile(r"[\w./:-]+")
+
+
+def cache_settings(config: RunConfig, root: Storage, *, keeps: bool = False) -> CacheSettings:
+    """Everything that the numbers of an encoded clip follow from, but the clip.
+
+    Args:
+        config: with sections model and data, and a precision.
+        root: of the cache, where digests of weights may be known.
+        keeps: write new digests there.
+
+    Raises:
+        ConfigError: this configuration cannot be encoded once and for all.
+    """
+    assert config.model is not None, "checked before"
+    assert config.data is not None, "checked before"
+    assert config.training is not None, "checked before"
+    check_encodable(config)
+    model, conditioner = config.model, config.model.conditioner
+    values: dict[str, object] = {
+        "method": METHOD,
+        "vae_weights": _digest(_vae_path(model), root, keeps),
+        "vae": _vae(model),
+        "text_weights": _digest(conditioner.text.model_dir, root, keeps),
+        "text": {"class": conditioner.implementation, "params": dict(conditioner.params)},
+        "max_length": conditioner.text.max_length,
+        "dtype": config.training.precision,
+        "frame_rule": _frame_rule(config),
+        "first_frame": model.noised_image_input,
+        **_clips(config.data),
+    }
+    return CacheSettings(json.loads(json.dumps(values)))
+
+
+def check_encodable(config: RunConfig) -> None:
+    """Raise ConfigError where a clip's numbers would follow from more than the clip."""
+    data, model = config.data, config.model
+    assert data is not None
+    assert model is not None
+    random = None
+    if data.temporal_crop == "random":
+        random = "data.temporal_crop: random"
+    elif isinstance(data.params, ShardDataConfig) and _frame_rule(config) == "sat":
+        random = "frame_rule: sat of shards"
+    if random is not None:
+        raise ConfigError(
+            f"{random} gives a clip other frames in every epoch: they cannot be encoded once",
+            where="the latent cache of this configuration",
+            mend="set data.temporal_crop: start and frame_rule: exact, or train without "
+            "latent_cache",
+        )
+    if model.latent_input and isinstance(data.params, dict):
+        raise ConfigError(
+            "the dataset gives latents already (latent_input: true)",
+            where="model.latent_input",
+            mend="train without latent_cache",
+        )
+    if _vae_path(model) is None and isinstance(model.first_stage.params, VAEConfig):
+        raise ConfigError(
+            "the VAE has no weights: what it encodes changes with every start",
+            where=f"{FIRST_STAGE}.params.ckpt_path",
+            mend="name the VAE's weights file",
+        )
+
+
+def encode_command(config: RunConfig, out: str) -> str:
+    """The command line that makes a latent cache for this configuration."""
+    words = ["cogvx", "encode", "--base", *_texts(config.arguments.get("base"))]
+    for name, implementation in config.registered.items():
+        words += ["--register", f"{name}={implementation}"]
+    return shlex.join([*words, "--out", out, *sorted(set(_overrides(config)))])
+
+
+def shown(settings: Mapping[str, tuple[object, object]]) -> str:
+    """Differences in words: (value in the cache, value here) by name."""
+    parts = []
+    for name, (there, here) in settings.items():
+        place = PLACES.get(name, name)
+        parts.append(f"{name} is {_short(there)} in the cache and {_short(here)} here ({place})")
+    return "; ".join(parts)
+
+
+def _overrides(config: RunConfig) -> Iterator[str]:
+    """Everything that was given on the command line and counts, as key=value."""
+    for name in ARGUMENTS_THAT_COUNT:
+        origin = config.origins.get(f"args.{name}", "default")
+        if origin.startswith((OVERRIDE_ORIGIN, "flag ")):
+            yield f"args.{name}={_text(config.arguments[name])}"
+    for path, origin in config.origins.items():
+        if origin.startswith(OVERRIDE_ORIGIN) and path.startswith(SECTIONS_THAT_COUNT):
+            yield f"{path}={_text(_value_at(config.sections, path))}"
+
+
+def _value_at(sections: Mapping[str, object], path: str) -> object:
+    value: object = sections
+    for part in path.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            value = value[int(part)]
+    return value
+
+
+def _text(value: object) -> str:
+    """A value as an override takes it."""
+    if isinstance(value, str) and _PLAIN.fullmatch(value):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _texts(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list | tuple) else []
+
+
+def _short(value: object) -> str:
+    """A value in a message; digests by their first digits."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return f"sha256 {value[:12]}..."
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _digest(path: str | None, root: Storage, keeps: bool) -> str | None:
+    return None if path is None else weights_sha256(path, root, keeps=keeps)
+
+
+def _vae_path(model: ModelConfig) -> str | None:
+    path = getattr(model.first_stage.params, "ckpt_path", None)
+    return None if path is None else str(path)
+
+
+def _vae(model: ModelConfig) -> dict[str, object]:
+    """The class and what it encodes with; where its file lies does not count."""
+    part = model.first_stage
+    params: object = part.params
+    found: dict[str, object] = {"class": part.implementation, "encoder": params}
+    if isinstance(params, VAEConfig):
+        found["encoder"] = asdict(params.encoder)
+        # Pieces of time and ranks that share a clip change nothing, tiles change their seams.
+        memory = getattr(params, "memory", None)
+        tile = getattr(memory, "tile_size", None)
+        if tile is not None:
+            found["tiles"] = {"size": tile, "overlap": getattr(memory, "tile_overlap", None)}
+    elif not isinstance(params, Mapping):
+        found["encoder"] = repr(params)
+    return found
+
+
+def _frame_rule(config: RunConfig) -> str:
+    assert config.data is not None
+    return "sat" if "sat" in (config.data.frame_rule, config.compat.frame_rule) else "exact"
+
+
+def _clips(data: DataConfig) -> dict[str, object]:
+    """Size and pace of the clips. A folder and the shards packed from it have the same clips."""
+    params = data.params
+    if isinstance(params, dict):
+        return {"dataset": {"target": data.target, "params": params}}
+    if isinstance(params, SFTDataConfig):
+        frames, (rows, columns) = params.max_num_frames, params.video_size
+    else:
+        frames, (rows, columns) = params.num_frames, params.image_size
+    sizes: dict[str, object] = {"frames": frames, "rows": rows, "columns": columns}
+    if data.buckets:  # which of them a clip goes to follows from the clip
+        sizes = {"buckets": [str(bucket) for bucket in data.buckets]}
+    return {**sizes, "fps": params.fps, "skip_frms_num": params.skip_frms_num}

@@ -1,0 +1,197 @@
+"""Find what is to be converted: a run, a checkpoint of one, a file or a folder, local or s3://."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from app.checkpoint.layout import ATTEMPTS, CHECKPOINTS, CheckpointRef
+from app.config.schema.model import DiTConfig
+from app.conversion.pipeline import PipelineFacts, read_facts, released_facts
+from app.conversion.sat_files import FILE_NAME as SAT_CONFIG_FILE
+from app.conversion.source import NetworkWeights, Told, read_network
+from app.conversion.vae import SAT_PREFIX as VAE_PREFIX
+from app.conversion.vae_files import SAT_FILE as VAE_FILE
+from app.conversion.vae_files import VaeWeights, read_vae
+from app.conversion.weights_file import SAT_TAG_FILE, open_weights, sat_tag
+from app.errors import InputMissingError
+from app.run.weights.description import (
+    ModelDescription,
+    describe,
+    describe_files,
+    read_beside,
+)
+from app.run.weights.export import ExportRequest, run_model_section, run_weights
+from app.storage.fetch import fetch
+from app.storage.objects import ObjectMissingError, Storage
+from app.storage.opening import is_remote, open_storage
+
+Tell = Callable[[str], None]
+VAE_STARTS = (VAE_PREFIX, "encoder.conv_in.", "decoder.conv_in.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceRequest:
+    """What the caller says about the source.
+
+    Attributes:
+        base: YAML files of its model.
+        overrides: `key=value` over them.
+        alpha: of LoRA pairs; None: as the source says it.
+        step: of a run's checkpoint; None: the newest.
+        weights: of a run: "master" or "ema".
+        vae: where the VAE lies, if not in the source.
+        t5: where the text encoder lies, if not in the source.
+    """
+
+    base: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    alpha: float | None = None
+    step: int | None = None
+    weights: str = "master"
+    vae: str | None = None
+    t5: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An open source. Nothing is read before it is asked for."""
+
+    url: str
+    request: SourceRequest
+    description: ModelDescription
+    path: Path | None  # None: a run
+    run: tuple[str, int | None] | None  # URL and step
+    cache_dir: Path
+
+    def network(self, *, pairs_only: bool) -> NetworkWeights:
+        """Every tensor of the network; of a run with LoRA the pairs alone, if these suffice."""
+        if self.run is None:
+            assert self.path is not None
+            told = Told(self.description.network if self.request.base else None, self.request.alpha)
+            return read_network(self.path, told, read_beside)
+        url, step = self.run
+        config = self.description.network
+        assert config is not None, "a run records its network"
+        kind = "lora" if pairs_only and config.lora is not None else "safetensors"
+        asked = ExportRequest(kind, step, self.request.weights)
+        tensors = run_weights(url, asked, self.cache_dir)
+        if kind == "lora":
+            tensors = {n: t for n, t in tensors.items() if n.endswith((".lora_a", ".lora_b"))}
+        if config.lora is not None and self.request.alpha is not None:
+            config = replace(config, lora=replace(config.lora, alpha=self.request.alpha))
+        alpha_origin = "the run's configuration" if config.lora is not None else ""
+        origin = "the run's configuration"
+        return NetworkWeights(url, "run", tensors, config, config.lora, origin, alpha_origin)
+
+    def vae(self) -> VaeWeights:
+        """The VAE: named by the caller, in the source, or where the model's files say.
+
+        Raises:
+            InputMissingError: nobody says where it is.
+        """
+        if self.request.vae is not None:
+            return read_vae(fetch(self.request.vae, self.cache_dir))
+        if self.path is not None and _holds_vae(self.path):
+            return read_vae(self.path)
+        if self.description.vae_path is not None:
+            return read_vae(fetch(self.description.vae_path, self.cache_dir))
+        raise InputMissingError(
+            "the source holds no VAE", where=self.url, mend="name it: --vae 3d-vae.pt"
+        )
+
+    def text_encoder(self) -> Path:
+        """A local folder with the text encoder and its tokenizer; raises as `vae`."""
+        if self.request.t5 is not None:
+            return fetch(self.request.t5, self.cache_dir)
+        if self.path is not None and (self.path / "text_encoder").is_dir():
+            return self.path
+        if self.description.t5_path is not None:
+            return fetch(self.description.t5_path, self.cache_dir)
+        raise InputMissingError(
+            "the source holds no text encoder",
+            where=self.url,
+            mend="name the folder of T5 and its tokenizer: --t5 t5-v1_1-xxl",
+        )
+
+    def facts(self, config: DiTConfig) -> PipelineFacts:
+        """Scale of the latents, noise schedule and sampler: from the model's files, from the
+        pipeline that the source is, or those of the released model of this kind."""
+        if self.description.facts is not None:
+            return self.description.facts
+        found = read_facts(self.path, config) if self.path is not None else None
+        return found or released_facts(config)
+
+
+def open_source(url: str, part: str, request: SourceRequest, cache_dir: Path) -> Source:
+    """Find the source, and fetch what of it is needed.
+
+    Args:
+        url: of a run, a checkpoint of one, a weights file or folder, or a pipeline folder.
+        part: "transformer", "vae" or "pipeline": the rest of a remote folder is not fetched.
+        request: what else is known.
+        cache_dir: for remote files.
+
+    Raises:
+        InputMissingError: there is nothing.
+    """
+    given = describe_files(request.base, request.overrides) if request.base else ModelDescription()
+    run = _run_of(url, request.step)
+    if run is not None:
+        section = describe(run_model_section(run[0]), f"{run[0]}: model")
+        merged = given if request.base else section
+        return Source(url, request, merged, None, run, cache_dir)
+    return Source(url, request, given, _fetched(url, part, cache_dir), None, cache_dir)
+
+
+def _run_of(url: str, step: int | None) -> tuple[str, int | None] | None:
+    """URL and step of the run that a URL names, directly or by one of its checkpoints."""
+    if not is_remote(url) and Path(url).is_file():
+        return None
+    trimmed = url.rstrip("/")
+    parent, _, name = trimmed.rpartition("/")
+    ref = CheckpointRef.parse(name)
+    if ref is not None and f"{parent}/".endswith(f"/{CHECKPOINTS}"):
+        return parent.removesuffix(f"/{CHECKPOINTS.rstrip('/')}"), ref.step
+    if ATTEMPTS.rstrip("/") in open_storage(trimmed).folders():
+        return trimmed, step
+    return None
+
+
+def _fetched(url: str, part: str, cache_dir: Path) -> Path:
+    """A local path with the part that is needed."""
+    if not is_remote(url):
+        return fetch(url, cache_dir)
+    storage = open_storage(url)
+    wanted = {"transformer": "transformer", "vae": "vae"}.get(part)
+    if wanted is not None and wanted in storage.folders():
+        url = f"{url.rstrip('/')}/{wanted}"
+        storage = open_storage(url)
+    tag = _small(storage, SAT_TAG_FILE)
+    if tag is None:
+        return fetch(url, cache_dir)
+    # A training folder keeps every checkpoint that it saved: fetch the one that counts.
+    name = sat_tag(tag.decode(errors="replace"), f"{url}/{SAT_TAG_FILE}")
+    path = fetch(f"{url.rstrip('/')}/{name}", cache_dir)
+    described = _small(storage, SAT_CONFIG_FILE)
+    if described is not None:
+        (path.parent / SAT_CONFIG_FILE).write_bytes(described)
+    return path
+
+
+def _small(storage: Storage, key: str) -> bytes | None:
+    try:
+        return storage.read_small(key)
+    except ObjectMissingError:
+        return None
+
+
+def _holds_vae(path: Path) -> bool:
+    if (path / "vae").is_dir() or (path / VAE_FILE).is_file():
+        return True
+    try:
+        with open_weights(path) as file:
+            return any(name.startswith(VAE_STARTS) for name in file.names)
+    except InputMissingError:
+        return False
