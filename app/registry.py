@@ -17,9 +17,8 @@ from app.config.schema.diffusion import (
     ScheduleConfig,
     TimestepConfig,
 )
-from app.config.schema.encoders import VAEConfig, VAEPartConfig
+from app.config.schema.encoders import ConditionerConfig, T5Config, VAEConfig, VAEPartConfig
 from app.config.schema.model import DiTConfig, LoraConfig, PatchSize, PositionConfig
-from app.config.schema.text import ConditionerConfig, T5Config
 from app.config.schema.training import OptimizerConfig
 from app.config.target import Target
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from app.cli import output
 from app.cli.numbers import real, whole
 from app.config.load import load_config
-from app.config.schema.buckets import parse_bucket
+from app.config.schema.data import parse_bucket
 from app.errors import DataError
 from app.registry import TARGETS
 from app.run.dataset.check import (

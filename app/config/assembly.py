@@ -13,7 +13,6 @@ from app.config.problems import Problems
 from app.config.reader import Context
 from app.config.schema.data import NO_SPLIT, DataConfig
 from app.config.schema.model import DiTConfig, ModelConfig
-from app.config.schema.part import Part
 from app.config.schema.run import RunConfig
 from app.config.schema.training import (
     EvaluationConfig,
@@ -32,7 +31,7 @@ from app.config.sections.deepspeed import (
 )
 from app.config.sections.encoders import check_clip_shares
 from app.config.sections.model import read_model
-from app.config.target import Targets
+from app.config.target import Part, Targets
 from app.config.values import Values
 from app.errors import ConfigError
 

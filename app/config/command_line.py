@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from app.config.arguments.row import Argument
 from app.config.arguments.table import ARGUMENTS
 from app.config.layers import OVERRIDE
-from app.config.reader import nearest
+from app.config.problems import nearest
 from app.errors import UsageError
 
 COMMAND_LINE = "the command line"

@@ -17,8 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from app.config.problems import Problems
-from app.config.reader import suggestion
+from app.config.problems import Problems, suggestion
 
 SECTIONS = ("args", "model", "data", "deepspeed")
 OVERRIDE = re.compile(r"^(args|model|data|deepspeed)\.[A-Za-z_][\w.\-\[\]]*=")

@@ -5,7 +5,8 @@ Nothing here raises at the first mistake: a user sees all of them at once, in on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from app.errors import ConfigError, ConfigErrors
@@ -68,3 +69,25 @@ class Problems:
 
 def _place(origin: str) -> str:
     return "on the command line" if origin.startswith(("override ", "flag ")) else f"in {origin}"
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The valid name most like `word`, by spelling, or by its last dotted part."""
+    valid = sorted(names)
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    tails = {name.rsplit(".", 1)[-1]: name for name in valid}
+    close = difflib.get_close_matches(word.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.6)
+    return tails[close[0]] if close else None
+
+
+def suggestion(word: str, names: Iterable[str]) -> str:
+    """The `mend` line for a name that does not exist."""
+    valid = sorted(names)
+    best = nearest(word, valid)
+    if best is not None:
+        return f"did you mean '{best}'?"
+    if len(valid) > 12:
+        return "see docs/configuration.md for the keys of this section"
+    return f"valid here: {', '.join(valid)}" if valid else "remove it: no key is valid here"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Final
 
 from app.config.kinds import Kind
-from app.config.problems import Problems
+from app.config.problems import Problems, nearest, suggestion
 from app.config.target import Target, Targets
 
 
@@ -39,28 +38,6 @@ class Context:
 
     targets: Targets
     problems: Problems
-
-
-def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The valid name most like `word`, by spelling, or by its last dotted part."""
-    valid = sorted(names)
-    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.6)
-    if close:
-        return close[0]
-    tails = {name.rsplit(".", 1)[-1]: name for name in valid}
-    close = difflib.get_close_matches(word.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.6)
-    return tails[close[0]] if close else None
-
-
-def suggestion(word: str, names: Iterable[str]) -> str:
-    """The `mend` line for a name that does not exist."""
-    valid = sorted(names)
-    best = nearest(word, valid)
-    if best is not None:
-        return f"did you mean '{best}'?"
-    if len(valid) > 12:
-        return "see docs/configuration.md for the keys of this section"
-    return f"valid here: {', '.join(valid)}" if valid else "remove it: no key is valid here"
 
 
 class Reader:

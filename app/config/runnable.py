@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from app.config import upstream
 from app.config.problems import Problems
+from app.config.schema.data import split_shares
 from app.config.schema.encoders import VAEConfig
 from app.config.schema.run import RunConfig
-from app.config.split import split_shares
 
 # What the encoder of clips reads.
 ENCODED = (

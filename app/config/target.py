@@ -9,9 +9,24 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from app.errors import ConfigError
+
+Params = TypeVar("Params")
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Generic[Params]):
+    """A class chosen by name, with its typed parameters.
+
+    `target` is the name in the YAML (upstream's), `implementation` our class as
+    "package.module:Class". Nothing is imported until `run` builds the parts.
+    """
+
+    target: str
+    implementation: str
+    params: Params
 
 
 @dataclass(frozen=True, slots=True)

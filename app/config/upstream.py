@@ -13,9 +13,8 @@ from typing import Any
 from app.config.kinds import Kind
 from app.config.problems import Problems
 from app.config.reader import Reader
-from app.config.schema.data import DataConfig, ShardDataConfig
+from app.config.schema.data import DataConfig, ShardDataConfig, split_shares
 from app.config.schema.model import PatchSize
-from app.config.split import split_shares
 from app.errors import ConfigError
 
 CONSTRUCTION = "it only sized parts that upstream throws away after construction"

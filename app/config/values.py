@@ -19,8 +19,8 @@ from app.config.arguments.table import ARGUMENTS
 from app.config.command_line import COMMAND_LINE, CommandLine
 from app.config.layers import Merged
 from app.config.precision import Assignment, resolve_precision
-from app.config.problems import Problems
-from app.config.reader import REQUIRED, suggestion
+from app.config.problems import Problems, suggestion
+from app.config.reader import REQUIRED
 from app.config.schema.run import CompatConfig
 from app.config.sections.deepspeed import HOMES, value_at
 from app.errors import UsageError

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from app.config.schema.buckets import Bucket
+from app.config.schema.data import Bucket
 from app.config.schema.model import DiTConfig
 from app.errors import ConfigError
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.config.schema.buckets import Bucket
-from app.config.schema.data import DataConfig, OrderConfig, SFTDataConfig, ShardDataConfig
+from app.config.schema.data import Bucket, DataConfig, OrderConfig, SFTDataConfig, ShardDataConfig
 from app.config.schema.run import CompatConfig
 from app.config.target import load_class
 from app.data.batch import Collate

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from app.config.schema.diffusion import SamplerConfig
+from app.config.schema.encoders import ConditionerConfig
 from app.config.schema.model import ModelConfig
-from app.config.schema.part import Part
-from app.config.schema.text import ConditionerConfig
-from app.config.target import load_class
+from app.config.target import Part, load_class
 from app.conversion.loading import load_network_weights, load_vae_weights
 from app.conversion.sat import sat_names
 from app.diffusion.denoiser import Denoiser

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 import yaml
 
+from app.config.schema.encoders import T5Config
 from app.config.schema.model import DiTConfig, ModelConfig
-from app.config.schema.text import T5Config
 from app.conversion.export import export_safetensors
 from app.errors import CogvxError
 from app.models.dit.transformer import DiffusionTransformer

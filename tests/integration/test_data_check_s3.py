@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.main import main
-from app.config.schema.buckets import Bucket
-from app.config.schema.data import DataConfig, ShardDataConfig
+from app.config.schema.data import Bucket, DataConfig, ShardDataConfig
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.share import Share
 from app.data.pack import PackRules, pack

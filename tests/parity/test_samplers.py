@@ -18,8 +18,8 @@ from app.config.schema.diffusion import (
     SamplerConfig,
     ScheduleConfig,
 )
-from app.config.schema.part import Part
 from app.config.sections.parse import parse_denoiser, parse_sampler
+from app.config.target import Part
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.guidance import ConstantGuidance, DynamicGuidance, Guidance
 from app.diffusion.samplers.ddim import DdimSampler

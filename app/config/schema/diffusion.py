@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from app.config.schema.part import Part
+from app.config.target import Part
 from app.errors import ConfigError
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.config.schema.diffusion import DenoiserConfig, LossConfig, SamplerConfig
-from app.config.schema.encoders import VAEConfig
-from app.config.schema.part import Part
-from app.config.schema.text import ConditionerConfig
+from app.config.schema.encoders import ConditionerConfig, VAEConfig
+from app.config.target import Part
 from app.errors import ConfigError
 
 _NETWORK = "model.network_config.params"

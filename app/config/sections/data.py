@@ -7,14 +7,15 @@ from typing import Any
 from app.config import upstream
 from app.config.kinds import choice, integer, optional, real, sequence, text
 from app.config.reader import Context, Field, Reader, open_part
-from app.config.schema.buckets import Bucket, parse_bucket
 from app.config.schema.data import (
+    Bucket,
     DataConfig,
     OrderConfig,
     QuarantineConfig,
     SFTDataConfig,
     ShardDataConfig,
     check_frame_count,
+    parse_bucket,
 )
 from app.errors import ConfigError
 

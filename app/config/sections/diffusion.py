@@ -15,7 +15,7 @@ from app.config.schema.diffusion import (
     ScheduleConfig,
     TimestepConfig,
 )
-from app.config.schema.part import Part
+from app.config.target import Part
 
 SCHEDULE = (
     Field("linear_start", real(above=0, maximum=1), 0.00085),

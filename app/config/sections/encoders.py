@@ -9,10 +9,15 @@ from app.config.kinds import boolean, choice, exactly, integer, optional, real, 
 from app.config.problems import Problems
 from app.config.reader import Context, Field, Reader, open_part
 from app.config.schema.data import DataConfig, SFTDataConfig, ShardDataConfig
-from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
+from app.config.schema.encoders import (
+    ConditionerConfig,
+    T5Config,
+    VAEConfig,
+    VAEMemoryConfig,
+    VAEPartConfig,
+)
 from app.config.schema.model import ModelConfig
-from app.config.schema.part import Part
-from app.config.schema.text import ConditionerConfig, T5Config
+from app.config.target import Part
 
 FIRST_STAGE = (
     Field("cp_size", integer(1), 1),

@@ -8,7 +8,7 @@ from app.config import upstream
 from app.config.kinds import boolean, choice, exactly, integer, optional, real, sequence
 from app.config.reader import Context, Field, OpenPart, Reader, open_part
 from app.config.schema.model import DiTConfig, LoraConfig, PositionConfig
-from app.config.schema.part import Part
+from app.config.target import Part
 
 NETWORK = (
     Field("num_layers", integer(1)),

@@ -14,16 +14,14 @@ from app.config.problems import Problems
 from app.config.reader import Context
 from app.config.schema.data import DataConfig
 from app.config.schema.diffusion import DenoiserConfig, LossConfig, SamplerConfig
-from app.config.schema.encoders import VAEConfig
+from app.config.schema.encoders import ConditionerConfig, VAEConfig
 from app.config.schema.model import DiTConfig, ModelConfig
-from app.config.schema.part import Part
-from app.config.schema.text import ConditionerConfig
 from app.config.sections.data import read_data
 from app.config.sections.diffusion import read_denoiser, read_loss, read_sampler
 from app.config.sections.encoders import read_conditioner, read_first_stage
 from app.config.sections.model import read_model
 from app.config.sections.network import read_network
-from app.config.target import Targets
+from app.config.target import Part, Targets
 
 Parsed = TypeVar("Parsed")
 Read = Callable[[object, str, Context], Parsed | None]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.config.schema.buckets import Bucket
+from app.config.schema.data import Bucket
 
 # Losses of picture that differ by less do not decide: then the length does.
 LOSS_STEP = 0.05

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from app.config.schema.buckets import Bucket
+from app.config.schema.data import Bucket
 from app.data.bucket_batch import batches_by_cost
 from app.data.order.bucket_order import BucketOrder, share_of_buckets
 from app.data.order.buckets import ClipSize, training_bucket

@@ -25,7 +25,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from app.config.schema.text import T5Config
+from app.config.schema.encoders import T5Config
 from app.errors import InputMissingError, WeightsError
 
 log = logging.getLogger(__name__)

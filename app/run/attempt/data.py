@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from app.config.schema.buckets import Bucket
-from app.config.schema.data import DataConfig
+from app.config.schema.data import Bucket, DataConfig, split_shares
 from app.config.schema.model import DiTConfig, ModelConfig
-from app.config.split import split_shares
 from app.data.bucket_batch import clip_cost
 
 UNKNOWN_FPS = 8.0  # of sampled videos, where the dataset does not say: upstream's sampling_fps

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app.config.schema.buckets import Bucket
-from app.config.schema.data import SFTDataConfig, ShardDataConfig
+from app.config.schema.data import Bucket, SFTDataConfig, ShardDataConfig
 from app.config.schema.run import RunConfig
 from app.data.check.sample import CheckRules, Wanted
 from app.data.check.scan import Census, Progress, ScanSettings, check_dataset

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.config.schema.data import OrderConfig, QuarantineConfig, SFTDataConfig, ShardDataConfig
-from app.config.sections.deepspeed_keys import TOP_KEYS, ZERO_KEYS
+from app.config.sections.deepspeed import TOP_KEYS, ZERO_KEYS
 from tests.support.configs import TINY, base, layer, load, mistakes
 
 MODEL = base("tiny/tiny")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from app.config.schema.diffusion import DenoiserConfig, GuidanceConfig, SamplerConfig
-from app.config.schema.part import Part
+from app.config.target import Part
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.guidance import ConstantGuidance
 from app.diffusion.samplers.dpmpp_2m import SdeSampler

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from app.config.schema.model import ModelConfig
-from app.config.schema.part import Part
+from app.config.target import Part
 from app.conversion.export import export_safetensors
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.guidance import ConstantGuidance, DynamicGuidance

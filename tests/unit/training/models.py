@@ -16,10 +16,9 @@ from app.config.schema.diffusion import (
     SamplerConfig,
     TimestepConfig,
 )
-from app.config.schema.encoders import VAEConfig, VAEPartConfig
+from app.config.schema.encoders import ConditionerConfig, T5Config, VAEConfig, VAEPartConfig
 from app.config.schema.model import ModelConfig
-from app.config.schema.part import Part
-from app.config.schema.text import ConditionerConfig, T5Config
+from app.config.target import Part
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.guidance import ConstantGuidance
 from app.diffusion.loss import VideoDiffusionLoss

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.config.schema.buckets import Bucket, parse_bucket
+from app.config.schema.data import Bucket, parse_bucket
 from app.config.schema.model import DiTConfig
 from app.data.bucket_batch import balanced_batches, batches_by_cost, clip_cost, spread, tokens_of
 from app.data.order.buckets import ClipSize, best_bucket, picture_loss, training_bucket

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.config.schema.buckets import Bucket
+from app.config.schema.data import Bucket
 from app.data.loader import JoinedSource, Loader, LoaderSettings
 from app.data.order.buckets import ClipSize
 from app.data.order.choice import OrderWish, ordered

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.config.split import split_shares
+from app.config.schema.data import split_shares
 from app.data.quarantine import sample_id
 from app.data.sources.protocols import MapSource
 from app.data.sources.sft import SFTSource

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.config.schema.buckets import Bucket
-from app.config.schema.data import SFTDataConfig, ShardDataConfig
+from app.config.schema.data import Bucket, SFTDataConfig, ShardDataConfig
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.buckets import ClipSize
 from app.data.order.share import Share

@@ -10,7 +10,7 @@ from app.config.schema.diffusion import (
     SamplerConfig,
     ScheduleConfig,
 )
-from app.config.schema.part import Part
+from app.config.target import Part
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.guidance import ConstantGuidance
 from app.diffusion.samplers.ddim import DdimSampler

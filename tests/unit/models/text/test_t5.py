@@ -12,7 +12,7 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.config.schema.text import T5Config
+from app.config.schema.encoders import T5Config
 from app.errors import InputMissingError, WeightsError
 from app.models.text.t5 import T5TextEncoder, TinyT5, write_tiny_t5
 
