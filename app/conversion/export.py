@@ -22,7 +22,7 @@ from app.conversion import sat_files as sat_config
 from app.conversion.architecture import NETWORK_KEY
 from app.conversion.diffusers import to_diffusers, transformer_config
 from app.conversion.sat import Layout, to_sat, unread_rows
-from app.conversion.sat_shards import cut
+from app.conversion.sat_files import cut
 from app.conversion.shard_files import MAX_SHARD_BYTES, cast, write_shards
 from app.conversion.weights_file import SAT_RANK_FILE, SAT_TAG_FILE
 from app.errors import ConfigError

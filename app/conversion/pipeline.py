@@ -16,7 +16,7 @@ from typing import Any, Literal
 from app.config.schema.diffusion import ScheduleConfig
 from app.config.schema.model import DiTConfig
 from app.conversion.diffusers import CLASS_NAME, DIFFUSERS_VERSION
-from app.conversion.vae_config import CLASS_NAME as VAE_CLASS_NAME
+from app.conversion.vae import CLASS_NAME as VAE_CLASS_NAME
 from app.conversion.weights_file import read_json
 from app.errors import ConfigError, InputMissingError
 

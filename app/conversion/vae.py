@@ -6,12 +6,24 @@ the largest.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from app.config.schema.encoders import VAEConfig, VAEPartConfig
+from app.conversion.diffusers import DIFFUSERS_VERSION, check_config
+from app.conversion.misfit import Shapes, compare, error_of
 from app.conversion.rules import Drop, Rename, Rule, convert, inverse
+from app.conversion.shard_files import MAX_SHARD_BYTES, cast, write_shards
+from app.conversion.weights_file import open_weights, read_json
+from app.errors import WeightsError
+from app.models.vae.autoencoder import VideoAutoencoder
 
 SAT_PREFIX = "first_stage_model."  # inside a training checkpoint
 _UP_BLOCK = re.compile(r"decoder\.up_blocks\.(\d+)\..*")
@@ -92,3 +104,184 @@ def vae_names(names: Iterable[str], ignore_keys: tuple[str, ...] = ()) -> dict[s
 def _levels(names: Iterable[str], pattern: re.Pattern[str]) -> int:
     found = (pattern.fullmatch(name) for name in names)
     return 1 + max((int(match[1]) for match in found if match), default=0)
+
+
+CLASS_NAME = "AutoencoderKLCogVideoX"
+# Sizes that tiled decoding takes its tiles from, in pixels; the released folders all say this.
+SAMPLE_ROWS, SAMPLE_COLUMNS = 480, 720
+_FIXED: dict[str, Any] = {
+    "act_fn": "silu",
+    "latents_mean": None,
+    "latents_std": None,
+    "norm_eps": 1e-6,
+    "norm_num_groups": 32,
+    "shift_factor": None,
+    "use_post_quant_conv": False,
+    "use_quant_conv": False,
+}
+_DOWN_BLOCK = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.norm2\.weight")
+# The frames that a level halves are averaged without any weight, so that no tensor tells them.
+TIME_COMPRESSION = 4
+
+
+def vae_config_of_shapes(shapes: Shapes, where: str) -> VAEConfig:
+    """Sizes that tensors by the names of 3d-vae.pt have.
+
+    Raises:
+        WeightsError: this is no such VAE.
+    """
+    widths: dict[int, int] = {}
+    blocks = 0
+    for name, shape in shapes.items():
+        found = _DOWN_BLOCK.fullmatch(name)
+        if found:
+            widths[int(found[1])] = shape[0]
+            blocks = max(blocks, int(found[2]) + 1)
+    names = ("encoder.conv_in", "decoder.conv_in", "decoder.conv_out")
+    first, last, out = (shapes.get(f"{name}.conv.weight") for name in names)
+    if not widths or first is None or last is None or out is None:
+        raise WeightsError(
+            "no tensors of the 3D VAE (encoder.down.*, decoder.up.*)",
+            where=where,
+            mend="name 3d-vae.pt, a training checkpoint that holds it, or a diffusers VAE folder",
+        )
+    part = VAEPartConfig(
+        ch=first[0],
+        ch_mult=tuple(widths[level] // first[0] for level in sorted(widths)),
+        num_res_blocks=blocks,
+        z_channels=last[1],
+        in_channels=first[1],
+        out_ch=out[0],
+        temporal_compress_times=TIME_COMPRESSION,
+    )
+    return VAEConfig(encoder=part, decoder=part)
+
+
+def vae_config_of_json(content: Mapping[str, Any], where: str) -> VAEConfig:
+    """The VAE that a config.json of diffusers describes.
+
+    Raises:
+        WeightsError: it is of another class, or of a variant that was never released.
+    """
+    check_config(content, CLASS_NAME, _FIXED, where)
+    try:
+        widths = [int(width) for width in content.get("block_out_channels", (128, 256, 256, 512))]
+        part = VAEPartConfig(
+            ch=widths[0],
+            ch_mult=tuple(width // widths[0] for width in widths),
+            num_res_blocks=int(content.get("layers_per_block", 3)),
+            z_channels=int(content.get("latent_channels", 16)),
+            in_channels=int(content.get("in_channels", 3)),
+            out_ch=int(content.get("out_channels", 3)),
+            temporal_compress_times=int(content.get("temporal_compression_ratio", 4)),
+        )
+    except (TypeError, ValueError, IndexError) as cause:
+        raise WeightsError(
+            f"the config does not parse ({cause!r})", where=where, mend="fetch it again"
+        ) from cause
+    return VAEConfig(encoder=part, decoder=part)
+
+
+def vae_json(config: VAEConfig, scale_factor: float, *, inverted: bool) -> dict[str, Any]:
+    """The content of config.json.
+
+    Args:
+        config: sizes.
+        scale_factor: of the latents.
+        inverted: `invert_scale_latents`: the image latent of image-to-video is divided by the
+            scale instead of multiplied (the released 1.5 folders).
+    """
+    encoder = config.encoder
+    levels = len(encoder.ch_mult)
+    return {
+        "_class_name": CLASS_NAME,
+        "_diffusers_version": DIFFUSERS_VERSION,
+        **_FIXED,
+        "block_out_channels": [encoder.ch * factor for factor in encoder.ch_mult],
+        "down_block_types": ["CogVideoXDownBlock3D"] * levels,
+        "force_upcast": True,
+        "in_channels": encoder.in_channels,
+        "invert_scale_latents": inverted,
+        "latent_channels": encoder.z_channels,
+        "layers_per_block": encoder.num_res_blocks,
+        "out_channels": config.decoder.out_ch,
+        "sample_height": SAMPLE_ROWS,
+        "sample_width": SAMPLE_COLUMNS,
+        "scaling_factor": scale_factor,
+        "temporal_compression_ratio": encoder.temporal_compress_times,
+        "up_block_types": ["CogVideoXUpBlock3D"] * levels,
+    }
+
+
+SAT_FILE = "3d-vae.pt"
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+IGNORED = ("loss.",)  # the discriminator of the VAE's own training
+
+
+@dataclass(frozen=True, slots=True)
+class VaeWeights:
+    """A VAE that was read."""
+
+    tensors: Mapping[str, Tensor]  # by the names of 3d-vae.pt
+    config: VAEConfig
+    scale_factor: float | None  # where the files say it (diffusers)
+    is_inverted: bool | None  # `invert_scale_latents`, likewise
+
+
+def read_vae(path: Path) -> VaeWeights:
+    """Read 3d-vae.pt, a training checkpoint, a diffusers VAE folder or a pipeline folder.
+
+    Raises:
+        InputMissingError: there is nothing to open.
+        WeightsError: it holds no such VAE, or not all of one.
+    """
+    folder = path / "vae" if (path / "vae").is_dir() else path
+    inside = folder / SAT_FILE if (folder / SAT_FILE).is_file() else folder
+    described = read_json(folder / "config.json") if folder.is_dir() else None
+    with open_weights(inside) as file:
+        stored = vae_names(file.names, IGNORED)
+        if any("down_blocks." in name for name in stored):
+            tensors = dict(vae_from_diffusers(stored, lambda n: file.read(stored[n]), file.where))
+        else:
+            tensors = {name: file.read(full) for name, full in stored.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if described is None:
+            config = vae_config_of_shapes(shapes, file.where)
+        else:
+            config = vae_config_of_json(described, str(folder / "config.json"))
+        with torch.device("meta"):
+            wanted = {n: tuple(p.shape) for n, p in VideoAutoencoder(config).named_parameters()}
+        misfit = compare(wanted, shapes)
+        if misfit:
+            found = error_of(misfit, wanted, shapes, file.where)
+            raise WeightsError(
+                found.what.replace("the network", "the VAE that its own sizes describe"),
+                where=found.where,
+                mend="the file is incomplete or of another VAE: fetch it again",
+            )
+    scale = None if described is None else described.get("scaling_factor")
+    inverted = None if described is None else described.get("invert_scale_latents")
+    return VaeWeights(tensors, config, scale, inverted)
+
+
+def export_vae_sat(path: Path, vae: VaeWeights, dtype: torch.dtype | None = None) -> list[Path]:
+    """3d-vae.pt, as `first_stage_config.params.ckpt_path` names it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": {n: t.clone() for n, t in cast(vae.tensors, dtype).items()}}, path)
+    return [path]
+
+
+def export_vae_diffusers(
+    folder: Path,
+    vae: VaeWeights,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> list[Path]:
+    """A folder that diffusers' AutoencoderKLCogVideoX.from_pretrained opens."""
+    assert vae.scale_factor is not None, "the caller knows the model"
+    folder.mkdir(parents=True, exist_ok=True)
+    content = vae_json(vae.config, vae.scale_factor, inverted=bool(vae.is_inverted))
+    config_file = folder / "config.json"
+    config_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    tensors = vae_to_diffusers(vae.tensors)
+    return [config_file, *write_shards(folder, DIFFUSERS_STEM, tensors, dtype, max_shard_bytes)]

@@ -20,7 +20,7 @@ from app.conversion import lora
 from app.conversion.diffusers import from_diffusers
 from app.conversion.pickle_file import read_state_dict
 from app.conversion.sat import from_sat
-from app.conversion.sat_shards import ShardedTensors
+from app.conversion.sat_files import ShardedTensors
 from app.errors import InputMissingError, WeightsError
 
 Kind = Literal["sat", "diffusers", "peft", "ours"]

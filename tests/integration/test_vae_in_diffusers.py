@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
 from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
-from app.conversion.vae_files import VaeWeights, export_vae_diffusers, read_vae
+from app.conversion.vae import VaeWeights, export_vae_diffusers, read_vae
 from app.models.vae.autoencoder import VideoAutoencoder, decode_plan
 
 PART = VAEPartConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=2, z_channels=8)

@@ -25,7 +25,7 @@ from app.conversion.export import (
 from app.conversion.pipeline import PipelineFacts, copy_text_encoder, write_index
 from app.conversion.shard_files import MAX_SHARD_BYTES
 from app.conversion.source import NetworkWeights, Told, read_network
-from app.conversion.vae_files import (
+from app.conversion.vae import (
     SAT_FILE,
     VaeWeights,
     export_vae_diffusers,

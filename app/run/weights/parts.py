@@ -16,8 +16,8 @@ from app.checkpoint.tensor_file import open_tensors
 from app.config.schema.model import DiTConfig
 from app.conversion.pickle_file import read_state_dict
 from app.conversion.source import Told, read_network
-from app.conversion.vae_files import SAT_FILE as VAE_FILE
-from app.conversion.vae_files import read_vae
+from app.conversion.vae import SAT_FILE as VAE_FILE
+from app.conversion.vae import read_vae
 from app.conversion.weights_file import SAT_TAG_FILE
 from app.errors import InputMissingError, WeightsError
 from app.models.text.t5 import encoder_shapes, load_tokenizer

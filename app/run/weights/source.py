@@ -11,9 +11,9 @@ from app.config.schema.model import DiTConfig
 from app.conversion.pipeline import PipelineFacts, read_facts, released_facts
 from app.conversion.sat_files import FILE_NAME as SAT_CONFIG_FILE
 from app.conversion.source import NetworkWeights, Told, read_network
+from app.conversion.vae import SAT_FILE as VAE_FILE
 from app.conversion.vae import SAT_PREFIX as VAE_PREFIX
-from app.conversion.vae_files import SAT_FILE as VAE_FILE
-from app.conversion.vae_files import VaeWeights, read_vae
+from app.conversion.vae import VaeWeights, read_vae
 from app.conversion.weights_file import SAT_TAG_FILE, open_weights, sat_tag
 from app.errors import InputMissingError
 from app.run.weights.description import (

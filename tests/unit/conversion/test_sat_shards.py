@@ -6,7 +6,7 @@ from torch import Tensor
 
 from app.config.schema.model import LoraConfig
 from app.conversion.sat import to_sat
-from app.conversion.sat_shards import ShardedTensors
+from app.conversion.sat_files import ShardedTensors
 from app.errors import WeightsError
 from app.models.dit.transformer import DiffusionTransformer
 from tests.support.networks import tiny
