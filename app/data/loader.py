@@ -10,20 +10,52 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import accumulate, count
+from itertools import count
 from types import TracebackType
 
 from app.config.schema.data import QuarantineConfig
-from app.data.batch import Batch, Collate, Item, collate, with_names
-from app.data.lookahead import Lookahead
+from app.data.batch import Batch, Collate, collate, with_names
 from app.data.order.cursor import Cursor
 from app.data.order.orders import Order
 from app.data.order.share import Share
-from app.data.quarantine import Filled, Filler, Quarantine, SampleId, left_out, sample_id, shard_id
+from app.data.quarantine import Filled, Filler, Quarantine
 from app.data.sources.protocols import Source
+
+BATCHES_MEASURED = 32  # the rate is that of the last ones
+BATCHES_NEEDED = 4
+FIRST_SAMPLES = 512  # until the rate is known
+FEWEST_SAMPLES, MOST_SAMPLES = 64, 1 << 16
+
+
+class Lookahead:
+    """Measures how fast samples are used.
+
+    Args:
+        seconds: of training that should lie ahead.
+        clock: seconds of a clock that never goes back.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._used: deque[tuple[float, int]] = deque(maxlen=BATCHES_MEASURED)
+
+    def note(self, samples: int) -> None:
+        """A batch was handed out."""
+        self._used.append((self._clock(), samples))
+
+    def samples(self) -> int:
+        """Samples that should be announced now."""
+        if len(self._used) < BATCHES_NEEDED:
+            return FIRST_SAMPLES
+        passed = self._used[-1][0] - self._used[0][0]
+        used = sum(count for _, count in self._used) - self._used[0][1]
+        wished = MOST_SAMPLES if passed <= 0 else self._seconds * used / passed
+        return int(min(max(wished, FEWEST_SAMPLES), MOST_SAMPLES))
+
 
 log = logging.getLogger(__name__)
 
@@ -225,70 +257,3 @@ class Loader:
         self._waited_s += time.monotonic() - began
         self._lookahead.note(len(items))
         return with_names(self._collate(items), items, planned.positions)
-
-
-class JoinedSource:
-    """Several datasets laid end to end; an index counts through all of them."""
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self.sources = list(sources)
-        self._first = [0, *accumulate(len(source) for source in self.sources)]
-
-    @property
-    def sample_bytes(self) -> int:
-        return max(source.sample_bytes for source in self.sources)
-
-    def __len__(self) -> int:
-        return self._first[-1]
-
-    def shard_sizes(self) -> Sequence[int]:
-        return [size for source in self.sources for size in source.shard_sizes()]
-
-    def fingerprint(self) -> str:
-        return "+".join(source.fingerprint() for source in self.sources)
-
-    def read(self, index: int, position: int) -> Item:
-        source, own = self._find(index)
-        return source.read(own, position)
-
-    def shard_id(self, index: int) -> str:
-        """The shard of a sample; with the number of its dataset where there are several."""
-        source, own = self._find(index)
-        return self._prefix(index) + shard_id(source, own)
-
-    def sample_id(self, index: int) -> SampleId:
-        source, own = self._find(index)
-        shard, key = sample_id(source, own)
-        return self._prefix(index) + shard, key
-
-    def expect(self, index: int) -> None:
-        source, own = self._find(index)
-        source.expect(own)
-
-    def release(self, index: int) -> None:
-        source, own = self._find(index)
-        source.release(own)
-
-    def close(self) -> None:
-        for source in self.sources:
-            source.close()
-
-    def left_out(self) -> list[tuple[int, str, str, str]]:
-        """(dataset, shard, key, reason) of what has no place in the order."""
-        several = len(self.sources) > 1
-        return [
-            (which, f"{which}:" * several + shard, key, reason)
-            for which, source in enumerate(self.sources)
-            for shard, key, reason in left_out(source)
-        ]
-
-    def which(self, index: int) -> int:
-        """Which of the datasets a sample belongs to."""
-        return next(i for i, end in enumerate(self._first[1:]) if index < end)
-
-    def _prefix(self, index: int) -> str:
-        return f"{self.which(index)}:" if len(self.sources) > 1 else ""
-
-    def _find(self, index: int) -> tuple[Source, int]:
-        which = self.which(index)
-        return self.sources[which], index - self._first[which]

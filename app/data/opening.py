@@ -11,13 +11,14 @@ from app.config.schema.data import Bucket, DataConfig, OrderConfig, SFTDataConfi
 from app.config.schema.run import CompatConfig
 from app.config.target import load_class
 from app.data.batch import Collate
-from app.data.loader import JoinedSource, Loader, LoaderSettings
+from app.data.loader import Loader, LoaderSettings
 from app.data.order.choice import OrderWish, ordered
 from app.data.order.share import Share
-from app.data.sources.protocols import MapSource, Source, SourceSettings
-from app.data.sources.settings import settings_from_config, with_cache
+from app.data.sources.protocols import Source
+from app.data.sources.registered import MapSource
+from app.data.sources.settings import SourceSettings, settings_from_config, with_cache
 from app.data.sources.sft import SFTSource
-from app.data.sources.views import part_of
+from app.data.sources.views import JoinedSource, part_of
 from app.data.sources.webdataset import ShardSource
 from app.errors import ConfigError
 from app.storage.opening import is_remote

@@ -20,14 +20,14 @@ import webdataset
 from app import __version__
 from app.data.bad_clip import BadClipError
 from app.data.local_files import LocalFiles
-from app.data.order.buckets import ClipSize
 from app.data.shards.index import index_shard, safe_name
 from app.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, sizes_key
 from app.data.shards.survey import IndexFiles, describe, file_sha256
-from app.data.sources.protocols import ERROR, SourceSettings
+from app.data.sources.protocols import ERROR
+from app.data.sources.settings import SourceSettings
 from app.data.sources.sft import LABELS, VIDEOS, CaptionFiles, is_video, no_videos, split_root
 from app.data.video.decoder import Decoder, VideoFacts
-from app.data.video.sizes import size_of, sizes_to_json
+from app.data.video.sizes import ClipSize, size_of, sizes_to_json
 from app.errors import ConfigError, DataError
 from app.storage.objects import Entry, Storage
 from app.storage.opening import is_remote, open_storage

@@ -14,13 +14,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from app.config.schema.data import QuarantineConfig
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
 from app.data.order.orders import Order
-from app.data.sources.protocols import Source
+from app.data.sources.protocols import SampleId, Source, sample_id, shard_id
 from app.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -28,21 +28,6 @@ log = logging.getLogger(__name__)
 # Of one position: a good sample is found in a few tries unless hardly any is left.
 MOST_REPLACEMENTS = 10_000
 NAMES_SHOWN = 3
-
-SampleId = tuple[str, str]  # (shard, key); the shard of a folder is ""
-
-
-@runtime_checkable
-class NamedSamples(Protocol):
-    """A source whose samples have names that outlive a run."""
-
-    def shard_id(self, index: int) -> str:
-        """The shard of a sample; cheap, and the same wherever the data lies."""
-        ...
-
-    def sample_id(self, index: int) -> SampleId:
-        """Shard and key of a sample; may open its shard."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,22 +136,6 @@ class Quarantine:
         with self._lock:
             keys = self._keys.get(shard_id(source, index), set())
         return bool(keys) and sample_id(source, index)[1] in keys
-
-
-def shard_id(source: Source, index: int) -> str:
-    """The shard of a sample; "" for sources that do not name their samples."""
-    return source.shard_id(index) if isinstance(source, NamedSamples) else ""
-
-
-def sample_id(source: Source, index: int) -> SampleId:
-    """Shard and key of a sample; its number for sources that do not name their samples."""
-    return source.sample_id(index) if isinstance(source, NamedSamples) else ("", f"#{index}")
-
-
-def left_out(source: Source) -> list[tuple[str, str, str]]:
-    """(shard, key, reason) of samples that got no index, from sources that know of such."""
-    found = getattr(source, "left_out", None)
-    return found() if callable(found) else []
 
 
 class Filler:

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from app.data.latent_cache import Part
-from app.data.latent_entry import LatentEntry
+from app.data.latent_cache import LatentEntry, Part
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.share import Share
 from app.run.attempt.latents import CachedClips

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from app.data.bad_clip import BadClipError
-from app.data.sources.protocols import SourceSettings
+from app.data.sources.settings import SourceSettings
 from app.data.sources.sft import CaptionFiles, is_video
 from app.data.video import frames
 from app.data.video.frames import FrameWish

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from app.data.check.folder import folder_samples, holds_shards, mixed, unreadable
 from app.data.check.sample import Problem, Sample
-from app.data.check_side_files import side_file_problems
 from app.data.shards.captions import (
     Records,
     TextRules,
@@ -27,10 +26,17 @@ from app.data.shards.captions import (
     sidecar_records,
 )
 from app.data.shards.index import VIDEO, Member, ShardIndex, index_digest, walk_shard
-from app.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, check_against_listing
+from app.data.shards.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    ShardEntry,
+    check_against_listing,
+    sizes_key,
+)
 from app.data.shards.survey import entries_of, file_sha256, wanted_shards
 from app.data.shards.urls import SUFFIX, ShardPattern, parse_shard_path
 from app.data.sources.sft import LABELS, split_root
+from app.data.video.sizes import sizes_from_json
 from app.errors import CogvxError, DataError, InputMissingError
 from app.storage.objects import Entry, ObjectMissingError, Storage
 from app.storage.opening import is_remote, open_storage
@@ -259,3 +265,55 @@ def _samples(shard: _Shard, index: ShardIndex, descriptor: int) -> list[Sample]:
         )
         for sample in index.samples()
     ]
+
+
+BAD_INDEX = "bad_index"
+
+
+def side_file_problems(
+    storage: Storage, entries: Mapping[str, Entry], known: ShardEntry, index: ShardIndex
+) -> Iterator[Problem]:
+    """Faults of the index and the sizes of a shard that is itself as the manifest says.
+
+    Args:
+        entries: what lies in the folder.
+        known: the manifest's line of the shard.
+        index: what lies in the shard.
+    """
+    faults = {
+        known.index: _of_index(storage, entries, known, index),
+        sizes_key(known.name): _of_sizes(storage, entries, known, index),
+    }
+    for key, detail in faults.items():
+        if detail is not None:
+            yield Problem(f"{storage.url}/{known.name}", key, BAD_INDEX, detail)
+
+
+def _of_index(
+    storage: Storage, entries: Mapping[str, Entry], known: ShardEntry, index: ShardIndex
+) -> str | None:
+    if known.index not in entries:
+        return "the manifest names it, and it is not there"
+    try:
+        written = ShardIndex.from_json(storage.read_small(known.index), known.index)
+    except CogvxError as problem:
+        return problem.what
+    return None if written == index else "it does not say what lies in the shard"
+
+
+def _of_sizes(
+    storage: Storage, entries: Mapping[str, Entry], known: ShardEntry, index: ShardIndex
+) -> str | None:
+    """A shard need not have sizes: the first run that wants them makes them.
+
+    Where `cogvx data pack` did not, they may be older than the shard: such a run makes them again.
+    """
+    of = known.index_sha256 if known.sha256 is not None else None
+    count = len(index.samples()) if known.sha256 is not None else None
+    if sizes_key(known.name) not in entries:
+        return None
+    try:
+        sizes = sizes_from_json(storage.read_small(sizes_key(known.name)), of, count)
+    except CogvxError as problem:
+        return problem.what
+    return "these are not the sizes of the shard's videos" if sizes is None else None

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from app.data.bad_clip import BadClipError
-from app.data.order.buckets import ClipSize
 from app.data.video.clip import caption_text
 from app.data.video.decoder import Decoder, VideoFacts
 from app.data.video.mp4 import LARGEST_FILE_BYTES
+from app.data.video.sizes import ClipSize
 from app.data.video.transforms import resize
 from app.errors import CogvxError
 

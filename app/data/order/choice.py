@@ -10,15 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from app.config.schema.data import Bucket
-from app.data.bucket_batch import batches_by_cost
 from app.data.order.bucket_order import BucketOrder, share_of_buckets
-from app.data.order.buckets import ClipSize, training_bucket
+from app.data.order.buckets import batches_by_cost, training_bucket
 from app.data.order.cursor import Cursor
 from app.data.order.orders import EpochOrder, MixedOrder, Order, SatOrder
 from app.data.order.share import Share
-from app.data.sources.protocols import Source
-from app.data.sources.shapes import SizedSource
+from app.data.sources.protocols import SizedSource, Source
 from app.data.video.clip import ClipShape
+from app.data.video.sizes import ClipSize
 from app.errors import ConfigError
 
 log = logging.getLogger(__name__)

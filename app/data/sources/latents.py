@@ -16,13 +16,24 @@ from torch import Tensor
 
 from app.data.bad_clip import BadClipError
 from app.data.batch import FIRST_FRAME, LOGVAR, MEAN, TEXT, Item
-from app.data.latent_cache import LatentCache, SampleRecord, shard_key
-from app.data.latent_entry import DamagedEntryError, LatentEntry
+from app.data.latent_cache import (
+    DamagedEntryError,
+    LatentCache,
+    LatentEntry,
+    SampleRecord,
+    shard_key,
+)
 from app.data.local_files import LocalFiles
-from app.data.originals import Originals, identity_of
-from app.data.quarantine import SampleId, sample_id, shard_id
-from app.data.sources.protocols import Source, SourceSettings
-from app.data.sources.shapes import SizedSource
+from app.data.sources.protocols import (
+    Originals,
+    SampleId,
+    SizedSource,
+    Source,
+    identity_of,
+    sample_id,
+    shard_id,
+)
+from app.data.sources.settings import SourceSettings
 from app.data.video.clip import ClipShape
 from app.data.video.sizes import Sizes
 from app.errors import DataError

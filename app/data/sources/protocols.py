@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import random
-import traceback
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-from app.data.bad_clip import BadClipError
+import numpy as np
+
 from app.data.batch import Item
-from app.data.object_cache import Prefetcher, ShardCache
-from app.data.video.decoder import DecoderOfThread
-from app.distributed.mix import mix
-from app.errors import CogvxError, ConfigError, DataError
-from app.storage.node_disk import node_folder
-
-CROP_KEY = 5  # first key of the random start, beside those of order.py
-EXACT, SAT = "exact", "sat"
-ERROR, EMPTY = "error", "empty"
-START, RANDOM = "start", "random"
+from app.data.video.clip import ClipShape
+from app.data.video.sizes import Sizes
+from app.storage.objects import Entry
 
 
 class Source(Protocol):
@@ -65,99 +58,97 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class SizedSource(Source, Protocol):
+    """A source whose samples can be read at several sizes. Implemented by ours."""
+
+    @property
+    def shape(self) -> ClipShape:
+        """The configured one; its frame rate and skipped frames are those of all shapes."""
+        ...
+
+    def use_shapes(self, shapes: Sequence[ClipShape], of: np.ndarray) -> None:
+        """From now on sample i is read at shape number of[i]; -1: it is never read."""
+        ...
+
+    def clip_sizes(self) -> Sizes:
+        """Size and length of every video, without decoding; looks through the data once."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class SourceSettings:
-    """What does not depend on the class of the dataset."""
+class Original:
+    """A sample before anything is decoded.
 
-    seed: int = 0
-    frame_rule: str = EXACT  # or SAT
-    caption_rule: str = "relative"  # or SAT: how a folder's captions are found and cut
-    missing_captions: str = ERROR  # or EMPTY: train on "" where a caption is missing
-    temporal_crop: str = START  # or RANDOM: where in a long video the clip begins
-    on_changed_shard: str = ERROR  # or "rescan"
-    cache_dir: Path = field(default_factory=lambda: node_folder("shards"))
-    cache: ShardCache | None = None  # needed for buckets
-    prefetcher: Prefetcher | None = None
-    decoders: DecoderOfThread = field(default_factory=DecoderOfThread)
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("frame_rule", (EXACT, SAT)),
-            ("caption_rule", ("relative", SAT)),
-            ("missing_captions", (ERROR, EMPTY)),
-            ("temporal_crop", (START, RANDOM)),
-            ("on_changed_shard", (ERROR, "rescan")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"{name} is '{getattr(self, name)}'",
-                    where=f"data.{name}",
-                    mend=f"use {' or '.join(allowed)}",
-                )
-
-    def crop(self, position: int) -> random.Random:
-        """Where the random start of the sample at `position` comes from."""
-        return random.Random(mix(self.seed, CROP_KEY, position))
-
-
-class MapSource:
-    """A user's map-style dataset (`--register`): anything with `len` and indexing by number.
-
-    Its items are upstream's: a dictionary with `mp4` (T, 3, H, W), `txt`, `num_frames`, `fps`.
-    It is indexed from several threads at once unless `num_workers` is 0 or 1.
+    `video` are the bytes of its file, `key` is what batches call it.
     """
 
-    sample_bytes = 0
+    video: bytes
+    caption: str
+    key: str
 
-    def __init__(self, dataset: Any, name: str) -> None:
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise ConfigError(
-                "the dataset cannot be indexed: samples are taken by number",
-                where=name,
-                mend="offer __len__ and __getitem__ (iterable datasets cannot resume)",
-            )
-        self._dataset = dataset
-        self._name = name
 
-    def __len__(self) -> int:
-        return len(self._dataset)
+@runtime_checkable
+class Originals(Protocol):
+    """A source whose samples are files or members. Implemented by SFTSource and ShardSource."""
 
-    def shard_sizes(self) -> Sequence[int]:
-        return [len(self._dataset)]
+    def name(self, index: int) -> str:
+        """What the sample is called; unique within its source."""
+        ...
 
-    def fingerprint(self) -> str:
-        """The dataset's own `fingerprint()` where it has one; else its name and length."""
-        own = getattr(self._dataset, "fingerprint", None)
-        return str(own()) if callable(own) else f"{self._name}:{len(self._dataset)}"
+    def identity(self, index: int) -> str:
+        """Another text when the sample may have changed: from listings alone, nothing is read."""
+        ...
 
-    def read(self, index: int, position: int) -> Item:
-        try:
-            item = self._dataset[index]
-        except (CogvxError, OSError, MemoryError):
-            raise
-        except Exception as problem:
-            # A dataset of a user may fail in any way; which line did belongs to the report.
-            place = traceback.extract_tb(problem.__traceback__)[-1]
-            raise BadClipError(
-                "dataset_error",
-                f"{type(problem).__name__}: {problem} ({place.filename}:{place.lineno})",
-                where=f"item {index} of {self._name}",
-            ) from problem
-        if not isinstance(item, dict) or "mp4" not in item or "txt" not in item:
-            raise DataError(
-                "an item must be a dictionary with 'mp4' and 'txt'",
-                where=f"item {index} of {self._name}",
-                mend="see docs/data_format.md, 'A dataset of your own'",
-            )
-        return {"key": f"{self._name}[{index}]", **item}
+    def original(self, index: int) -> Original:
+        """The sample's bytes.
 
-    def expect(self, index: int) -> None:
-        """Nothing to fetch."""
+        Raises:
+            BadClipError: its caption cannot be used.
+            DataError, InputMissingError: its file or shard cannot.
+        """
+        ...
 
-    def release(self, index: int) -> None:
-        """Nothing was fetched."""
 
-    def close(self) -> None:
-        close = getattr(self._dataset, "close", None)
-        if callable(close):
-            close()
+def identity_of(*facts: object) -> str:
+    """A short digest of facts that JSON can hold."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def version_of(entry: Entry | None) -> tuple[object, ...]:
+    """What tells an object from its next version: size and ETag, or the time without one."""
+    if entry is None:
+        return ()
+    return entry.size_bytes, entry.etag or entry.modified
+
+
+SampleId = tuple[str, str]  # (shard, key); the shard of a folder is ""
+
+
+@runtime_checkable
+class NamedSamples(Protocol):
+    """A source whose samples have names that outlive a run."""
+
+    def shard_id(self, index: int) -> str:
+        """The shard of a sample; cheap, and the same wherever the data lies."""
+        ...
+
+    def sample_id(self, index: int) -> SampleId:
+        """Shard and key of a sample; may open its shard."""
+        ...
+
+
+def shard_id(source: Source, index: int) -> str:
+    """The shard of a sample; "" for sources that do not name their samples."""
+    return source.shard_id(index) if isinstance(source, NamedSamples) else ""
+
+
+def sample_id(source: Source, index: int) -> SampleId:
+    """Shard and key of a sample; its number for sources that do not name their samples."""
+    return source.sample_id(index) if isinstance(source, NamedSamples) else ("", f"#{index}")
+
+
+def left_out(source: Source) -> list[tuple[str, str, str]]:
+    """(shard, key, reason) of samples that got no index, from sources that know of such."""
+    found = getattr(source, "left_out", None)
+    return found() if callable(found) else []

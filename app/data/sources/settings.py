@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import random
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from app.config.schema.data import DataConfig
 from app.config.schema.run import CompatConfig
 from app.data.object_cache import Prefetcher, ShardCache
-from app.data.sources.protocols import EMPTY, EXACT, SAT, SourceSettings
 from app.data.video.decoder import DecodeLimits, DecoderOfThread
+from app.distributed.mix import mix
+from app.errors import ConfigError
 from app.storage.node_disk import node_folder
 
 GIB = 1 << 30
+CROP_KEY = 5  # first key of the random start, beside those of order.py
+EXACT, SAT = "exact", "sat"
+ERROR, EMPTY = "error", "empty"
+START, RANDOM = "start", "random"
 
 
 def settings_from_config(config: DataConfig, compat: CompatConfig, seed: int) -> SourceSettings:
@@ -70,3 +76,38 @@ def settings_from_args(args: Namespace) -> SourceSettings:
 
 def _decoders(deadline_s: float, memory_gib: float) -> DecoderOfThread:
     return DecoderOfThread(DecodeLimits(deadline_s, int(memory_gib * GIB)))
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSettings:
+    """What does not depend on the class of the dataset."""
+
+    seed: int = 0
+    frame_rule: str = EXACT  # or SAT
+    caption_rule: str = "relative"  # or SAT: how a folder's captions are found and cut
+    missing_captions: str = ERROR  # or EMPTY: train on "" where a caption is missing
+    temporal_crop: str = START  # or RANDOM: where in a long video the clip begins
+    on_changed_shard: str = ERROR  # or "rescan"
+    cache_dir: Path = field(default_factory=lambda: node_folder("shards"))
+    cache: ShardCache | None = None  # needed for buckets
+    prefetcher: Prefetcher | None = None
+    decoders: DecoderOfThread = field(default_factory=DecoderOfThread)
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("frame_rule", (EXACT, SAT)),
+            ("caption_rule", ("relative", SAT)),
+            ("missing_captions", (ERROR, EMPTY)),
+            ("temporal_crop", (START, RANDOM)),
+            ("on_changed_shard", (ERROR, "rescan")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name} is '{getattr(self, name)}'",
+                    where=f"data.{name}",
+                    mend=f"use {' or '.join(allowed)}",
+                )
+
+    def crop(self, position: int) -> random.Random:
+        """Where the random start of the sample at `position` comes from."""
+        return random.Random(mix(self.seed, CROP_KEY, position))

@@ -17,17 +17,15 @@ from app.config.schema.data import SFTDataConfig
 from app.data.bad_clip import BadClipError
 from app.data.batch import Item
 from app.data.local_files import LocalFiles
-from app.data.order.buckets import ClipSize
-from app.data.originals import Original, identity_of, version_of
 from app.data.shards.survey import IndexFiles
-from app.data.sources.protocols import EMPTY, RANDOM, SAT, SourceSettings
-from app.data.sources.settings import settings_from_args
+from app.data.sources.protocols import Original, identity_of, version_of
+from app.data.sources.settings import EMPTY, RANDOM, SAT, SourceSettings, settings_from_args
 from app.data.sources.shapes import ClipShapes, kept_sizes, range_reader
 from app.data.video import frames
 from app.data.video.clip import ClipShape, caption_text, checked_caption, read_clip
 from app.data.video.decoder import VideoFacts
 from app.data.video.frames import FrameWish, Selection
-from app.data.video.sizes import Sizes, read_size
+from app.data.video.sizes import ClipSize, Sizes, read_size
 from app.errors import DataError, InputMissingError
 from app.storage.objects import Entry, ObjectMissingError, Storage
 from app.storage.opening import is_remote, open_storage

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
-from app.data.sources.protocols import Source
 from app.data.video.clip import ClipShape
 from app.data.video.sizes import Sizes, sizes_from_json, sizes_to_json
 from app.storage.objects import Storage
@@ -37,24 +36,6 @@ class ClipShapes:
     def bytes(self) -> int:
         """Memory of the largest sample."""
         return max(shape.bytes for shape in self._shapes)
-
-
-@runtime_checkable
-class SizedSource(Source, Protocol):
-    """A source whose samples can be read at several sizes. Implemented by ours."""
-
-    @property
-    def shape(self) -> ClipShape:
-        """The configured one; its frame rate and skipped frames are those of all shapes."""
-        ...
-
-    def use_shapes(self, shapes: Sequence[ClipShape], of: np.ndarray) -> None:
-        """From now on sample i is read at shape number of[i]; -1: it is never read."""
-        ...
-
-    def clip_sizes(self) -> Sizes:
-        """Size and length of every video, without decoding; looks through the data once."""
-        ...
 
 
 class SideFiles(Protocol):

@@ -15,9 +15,7 @@ from itertools import accumulate
 import numpy as np
 
 from app.data.batch import Item
-from app.data.quarantine import SampleId, sample_id, shard_id
-from app.data.sources.protocols import Source
-from app.data.sources.shapes import SizedSource
+from app.data.sources.protocols import SampleId, SizedSource, Source, left_out, sample_id, shard_id
 from app.data.video.clip import ClipShape
 from app.data.video.sizes import Sizes
 from app.distributed.mix import permutation
@@ -126,3 +124,70 @@ def part_of(source: Source, shares: Sequence[float], part: str, where: str) -> S
     if isinstance(source, SizedSource):
         return SizedPartSource(source, chosen, part)
     return PartSource(source, chosen, part)
+
+
+class JoinedSource:
+    """Several datasets laid end to end; an index counts through all of them."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = list(sources)
+        self._first = [0, *accumulate(len(source) for source in self.sources)]
+
+    @property
+    def sample_bytes(self) -> int:
+        return max(source.sample_bytes for source in self.sources)
+
+    def __len__(self) -> int:
+        return self._first[-1]
+
+    def shard_sizes(self) -> Sequence[int]:
+        return [size for source in self.sources for size in source.shard_sizes()]
+
+    def fingerprint(self) -> str:
+        return "+".join(source.fingerprint() for source in self.sources)
+
+    def read(self, index: int, position: int) -> Item:
+        source, own = self._find(index)
+        return source.read(own, position)
+
+    def shard_id(self, index: int) -> str:
+        """The shard of a sample; with the number of its dataset where there are several."""
+        source, own = self._find(index)
+        return self._prefix(index) + shard_id(source, own)
+
+    def sample_id(self, index: int) -> SampleId:
+        source, own = self._find(index)
+        shard, key = sample_id(source, own)
+        return self._prefix(index) + shard, key
+
+    def expect(self, index: int) -> None:
+        source, own = self._find(index)
+        source.expect(own)
+
+    def release(self, index: int) -> None:
+        source, own = self._find(index)
+        source.release(own)
+
+    def close(self) -> None:
+        for source in self.sources:
+            source.close()
+
+    def left_out(self) -> list[tuple[int, str, str, str]]:
+        """(dataset, shard, key, reason) of what has no place in the order."""
+        several = len(self.sources) > 1
+        return [
+            (which, f"{which}:" * several + shard, key, reason)
+            for which, source in enumerate(self.sources)
+            for shard, key, reason in left_out(source)
+        ]
+
+    def which(self, index: int) -> int:
+        """Which of the datasets a sample belongs to."""
+        return next(i for i, end in enumerate(self._first[1:]) if index < end)
+
+    def _prefix(self, index: int) -> str:
+        return f"{self.which(index)}:" if len(self.sources) > 1 else ""
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        which = self.which(index)
+        return self.sources[which], index - self._first[which]

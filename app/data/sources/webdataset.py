@@ -21,8 +21,6 @@ from app.config.schema.data import ShardDataConfig
 from app.data.bad_clip import BadClipError
 from app.data.batch import Item
 from app.data.local_files import LocalFiles
-from app.data.order.buckets import ClipSize
-from app.data.originals import Original, identity_of, version_of
 from app.data.shards.captions import Records, TextRules, metadata, sidecar_name, sidecar_records
 from app.data.shards.captions import caption as caption_of
 from app.data.shards.index import VIDEO, Member
@@ -30,14 +28,14 @@ from app.data.shards.manifest import ShardEntry, fingerprint, sizes_key
 from app.data.shards.opened import OpenShard, check_content, open_shard
 from app.data.shards.survey import Folder, SurveyRules, survey
 from app.data.shards.urls import parse_shard_path
-from app.data.sources.protocols import EMPTY, RANDOM, SAT, SourceSettings
-from app.data.sources.settings import settings_from_args
+from app.data.sources.protocols import Original, identity_of, version_of
+from app.data.sources.settings import EMPTY, RANDOM, SAT, SourceSettings, settings_from_args
 from app.data.sources.shapes import ClipShapes, kept_sizes, range_reader
 from app.data.video import frames
 from app.data.video.clip import ClipShape, checked_caption, read_clip
 from app.data.video.decoder import VideoFacts
 from app.data.video.frames import FrameWish, Selection
-from app.data.video.sizes import Sizes, read_size, sizes_from_json
+from app.data.video.sizes import ClipSize, Sizes, read_size, sizes_from_json
 from app.errors import DataError
 from app.storage.objects import ObjectMissingError, Storage
 from app.storage.opening import open_storage

@@ -15,7 +15,44 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.data.bad_clip import BadClipError
-from app.data.nal_units import check_units
+
+# Units of one frame on average, at most: a crafted file of tiny units must not cost minutes.
+MOST_UNITS_PER_FRAME = 512
+
+
+def check_units(data: bytes, starts: np.ndarray, sizes: np.ndarray, length_bytes: int) -> None:
+    """Walk over the units of every frame.
+
+    Args:
+        data: the whole file.
+        starts: (frames,) int64 position of each frame, in [0, len(data)].
+        sizes: (frames,) int64 its bytes; no frame ends behind the file.
+        length_bytes: of a unit's length, 1 to 4.
+
+    Raises:
+        BadClipError: reason damaged; names the first such frame.
+    """
+    units_left = MOST_UNITS_PER_FRAME * len(sizes)
+    damaged = 0
+    first: int | None = None
+    for number, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
+        place, stop = start, start + size
+        while place < stop:
+            units_left -= 1
+            head = place + length_bytes
+            length = int.from_bytes(data[place:head], "big")
+            if length == 0 or head + length > stop or units_left < 0:
+                damaged += 1
+                first = number if first is None else first
+                break
+            place = head + length
+        if units_left < 0:
+            break
+    if first is not None:
+        raise BadClipError(
+            "damaged", f"the data of {damaged} of {len(sizes)} frames is garbled, first {first}"
+        )
+
 
 SMALLEST_FILE_BYTES, LARGEST_FILE_BYTES = 1 << 10, 512 << 20
 SMALLEST_SIDE_PX, LARGEST_SIDE_PX, LARGEST_FRAME_PX = 16, 4096, 4096 * 2304

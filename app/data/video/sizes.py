@@ -8,14 +8,33 @@ holds for as long as the data is the same.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 
 from app.data.bad_clip import BadClipError
-from app.data.order.buckets import ClipSize
 from app.data.video.decoder import VideoFacts
 from app.data.video.mp4 import VideoHeader, read_movie
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSize:
+    """Size of a video as it is shown (after rotation), and its length."""
+
+    rows: int
+    columns: int
+    frames: int
+    fps: float  # mean of the file
+
+    def frames_at(self, fps: float, skip_frames: int = 0) -> int:
+        """Frames of a clip at `fps`, `skip_frames` left out at both ends."""
+        kept = max(self.frames - 2 * skip_frames, 0)
+        if kept == 0 or self.fps <= 0:
+            return kept
+        # A frame lasts 1/f: n frames show n/f seconds. Rounding of time stamps must not cost one.
+        return max(1, math.floor(kept / self.fps * fps + 0.01))
+
 
 SIZES_VERSION = 1
 LARGEST_MOVIE_BYTES = 64 << 20

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from app.data.loader import JoinedSource, Loader
-from app.data.quarantine import BadSample, SampleId, check_share
+from app.data.loader import Loader
+from app.data.quarantine import BadSample, check_share
+from app.data.sources.protocols import SampleId
+from app.data.sources.views import JoinedSource
 from app.distributed.collectives import gather_json
 from app.errors import CogvxError
 from app.run.attempt.folder import RunFolder

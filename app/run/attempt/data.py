@@ -7,7 +7,7 @@ from functools import partial
 
 from app.config.schema.data import Bucket, DataConfig, split_shares
 from app.config.schema.model import DiTConfig, ModelConfig
-from app.data.bucket_batch import clip_cost
+from app.data.order.buckets import clip_cost
 
 UNKNOWN_FPS = 8.0  # of sampled videos, where the dataset does not say: upstream's sampling_fps
 

@@ -18,7 +18,6 @@ from app.data.latent_cache import (
     SampleRecord,
     damaged,
 )
-from app.data.originals import Originals
 from app.data.sources.latents import (
     Coverage,
     content_of,
@@ -27,7 +26,8 @@ from app.data.sources.latents import (
     sample_identity,
     sample_name,
 )
-from app.data.sources.protocols import Source, SourceSettings
+from app.data.sources.protocols import Originals, Source
+from app.data.sources.settings import SourceSettings
 from app.errors import ConfigError
 from app.run.encode.settings import WEIGHTS, cache_settings, encode_command, shown
 from app.storage.objects import ObjectMissingError, Storage

@@ -12,9 +12,10 @@ from app.config.schema.data import Bucket, SFTDataConfig, ShardDataConfig
 from app.config.schema.run import RunConfig
 from app.data.check.sample import CheckRules, Wanted
 from app.data.check.scan import Census, Progress, ScanSettings, check_dataset
-from app.data.order.buckets import ClipSize, best_bucket
+from app.data.order.buckets import best_bucket
 from app.data.shards.captions import TextRules
-from app.data.sources.protocols import EMPTY
+from app.data.sources.settings import EMPTY
+from app.data.video.sizes import ClipSize
 from app.errors import ConfigError, UsageError
 from app.models.text.t5 import load_tokenizer
 from app.run.dataset.picture import data_picture

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from app.data.latent_cache import WEIGHTS_FOLDER
-from app.data.originals import identity_of, version_of
+from app.data.sources.protocols import identity_of, version_of
 from app.errors import AccessDeniedError, InputMissingError
 from app.storage.fetch import fetch
 from app.storage.node_disk import node_folder

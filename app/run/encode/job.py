@@ -29,8 +29,7 @@ from app.config.schema.model import ModelConfig
 from app.config.schema.run import RunConfig
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
-from app.data.latent_cache import LatentCache, Part, SampleRecord, damaged, shard_key
-from app.data.latent_entry import LatentEntry
+from app.data.latent_cache import LatentCache, LatentEntry, Part, SampleRecord, damaged, shard_key
 from app.data.opening import LoaderRequest, open_source
 from app.data.order.choice import assigned
 from app.data.order.share import Share

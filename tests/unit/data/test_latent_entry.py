@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from app.data.latent_entry import LatentEntry
+from app.data.latent_cache import LatentEntry
 from app.errors import DataError
 
 KEY = "ab" * 32

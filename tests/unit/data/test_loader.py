@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from app.data.batch import Item
-from app.data.loader import JoinedSource, Loader, LoaderSettings
+from app.data.loader import Loader, LoaderSettings
 from app.data.order.cursor import Cursor
 from app.data.order.orders import EpochOrder
 from app.data.order.share import Share
-from app.data.sources.protocols import MapSource
+from app.data.sources.registered import MapSource
+from app.data.sources.views import JoinedSource
 from app.errors import ConfigError, DataError
 
 SAMPLES = 23

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.data.lookahead import Lookahead
+from app.data.loader import Lookahead
 
 
 def announced(seconds: float, batch: int, per_batch_s: float, batches: int = 40) -> int:

@@ -10,9 +10,9 @@ import pytest
 
 from app.config.schema.data import SFTDataConfig, ShardDataConfig
 from app.data.bad_clip import BadClipError
-from app.data.originals import Originals
 from app.data.pack import PackRules, pack
-from app.data.sources.protocols import SourceSettings
+from app.data.sources.protocols import Originals
+from app.data.sources.settings import SourceSettings
 from app.data.sources.sft import SFTSource
 from app.data.sources.webdataset import ShardSource
 from tests.support.clip_files import write_folder

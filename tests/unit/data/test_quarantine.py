@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from app.config.schema.data import QuarantineConfig
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
-from app.data.loader import JoinedSource, Loader, LoaderSettings
+from app.data.loader import Loader, LoaderSettings
 from app.data.order.cursor import Cursor
 from app.data.order.orders import EpochOrder
 from app.data.order.share import Share
@@ -25,6 +25,7 @@ from app.data.quarantine import (
     TooManyBadError,
     check_share,
 )
+from app.data.sources.views import JoinedSource
 from app.distributed.mix import mix
 
 COUNTS = [9, 0, 14]

@@ -6,8 +6,17 @@ from hypothesis import strategies as st
 
 from app.config.schema.data import Bucket, parse_bucket
 from app.config.schema.model import DiTConfig
-from app.data.bucket_batch import balanced_batches, batches_by_cost, clip_cost, spread, tokens_of
-from app.data.order.buckets import ClipSize, best_bucket, picture_loss, training_bucket
+from app.data.order.buckets import (
+    balanced_batches,
+    batches_by_cost,
+    best_bucket,
+    clip_cost,
+    picture_loss,
+    spread,
+    tokens_of,
+    training_bucket,
+)
+from app.data.video.sizes import ClipSize
 from app.errors import ConfigError
 from tests.support.configs import base, load
 

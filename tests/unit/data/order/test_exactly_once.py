@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.config.schema.data import Bucket
-from app.data.loader import JoinedSource, Loader, LoaderSettings
-from app.data.order.buckets import ClipSize
+from app.data.loader import Loader, LoaderSettings
 from app.data.order.choice import OrderWish, ordered
 from app.data.order.cursor import Cursor
 from app.data.order.share import Share
 from app.data.sources.protocols import Source
-from app.data.sources.views import part_of
+from app.data.sources.views import JoinedSource, part_of
 from app.data.video.clip import ClipShape
 from app.data.video.frames import FrameWish
+from app.data.video.sizes import ClipSize
 
 BUCKETS = (Bucket(9, 32, 48), Bucket(9, 48, 32), Bucket(5, 32, 48))
 SIZES = (ClipSize(32, 48, 20, 8.0), ClipSize(48, 32, 20, 8.0), ClipSize(32, 48, 6, 8.0))

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from app.config.schema.data import DataConfig, SFTDataConfig, ShardDataConfig
-from app.data.loader import JoinedSource, Loader
+from app.data.loader import Loader
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.share import Share
+from app.data.sources.views import JoinedSource
 from app.errors import DataError
 from tests.support.clip_files import encode
 from tests.support.corrupt_clips import BAD

@@ -8,7 +8,7 @@ import torch
 
 from app.config.schema.data import SFTDataConfig
 from app.data.bad_clip import BadClipError
-from app.data.sources.protocols import SourceSettings
+from app.data.sources.settings import SourceSettings
 from app.data.sources.sft import SFTSource, label_key
 from app.errors import DataError, InputMissingError
 from tests.support.clip_files import encode, number_of, write_folder

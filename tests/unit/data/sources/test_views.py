@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.config.schema.data import split_shares
-from app.data.quarantine import sample_id
-from app.data.sources.protocols import MapSource
+from app.data.sources.protocols import SizedSource, sample_id
+from app.data.sources.registered import MapSource
 from app.data.sources.sft import SFTSource
-from app.data.sources.shapes import SizedSource
 from app.data.sources.views import PARTS, members, part_of
 from app.errors import ConfigError, DataError
 from tests.support.clip_files import write_folder

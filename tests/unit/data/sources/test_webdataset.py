@@ -10,7 +10,7 @@ import webdataset
 from app.config.schema.data import ShardDataConfig
 from app.data.bad_clip import BadClipError
 from app.data.pack import PackRules, pack
-from app.data.sources.protocols import SourceSettings
+from app.data.sources.settings import SourceSettings
 from app.data.sources.webdataset import ShardSource
 from app.errors import DataError, InputMissingError
 from tests.support.clip_files import encode, number_of, write_folder

@@ -8,14 +8,13 @@ import pytest
 
 from app.config.schema.data import Bucket, SFTDataConfig, ShardDataConfig
 from app.data.opening import LoaderRequest, open_loader
-from app.data.order.buckets import ClipSize
 from app.data.order.share import Share
 from app.data.pack import PackRules, pack
-from app.data.sources.protocols import SourceSettings
+from app.data.sources.settings import SourceSettings
 from app.data.sources.sft import SIZES_NAME, SFTSource
 from app.data.sources.webdataset import ShardSource
 from app.data.video.decoder import Decoder
-from app.data.video.sizes import read_size, sizes_from_json, sizes_to_json
+from app.data.video.sizes import ClipSize, read_size, sizes_from_json, sizes_to_json
 from app.errors import ConfigError
 from tests.support.clip_files import encode, write_folder
 from tests.support.configs import TINY, base, layer, load

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from app.config.schema.data import QuarantineConfig
-from app.data.loader import JoinedSource, Loader, LoaderSettings
+from app.data.loader import Loader, LoaderSettings
 from app.data.order.cursor import Cursor
 from app.data.order.orders import EpochOrder
 from app.data.order.share import Share
 from app.data.quarantine import TooManyBadError
+from app.data.sources.views import JoinedSource
 from app.distributed.groups import ProcessGroups
 from app.errors import InputMissingError, RetryableError
 from app.run.attempt.bad_samples import QuarantineKeeper

@@ -13,10 +13,9 @@ import torch
 import app.run.encode.job
 from app.config.schema.data import SFTDataConfig
 from app.data.batch import Item
-from app.data.latent_cache import LatentCache, Part, SampleRecord
-from app.data.latent_entry import LatentEntry
+from app.data.latent_cache import LatentCache, LatentEntry, Part, SampleRecord
 from app.data.pack import PackRules, pack
-from app.data.sources.protocols import SourceSettings
+from app.data.sources.settings import SourceSettings
 from app.data.sources.sft import SFTSource
 from app.data.video.transforms import normalise
 from app.errors import ConfigError, DataError

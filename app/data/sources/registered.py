@@ -1,0 +1,74 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from app.data.bad_clip import BadClipError
+from app.data.batch import Item
+from app.errors import CogvxError, ConfigError, DataError
+
+
+class MapSource:
+    """A user's map-style dataset (`--register`): anything with `len` and indexing by number.
+
+    Its items are upstream's: a dictionary with `mp4` (T, 3, H, W), `txt`, `num_frames`, `fps`.
+    It is indexed from several threads at once unless `num_workers` is 0 or 1.
+    """
+
+    sample_bytes = 0
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise ConfigError(
+                "the dataset cannot be indexed: samples are taken by number",
+                where=name,
+                mend="offer __len__ and __getitem__ (iterable datasets cannot resume)",
+            )
+        self._dataset = dataset
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def shard_sizes(self) -> Sequence[int]:
+        return [len(self._dataset)]
+
+    def fingerprint(self) -> str:
+        """The dataset's own `fingerprint()` where it has one; else its name and length."""
+        own = getattr(self._dataset, "fingerprint", None)
+        return str(own()) if callable(own) else f"{self._name}:{len(self._dataset)}"
+
+    def read(self, index: int, position: int) -> Item:
+        try:
+            item = self._dataset[index]
+        except (CogvxError, OSError, MemoryError):
+            raise
+        except Exception as problem:
+            # A dataset of a user may fail in any way; which line did belongs to the report.
+            place = traceback.extract_tb(problem.__traceback__)[-1]
+            raise BadClipError(
+                "dataset_error",
+                f"{type(problem).__name__}: {problem} ({place.filename}:{place.lineno})",
+                where=f"item {index} of {self._name}",
+            ) from problem
+        if not isinstance(item, dict) or "mp4" not in item or "txt" not in item:
+            raise DataError(
+                "an item must be a dictionary with 'mp4' and 'txt'",
+                where=f"item {index} of {self._name}",
+                mend="see docs/data_format.md, 'A dataset of your own'",
+            )
+        return {"key": f"{self._name}[{index}]", **item}
+
+    def expect(self, index: int) -> None:
+        """Nothing to fetch."""
+
+    def release(self, index: int) -> None:
+        """Nothing was fetched."""
+
+    def close(self) -> None:
+        close = getattr(self._dataset, "close", None)
+        if callable(close):
+            close()
