@@ -23,8 +23,7 @@ from app.data.local_files import LocalFiles
 from app.data.shards.index import index_shard, safe_name
 from app.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, sizes_key
 from app.data.shards.survey import IndexFiles, describe, file_sha256
-from app.data.sources.protocols import ERROR
-from app.data.sources.settings import SourceSettings
+from app.data.sources.settings import ERROR, SourceSettings
 from app.data.sources.sft import LABELS, VIDEOS, CaptionFiles, is_video, no_videos, split_root
 from app.data.video.decoder import Decoder, VideoFacts
 from app.data.video.sizes import ClipSize, size_of, sizes_to_json

@@ -22,7 +22,6 @@ from app.config.command_line import CommandLine, read_command_line
 from app.config.load import config_of
 from app.config.schema.encoders import VAEConfig
 from app.config.schema.run import RunConfig
-from app.config.section import as_section
 from app.distributed.rank import RankInfo, check_clip_groups, check_copies
 from app.errors import ConfigError, ConfigErrors
 from app.registry import TARGETS
@@ -201,3 +200,36 @@ def _is_list(value: object) -> bool:
 
 
 atexit.register(leave_distributed)
+
+
+class Section(dict[str, Any]):
+    """A plain dict whose keys can also be read and set as attributes.
+
+    Upstream's `args.model_config` is an OmegaConf node, so its users write
+    `args.model_config.network_config.params`. This allows it, and stays a dict for JSON, YAML
+    and comparison.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def as_section(value: object) -> Any:
+    """Nested dicts as nested Sections; lists and values are copied as they are."""
+    if isinstance(value, Mapping):
+        return Section({str(key): as_section(entry) for key, entry in value.items()})
+    if isinstance(value, list | tuple):
+        return [as_section(entry) for entry in value]
+    return value

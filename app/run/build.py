@@ -6,12 +6,14 @@ Nothing is imported by a name that did not come through the registry or a `--reg
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from app.config.schema.diffusion import SamplerConfig
 from app.config.schema.encoders import ConditionerConfig
@@ -30,7 +32,6 @@ from app.models.dit.transformer import DiffusionTransformer
 from app.models.text.conditioner import Conditioner
 from app.models.trainable import TrainableReport, TrainableRules, select_trainable
 from app.models.vae.autoencoder import VideoAutoencoder
-from app.run.visiting import VisitingTextEncoder, VisitingVae
 from app.storage.fetch import fetch
 
 log = logging.getLogger(__name__)
@@ -196,3 +197,50 @@ def choose_trainable(network: DiffusionTransformer, model: ModelConfig) -> Train
     """Freeze what the configuration says, in place."""
     rules = TrainableRules(model.not_trainable_prefixes, model.lora_train)
     return select_trainable(list(network.named_parameters()), rules, sat_names)
+
+
+class Visitor:
+    """One part, built by `build` when first used after each `leave`."""
+
+    def __init__(self, name: str, build: Callable[[], Any]) -> None:
+        self._name = name
+        self._build = build
+        self._part: Any = None
+
+    @property
+    def is_here(self) -> bool:
+        return self._part is not None
+
+    def here(self) -> Any:
+        """The part itself."""
+        if self._part is None:
+            log.info("loading for now", extra={"part": self._name})
+            self._part = self._build()
+        return self._part
+
+    def leave(self) -> None:
+        """Give its memory back."""
+        if self._part is None:
+            return
+        self._part = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class VisitingVae(Visitor):
+    """Offers what a training step and an evaluation ask of a VAE."""
+
+    def encode(self, video: Tensor, samples_at_a_time: int | None = None) -> Any:
+        return self.here().encode(video, samples_at_a_time)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        decoded: Tensor = self.here().decode(latents)
+        return decoded
+
+
+class VisitingTextEncoder(Visitor):
+    """Offers what a conditioner asks of its encoder."""
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        embedded: Tensor = self.here().encode(captions)
+        return embedded

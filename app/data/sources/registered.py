@@ -1,4 +1,4 @@
-"""TODO."""
+"""A dataset of a user's own as a source (`--register`)."""
 
 from __future__ import annotations
 

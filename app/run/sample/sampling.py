@@ -12,7 +12,7 @@ import json
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,14 @@ import yaml
 from torch import Tensor
 
 from app.config.schema.run import RunConfig
+from app.diffusion.frames_padding import padding_count
+from app.diffusion.image_conditioning import placed_image_latent
 from app.distributed.agreement import on_rank_zero
 from app.distributed.exchange import StoreExchange
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
 from app.errors import ConfigError, InputMissingError
+from app.evaluation.condition_image import covered, resized, size_by_ratio
 from app.evaluation.prompts import Prompt
 from app.evaluation.sampling import (
     LatentShape,
@@ -34,17 +37,18 @@ from app.evaluation.sampling import (
     sample_latents,
     to_unit_range,
 )
-from app.evaluation.video_file import to_uint8
+from app.evaluation.video_file import read_image, to_uint8
 from app.models.conditioning import Conditioning
 from app.run.arguments import parse_args, start_distributed
 from app.run.sample.model import Studio, check_size, open_studio
 from app.run.sample.output import LATENT, VIDEO, Item, Output, packed_strip, unpacked_strip
-from app.run.sample.request import OwnOptions, SampleRequest, prompts_of, request_of
-from app.run.sample_image import count_images, placed_image
+from app.run.sample.request import OwnOptions, SampleRequest, VideoSize, prompts_of, request_of
 from app.run.weights.export import run_model_section
-from app.storage.fetch import version_of
+from app.storage.fetch import fetch, version_of
+from app.storage.node_disk import node_folder
 from app.storage.opening import open_storage
 from app.training.engine import prepare_process
+from app.training.step import DiffusionModel
 
 log = logging.getLogger(__name__)
 
@@ -301,3 +305,48 @@ def own_options(args: Namespace) -> OwnOptions:
         save_latents=bool(values.get("save_latents")),
         overwrite=bool(values.get("overwrite")),
     )
+
+
+PIXELS_PER_LATENT = 8
+
+
+def count_images(urls: Iterable[str]) -> int:
+    """Read every picture, so that a missing or damaged one is found before anything is computed.
+
+    Raises:
+        InputMissingError, DataError: one is not there, or is no picture.
+    """
+    return len([read_image(fetch(url, node_folder("images"))) for url in sorted(set(urls))])
+
+
+@torch.no_grad()
+def placed_image(
+    model: DiffusionModel, url: str, size: VideoSize, draws: Draws
+) -> tuple[Tensor, VideoSize]:
+    """The picture as the network wants it, and the size of the video.
+
+    1.5 keeps the picture's proportions: the short side is that of `size`, the long one follows.
+    1.0 fills the asked size, its centre kept.
+
+    Args:
+        url: of a picture, local or s3://.
+        draws: asked for image_posterior.
+
+    Returns:
+        (1, t + padding, C, h, w) scaled latent on the first latent frame, zeros after it.
+    """
+    network = model.config.network.params
+    picture = read_image(fetch(url, node_folder("images")))
+    if network.patch.frames > 1:
+        multiple = PIXELS_PER_LATENT * network.patch.rows
+        old = (picture.shape[1], picture.shape[2])
+        rows, columns = size_by_ratio(old, size.short_side, multiple)
+        size = replace(size, rows=rows, columns=columns)
+        picture = resized(picture, (rows, columns))
+    else:
+        picture = covered(picture, (size.rows, size.columns))
+    frame = model.pixels(model.on_device(picture))[None, None]
+    latent = model.vae.encode(frame).draw(draws, "image_posterior") * model.image_latent_scale
+    frames = size.latent_frames + padding_count(size.latent_frames, network.patch.frames)
+    every = model.config.noised_image_all_concat
+    return placed_image_latent(latent, frames, None, all_frames=every), size

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -15,7 +18,14 @@ import torch.distributed as dist
 
 from app.config.arguments.table import ARGUMENTS
 from app.errors import ConfigError, UsageError
-from app.run.arguments import get_args, leave_distributed, parse_args, process_config_to_args
+from app.run.arguments import (
+    Section,
+    as_section,
+    get_args,
+    leave_distributed,
+    parse_args,
+    process_config_to_args,
+)
 from tests.support.configs import ROOT, TINY, base
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
@@ -168,3 +178,31 @@ def test_wrong_flag_leaves_with_2() -> None:
 
     assert caught.value.exit_code == 2
     assert not dist.is_initialized()
+
+
+def test_keys_are_attributes_at_every_depth() -> None:
+    section = as_section({"a": {"b": [{"c": 1}]}})
+
+    assert section.a.b[0].c == 1
+    section.a.d = 2
+    del section.a.b
+    assert section == {"a": {"d": 2}}
+
+
+def test_missing_key_is_an_attribute_error() -> None:
+    section = as_section({})
+
+    with pytest.raises(AttributeError):
+        _ = section.nothing
+    with pytest.raises(AttributeError):
+        del section.nothing
+    assert not hasattr(section, "nothing")
+
+
+def test_it_stays_a_dict_for_everyone_else() -> None:
+    section = as_section({"a": {"b": 1}})
+
+    assert json.loads(json.dumps(section)) == {"a": {"b": 1}}
+    for copied in (copy.deepcopy(section), pickle.loads(pickle.dumps(section))):
+        assert copied == section
+        assert isinstance(copied.a, Section)

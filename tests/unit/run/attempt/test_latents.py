@@ -22,9 +22,8 @@ from app.distributed.seeding import KeyedDraws
 from app.errors import ConfigError
 from app.run.attempt.attempt import Attempt, Seams
 from app.run.attempt.latents import CachedClips
-from app.run.build import InitialWeights, Place, build_network, build_parts
+from app.run.build import InitialWeights, Place, Visitor, build_network, build_parts
 from app.run.encode.settings import cache_settings, encode_command
-from app.run.visiting import Visitor
 from app.storage.local import LocalStorage
 from app.telemetry.logging import LogContext
 from app.training.forward import forward_step
