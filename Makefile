@@ -32,14 +32,14 @@ $(VENV)/.stamp: $(LOCKS) pyproject.toml | check-python
 
 check-python:
 	@test -n "$(PYTHON)" || { echo "error: no python3 found"; \
-	  echo "  where: PATH"; echo "  mend:  apt-get install python3 python3-venv make git"; exit 66; }
+	  echo "  where: PATH"; echo "  fix:   apt-get install python3 python3-venv make git"; exit 66; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
 	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), but 3.11 or 3.12 is needed"; \
-	  echo "  where: PATH"; echo "  mend:  make setup PYTHON=/path/to/python3.11"; exit 66; }
+	  echo "  where: PATH"; echo "  fix:   make setup PYTHON=/path/to/python3.11"; exit 66; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "error: $(PYTHON) cannot make virtual environments"; \
 	  echo "  where: its modules venv and ensurepip"; \
-	  echo "  mend:  apt-get install python3-venv"; exit 66; }
+	  echo "  fix:   apt-get install python3-venv"; exit 66; }
 
 # The steps of the image (Dockerfile) and of `make setup` are the same lines.
 venv: | check-python
@@ -74,7 +74,7 @@ lint: setup ## Style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: setup ## Mend what the formatter can mend
+format: setup ## Fix what the formatter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

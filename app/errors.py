@@ -1,4 +1,4 @@
-"""Every error that a user may see: what is wrong, where, and how to mend it.
+"""Every error that a user may see: what is wrong, where, and how to fix it.
 
 The command line prints a `CogvxError` in three lines, without a traceback, and returns its
 `exit_code`. Any other exception is a bug of ours and keeps its traceback (exit code 1).
@@ -18,23 +18,23 @@ class CogvxError(Exception):
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, what: str, *, where: str, mend: str) -> None:
+    def __init__(self, what: str, *, where: str, fix: str) -> None:
         super().__init__(what)
         self.what = what
         self.where = where
-        self.mend = mend
+        self.fix = fix
 
     def __str__(self) -> str:
-        return f"{self.what}\n  where: {self.where}\n  mend:  {self.mend}"
+        return f"{self.what}\n  where: {self.where}\n  fix:   {self.fix}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword-only arguments do not pickle by themselves, and ours cross
         # process boundaries (decoder, workers).
-        return (_rebuild, (type(self), self.what, self.where, self.mend))
+        return (_rebuild, (type(self), self.what, self.where, self.fix))
 
 
-def _rebuild(kind: type[CogvxError], what: str, where: str, mend: str) -> CogvxError:
-    return kind(what, where=where, mend=mend)
+def _rebuild(kind: type[CogvxError], what: str, where: str, fix: str) -> CogvxError:
+    return kind(what, where=where, fix=fix)
 
 
 class UsageError(CogvxError):
@@ -85,7 +85,7 @@ class ConfigErrors(ConfigError):
     def __init__(self, errors: Sequence[CogvxError]) -> None:
         self.errors = tuple(errors)
         first = self.errors[0]
-        super().__init__(first.what, where=first.where, mend=first.mend)
+        super().__init__(first.what, where=first.where, fix=first.fix)
 
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)
@@ -95,7 +95,7 @@ class ConfigErrors(ConfigError):
 
 
 class RetryableError(CogvxError):
-    """A cause that a new start may mend: a lost peer, a storage outage, a broken node."""
+    """A cause that a new start may fix: a lost peer, a storage outage, a broken node."""
 
     exit_code = 138
 

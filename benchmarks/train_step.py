@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     if not torch.cuda.is_available():
-        raise SystemExit("error: no GPU\n  where: this machine\n  mend:  run it where CUDA works")
+        raise SystemExit("error: no GPU\n  where: this machine\n  fix:   run it where CUDA works")
     device, clip = torch.device("cuda"), Clip()
     part = VAEPartConfig(ch=128, num_res_blocks=3)
     rows = measure_all(stock_networks(), part, clip, device, runs)

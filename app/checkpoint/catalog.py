@@ -36,7 +36,7 @@ def read_manifest(storage: Storage, ref: CheckpointRef) -> Manifest:
         raise CheckpointError(
             f"this is the manifest of {manifest.identity.ref.name}",
             where=where,
-            mend="copy checkpoints with their folder's name",
+            fix="copy checkpoints with their folder's name",
         )
     sizes = {entry.key: entry.size_bytes for entry in storage.list(f"{ref.folder}/")}
     for file in manifest.files:
@@ -46,7 +46,7 @@ def read_manifest(storage: Storage, ref: CheckpointRef) -> Manifest:
             raise CheckpointError(
                 f"{file.name} {state}, the manifest says {file.size_bytes} bytes",
                 where=where,
-                mend="take another checkpoint, or copy this one again",
+                fix="take another checkpoint, or copy this one again",
             )
     return manifest
 

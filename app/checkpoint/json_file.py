@@ -41,7 +41,7 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
 
 def broken(what: str, where: str) -> CheckpointError:
     """The error of a file whose content cannot be true."""
-    return CheckpointError(what, where=where, mend="take another checkpoint; this one is damaged")
+    return CheckpointError(what, where=where, fix="take another checkpoint; this one is damaged")
 
 
 def take(value: dict[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:

@@ -121,7 +121,7 @@ class Manifest:
             raise CheckpointError(
                 f"the manifest would have {len(data)} bytes; readers take {MAX_JSON_BYTES}",
                 where=where,
-                mend="save at fewer ranks or at ZeRO stage 2",
+                fix="save at fewer ranks or at ZeRO stage 2",
             )
         return data
 
@@ -138,7 +138,7 @@ class Manifest:
             raise CheckpointError(
                 f"its format is {version!r}, this program reads {FORMAT_VERSION}",
                 where=where,
-                mend="use the version of cogvx-train that wrote it",
+                fix="use the version of cogvx-train that wrote it",
             )
         digest = value.pop("sha256_of_this", None)
         if digest != digest_of(value):

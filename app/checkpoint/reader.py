@@ -62,7 +62,7 @@ def open_checkpoint(
         raise CheckpointError(
             "this checkpoint was never finished: it has no manifest",
             where=f"{storage.url}/{ref.folder}",
-            mend="take another one: cogvx checkpoints ls",
+            fix="take another one: cogvx checkpoints ls",
         ) from missing
     return Checkpoint(storage, ref, manifest, scratch)
 
@@ -141,14 +141,14 @@ class Checkpoint:
             raise CheckpointError(
                 f"the checkpoint {first}; {count}",
                 where=self._where(""),
-                mend="use the model configuration it was trained with, or another --run-id",
+                fix="use the model configuration it was trained with, or another --run-id",
             )
         for name, info in expected.items():
             if stored[name].shape != tuple(info.shape):
                 raise CheckpointError(
                     f"{name} has shape {stored[name].shape}, the run needs {tuple(info.shape)}",
                     where=self._where(""),
-                    mend="use the model configuration it was trained with, or another --run-id",
+                    fix="use the model configuration it was trained with, or another --run-id",
                 )
 
     def read(self, name: str, kind: str, start: int, numel: int) -> Tensor:
@@ -165,14 +165,14 @@ class Checkpoint:
             raise CheckpointError(
                 f"{kind} of {name!r} is not stored",
                 where=self._where(""),
-                mend=f"stored are {', '.join(record.kinds) if record else 'other parameters'}",
+                fix=f"stored are {', '.join(record.kinds) if record else 'other parameters'}",
             )
         assert kind in KINDS, kind
         if start < 0 or numel < 0 or start + numel > record.numel:
             raise CheckpointError(
                 f"asked for entries {start}-{start + numel} of {name}, it has {record.numel}",
                 where=self._where(""),
-                mend="use the model configuration it was trained with",
+                fix="use the model configuration it was trained with",
             )
         values = torch.empty(numel, dtype=torch.float32)
         for fragment in self._fragments.get((name, kind in WEIGHT_KINDS), []):
@@ -211,7 +211,7 @@ class Checkpoint:
             except CheckpointError:
                 raise
             except DataError as error:
-                raise CheckpointError(error.what, where=error.where, mend=error.mend) from error
+                raise CheckpointError(error.what, where=error.where, fix=error.fix) from error
             with self._lock:
                 self._tables[name] = known
         return known
@@ -281,5 +281,5 @@ class _VerifiedFile:
             f"{self._record.name} is damaged: bytes {begin}-{end - 1} have another sha256 "
             "than the manifest says",
             where=f"{self._storage.url}/{self._key}",
-            mend="restore from another checkpoint; keep this one to look at",
+            fix="restore from another checkpoint; keep this one to look at",
         )

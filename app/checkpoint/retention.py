@@ -29,7 +29,7 @@ class RetentionPolicy:
             raise ConfigError(
                 f"cannot keep the last {self.keep_last} and every {self.keep_every} steps",
                 where="checkpoint retention",
-                mend="keep at least the last one; every: a positive number of steps, or nothing",
+                fix="keep at least the last one; every: a positive number of steps, or nothing",
             )
 
 

@@ -101,7 +101,7 @@ class TensorReader:
             raise DataError(
                 f"there is no tensor named {name!r}",
                 where=str(self._path),
-                mend=f"the file has {len(self._names)} tensors; check that it is the right one",
+                fix=f"the file has {len(self._names)} tensors; check that it is the right one",
             )
 
 
@@ -136,7 +136,7 @@ def open_tensors(path: Path) -> Iterator[TensorReader]:
     """
     if not path.is_file():
         raise InputMissingError(
-            "there is no such tensor file", where=str(path), mend="check the path"
+            "there is no such tensor file", where=str(path), fix="check the path"
         )
     try:
         opened = safe_open(path, framework="pt", device="cpu")
@@ -144,7 +144,7 @@ def open_tensors(path: Path) -> Iterator[TensorReader]:
         raise DataError(
             f"not a readable safetensors file ({cause})",
             where=str(path),
-            mend="fetch or convert the file again; it may be cut short",
+            fix="fetch or convert the file again; it may be cut short",
         ) from cause
     with opened as entered:
         yield TensorReader(entered, path)
@@ -161,7 +161,7 @@ def header_size(prefix: bytes, where: str) -> int:
         raise DataError(
             f"the header claims {length} bytes: not a safetensors file",
             where=where,
-            mend="the file is damaged; take another checkpoint",
+            fix="the file is damaged; take another checkpoint",
         )
     return HEADER_LENGTH_BYTES + length
 
@@ -189,7 +189,7 @@ def parse_header(head: bytes, file_bytes: int, where: str) -> dict[str, TensorPl
         raise DataError(
             f"the header does not parse ({cause!r})",
             where=where,
-            mend="the file is damaged; take another checkpoint",
+            fix="the file is damaged; take another checkpoint",
         ) from cause
 
 
@@ -212,7 +212,7 @@ def _dtype(code: str, where: Path | str, name: str) -> torch.dtype:
         raise DataError(
             f"tensor {name!r} has dtype {code}, which we do not read",
             where=str(where),
-            mend=f"convert it to one of {', '.join(sorted(DTYPES))}",
+            fix=f"convert it to one of {', '.join(sorted(DTYPES))}",
         )
     return DTYPES[code]
 

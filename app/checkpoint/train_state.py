@@ -50,7 +50,7 @@ class TrainState:
             raise CheckpointError(
                 f"its format is {value.get('format_version')!r}, this program reads 1",
                 where=where,
-                mend="use the version of cogvx-train that wrote it",
+                fix="use the version of cogvx-train that wrote it",
             )
         found = {name: take(value, name, kind, where) for name, kind in _KINDS.items()}
         if found["step"] < 0 or found["micro_step"] < 0:

@@ -261,7 +261,7 @@ def _assemble(
         raise RetryableError(
             f"rank {failed[0].rank} could not write its part: {failed[0].failure}",
             where=where,
-            mend="the previous checkpoint stays the newest; look at that rank's log",
+            fix="the previous checkpoint stays the newest; look at that rank's log",
         )
     kinds: dict[str, set[str]] = {name: set() for name in snapshot.parameters}
     for part in parts:
@@ -286,7 +286,7 @@ def _assemble(
         raise CheckpointError(
             f"no rank gave anything of parameter {bare[0]!r}",
             where=where,
-            mend="report this as a bug",
+            fix="report this as a bug",
         )
     manifest.check(where)
     return manifest
@@ -301,7 +301,7 @@ def _publish(storage: Storage, ref: CheckpointRef, manifest: Manifest) -> None:
             raise CheckpointError(
                 f"wrote {size_bytes} bytes, the listing shows {found.get(key, 'none')}",
                 where=f"{storage.url}/{key}",
-                mend="another process writes here; give each run its own id",
+                fix="another process writes here; give each run its own id",
             )
     where = f"{storage.url}/{ref.manifest}"
     data = manifest.to_json(where)
@@ -310,7 +310,7 @@ def _publish(storage: Storage, ref: CheckpointRef, manifest: Manifest) -> None:
         raise CheckpointError(
             "the manifest came back changed",
             where=where,
-            mend="another process writes here; give each run its own id",
+            fix="another process writes here; give each run its own id",
         )
 
 

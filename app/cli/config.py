@@ -102,7 +102,7 @@ def _record(error: CogvxError) -> dict[str, object]:
     return {
         "what": error.what,
         "where": error.where,
-        "mend": error.mend,
+        "fix": error.fix,
         "exit_code": error.exit_code,
     }
 
@@ -169,7 +169,7 @@ def _arguments(words: list[str], *, as_json: bool) -> int:
         raise UsageError(
             f"'{words[0]}' is no option of this action",
             where="cogvx config arguments",
-            mend="give --json, or --write FILE",
+            fix="give --json, or --write FILE",
         )
     path = Path(words[1])
     path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             "--shards and --max-shard-gib must be above zero",
             where="cogvx convert",
-            mend="leave them out for one SAT file and files of 5 GiB",
+            fix="leave them out for one SAT file and files of 5 GiB",
         )
     with tempfile.TemporaryDirectory() as cache:
         report = convert(args.source, args.target, request_of(args), Path(cache), output.note)

@@ -69,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
         },
     }
     report["problems"] = [
-        {"exit_code": p.exit_code, "what": p.what, "where": p.where, "mend": p.mend}
-        for p in problems
+        {"exit_code": p.exit_code, "what": p.what, "where": p.where, "fix": p.fix} for p in problems
     ]
     if args.json:
         output.as_json(report)
@@ -168,7 +167,7 @@ def _storage(url: str, writing: bool, problems: list[CogvxError]) -> dict[str, o
                 raise DataError(
                     "what was read is not what was written",
                     where=f"{url}/{key}",
-                    mend="ask who runs the storage; a proxy may change bodies",
+                    fix="ask who runs the storage; a proxy may change bodies",
                 )
             facts["write_read_delete"] = "ok"
         facts["reach"] = "ok"

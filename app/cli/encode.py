@@ -128,8 +128,8 @@ def checked(
     return str(out).rstrip("/") or "/", part, parts, workers
 
 
-def _wrong(what: str, mend: str) -> UsageError:
-    return UsageError(what, where="the command line of cogvx encode", mend=mend)
+def _wrong(what: str, fix: str) -> UsageError:
+    return UsageError(what, where="the command line of cogvx encode", fix=fix)
 
 
 def _encode(config: RunConfig, request: EncodeRequest, args: argparse.Namespace) -> EncodeReport:

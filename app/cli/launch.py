@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             "nothing to launch",
             where="cogvx launch",
-            mend="name a command: cogvx launch train --base model.yaml sft.yaml",
+            fix="name a command: cogvx launch train --base model.yaml sft.yaml",
         )
     _log_to_stderr()
     options = LaunchOptions(
@@ -73,7 +73,7 @@ def _grace_s(flag: float | None) -> float:
         raise UsageError(
             f"'{word}' is not a number of seconds",
             where=f"environment: {GRACE_VARIABLE}",
-            mend="write a number, e.g. 300",
+            fix="write a number, e.g. 300",
         ) from None
 
 

@@ -73,7 +73,7 @@ def not_installed(command: str, library: str, extra: str) -> InputMissingError:
     return InputMissingError(
         f"'cogvx {command}' needs {library}, which is not installed",
         where=f"Python environment {sys.prefix}",
-        mend=f"pip install 'cogvx-train[{extra}]', or make setup in a checkout",
+        fix=f"pip install 'cogvx-train[{extra}]', or make setup in a checkout",
     )
 
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = arguments[0]
     if name not in COMMANDS:
-        output.note(f"error: no command '{name}'\n  where: the command line\n  mend:  cogvx --help")
+        output.note(f"error: no command '{name}'\n  where: the command line\n  fix:   cogvx --help")
         return 2
     module = importlib.import_module(COMMANDS[name][0])
     try:

@@ -41,7 +41,7 @@ def as_json(value: object) -> None:
 
 
 def error(problem: CogvxError) -> None:
-    """Print what is wrong, where, and how to mend it, to standard error."""
+    """Print what is wrong, where, and how to fix it, to standard error."""
     print(f"error: {problem}", file=sys.stderr, flush=True)
 
 

@@ -95,7 +95,7 @@ def _run_id(values: Mapping[str, Any], problems: Problems) -> str:
         problems.add(
             f"'{run_id}' is no name for a run",
             where="args.run_id" if given is not None else "args.experiment_name",
-            mend="use lower-case letters, digits, '-', '.' and '_', such as "
+            fix="use lower-case letters, digits, '-', '.' and '_', such as "
             f"'{derived or 'my-run'}'",
         )
     elif given is None and values["mode"] != "inference":
@@ -265,7 +265,7 @@ def _shared(
     if not isinstance(network, DiTConfig):
         if size > 1:
             problems.add(
-                "a network of your own cannot be shared by processes", where=where, mend="use 1"
+                "a network of your own cannot be shared by processes", where=where, fix="use 1"
             )
         return model
     inside = network.model_parallel_size
@@ -273,13 +273,13 @@ def _shared(
         problems.add(
             f"transformer_args.model_parallel_size is {inside}, args.model_parallel_size {size}",
             where=where,
-            mend="give the number once: leave the other one at 1",
+            fix="give the number once: leave the other one at 1",
         )
         return model
     try:
         changed = dataclasses.replace(network, model_parallel_size=size)
     except ConfigError as error:
-        problems.add(error.what, where=where, mend=error.mend)
+        problems.add(error.what, where=where, fix=error.fix)
         return model
     return dataclasses.replace(model, network=_with_params(model.network, changed))
 

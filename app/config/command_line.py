@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse with our errors instead of usage text and SystemExit."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, where=COMMAND_LINE, mend="see cogvx train --help")
+        raise UsageError(message, where=COMMAND_LINE, fix="see cogvx train --help")
 
 
 def own_parser(prog: str) -> argparse.ArgumentParser:
@@ -139,7 +139,7 @@ def _unknown(words: Sequence[str], parser: argparse.ArgumentParser) -> UsageErro
         return UsageError(
             f"'{first}' is no flag and no override",
             where=COMMAND_LINE,
-            mend="write key.path=value beginning with args., model., data. or deepspeed.",
+            fix="write key.path=value beginning with args., model., data. or deepspeed.",
         )
     options = [option for action in parser._actions for option in action.option_strings]
     known = [option for option in options if "_" not in option]
@@ -147,5 +147,5 @@ def _unknown(words: Sequence[str], parser: argparse.ArgumentParser) -> UsageErro
     return UsageError(
         f"unknown flag '{name}'",
         where=COMMAND_LINE,
-        mend=f"did you mean '{best}'?" if best else "see cogvx train --help",
+        fix=f"did you mean '{best}'?" if best else "see cogvx train --help",
     )

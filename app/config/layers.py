@@ -58,7 +58,7 @@ def merge_layers(
     for text in overrides:
         _override(whole, text, merged.origins, problems)
     problems.origins = merged.origins
-    _mend_interpolation(whole, problems)
+    _report_interpolations(whole, problems)
     resolved = OmegaConf.to_container(whole, resolve=True)
     assert isinstance(resolved, dict)
     merged.sections = {str(key): value for key, value in resolved.items() if value is not None}
@@ -69,19 +69,19 @@ def _read_text(name: str, problems: Problems) -> str | None:
     try:
         return Path(name).read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        problems.add("the file is not UTF-8 text", where=name, mend="save it as UTF-8")
+        problems.add("the file is not UTF-8 text", where=name, fix="save it as UTF-8")
     except OSError as error:
         if "=" in name:
             problems.add(
                 f"'{name}' is no file, and no override either",
                 where="the command line",
-                mend="an override begins with args., model., data. or deepspeed.",
+                fix="an override begins with args., model., data. or deepspeed.",
             )
             return None
         problems.add(
             f"the file cannot be read: {error.strerror or error}",
             where=name,
-            mend="check the path",
+            fix="check the path",
         )
     return None
 
@@ -97,13 +97,13 @@ def _read_layer(name: str, problems: Problems) -> DictConfig | None:
         return None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         first = str(error).splitlines()[0]
-        problems.add(f"the file cannot be parsed: {first}", where=name, mend="correct the YAML")
+        problems.add(f"the file cannot be parsed: {first}", where=name, fix="correct the YAML")
         return None
     if not isinstance(layer, DictConfig) or _is_bare_text(layer, content):
         problems.add(
             "the file holds no sections",
             where=name,
-            mend="begin with one of args:, model:, data:, deepspeed:",
+            fix="begin with one of args:, model:, data:, deepspeed:",
         )
         return None
     return layer
@@ -121,13 +121,13 @@ def _report_yaml(name: str, content: str, error: yaml.MarkedYAMLError, problems:
     indent = line[: len(line) - len(line.lstrip())]
     if "\t" in indent or "'\\t'" in str(error.problem):
         problems.add(
-            "a tab where YAML wants spaces", where=where, mend="indent with spaces, never with tabs"
+            "a tab where YAML wants spaces", where=where, fix="indent with spaces, never with tabs"
         )
         return
     what = error.problem or "syntax error"
     if error.context:
         what = f"{what} ({error.context})"
-    problems.add(f"not valid YAML: {what}", where=where, mend="correct the line")
+    problems.add(f"not valid YAML: {what}", where=where, fix="correct the line")
 
 
 def _read_deepspeed(name: str, problems: Problems) -> DictConfig | None:
@@ -151,13 +151,13 @@ def _add(
     for key in list(plain):
         if key not in SECTIONS:
             problems.add(
-                f"unknown section '{key}'", where=f"{key} in {name}", mend=_section_hint(str(key))
+                f"unknown section '{key}'", where=f"{key} in {name}", fix=_section_hint(str(key))
             )
         elif plain[key] is not None and not isinstance(plain[key], Mapping):
             problems.add(
                 f"section '{key}' is {plain[key]!r}",
                 where=f"{key} in {name}",
-                mend="indent its keys below it",
+                fix="indent its keys below it",
             )
         if key not in SECTIONS or not isinstance(plain[key], Mapping):
             del plain[key]
@@ -168,7 +168,7 @@ def _add(
     try:
         merged = OmegaConf.merge(whole, OmegaConf.create(plain))
     except (OmegaConfBaseException, ValueError) as error:
-        problems.add(f"the file cannot be merged: {error}", where=name, mend="correct the key")
+        problems.add(f"the file cannot be merged: {error}", where=name, fix="correct the key")
         return whole
     assert isinstance(merged, DictConfig)
     return merged
@@ -203,7 +203,7 @@ def _override(whole: DictConfig, text: str, origins: dict[str, str], problems: P
         problems.add(
             f"'{text}' is no override",
             where="the command line",
-            mend="write key.path=value, beginning with args., model., data. or deepspeed.",
+            fix="write key.path=value, beginning with args., model., data. or deepspeed.",
         )
         return
     path = re.sub(r"\[(\d+)\]", r".\1", key)
@@ -217,31 +217,31 @@ def _override(whole: DictConfig, text: str, origins: dict[str, str], problems: P
         problems.add(
             f"'{text}' cannot be applied: {str(error).splitlines()[0]}",
             where="the command line",
-            mend="check the path and the quoting of the value",
+            fix="check the path and the quoting of the value",
         )
         return
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     _record(plain, path, f"{OVERRIDE_ORIGIN}{key}", origins)
 
 
-def _mend_interpolation(whole: DictConfig, problems: Problems) -> None:
+def _report_interpolations(whole: DictConfig, problems: Problems) -> None:
     """Report values that lead nowhere, and put null there so that the rest can be checked."""
     for path, value in _leaves(OmegaConf.to_container(whole, resolve=False), ""):
         if value == "???":
-            problems.add("the value is missing (???)", where=path, mend="give a value")
+            problems.add("the value is missing (???)", where=path, fix="give a value")
         elif not isinstance(value, str) or "${" not in value:
             continue
         elif REFUSED_RESOLVER.search(value):
             problems.add(
                 f"'{value}' asks the environment, which is no layer of a configuration",
                 where=path,
-                mend=f"give {path}=VALUE on the command line",
+                fix=f"give {path}=VALUE on the command line",
             )
         elif (reason := _dangling(whole, path)) is not None:
             problems.add(
                 f"the interpolation '{value}' leads nowhere: {reason}",
                 where=path,
-                mend="name a key that exists, by its full path from the top",
+                fix="name a key that exists, by its full path from the top",
             )
         else:
             continue

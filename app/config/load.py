@@ -33,7 +33,7 @@ def load_config(
 
     Raises:
         UsageError: a wrong flag.
-        ConfigErrors: every mistake of the files and overrides, with file, path and mend.
+        ConfigErrors: every mistake of the files and overrides, with file, path and fix.
     """
     return config_of(read_command_line(argv, parser), targets)
 
@@ -45,7 +45,7 @@ def config_of(line: CommandLine, targets: Targets) -> RunConfig:
         raise UsageError(
             "--base is missing",
             where=COMMAND_LINE,
-            mend="give YAML files: --base configs/cogvideox_2b_lora.yaml configs/sft.yaml",
+            fix="give YAML files: --base configs/cogvideox_2b_lora.yaml configs/sft.yaml",
         )
     registered = _registered(line, targets)
     table = {**targets, **{name: Target(dict, path) for name, path in registered.items()}}
@@ -70,7 +70,7 @@ def _registered(line: CommandLine, targets: Targets) -> Mapping[str, str]:
             raise UsageError(
                 f"--register: '{name}' is a name of this product",
                 where=COMMAND_LINE,
-                mend=f"choose another name; taken for data: {', '.join(names_of('data', targets))}",
+                fix=f"choose another name; taken for data: {', '.join(names_of('data', targets))}",
             )
         rows[name] = implementation
     return rows

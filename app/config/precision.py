@@ -43,7 +43,7 @@ def resolve_precision(assignments: Sequence[Assignment], problems: Problems) -> 
         if len({assignment.name for assignment in switched_on}) > 1:
             shown = " and ".join(f"{one.name} ({one.origin})" for one in switched_on)
             problems.add(
-                f"{shown} are both on", where="args.fp16, args.bf16", mend="keep one of them"
+                f"{shown} are both on", where="args.fp16, args.bf16", fix="keep one of them"
             )
             continue
         for assignment in layer:

@@ -23,11 +23,11 @@ class Problems:
         self.warnings: list[str] = []
         self.broken: set[str] = set()  # paths already reported whose value was taken out
 
-    def add(self, what: str, *, where: str, mend: str) -> None:
+    def add(self, what: str, *, where: str, fix: str) -> None:
         """Record a mistake at the dotted path `where`."""
         if where in self.broken:
             return
-        error = ConfigError(what, where=self.locate(where), mend=mend)
+        error = ConfigError(what, where=self.locate(where), fix=fix)
         if str(error) not in [str(known) for known in self.errors]:
             self.errors.append(error)
 
@@ -58,7 +58,7 @@ class Problems:
             return factory(**values)
         except ConfigError as error:
             for one in error.errors if isinstance(error, ConfigErrors) else (error,):
-                self.add(one.what, where=one.where, mend=one.mend)
+                self.add(one.what, where=one.where, fix=one.fix)
             return None
 
     def raise_errors(self) -> None:
@@ -83,7 +83,7 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:
-    """The `mend` line for a name that does not exist."""
+    """The `fix` line for a name that does not exist."""
     valid = sorted(names)
     best = nearest(word, valid)
     if best is not None:

@@ -54,7 +54,7 @@ class Reader:
             problems.add(
                 f"expected a section of keys, found {node!r}",
                 where=where,
-                mend="indent the keys of this section below its name",
+                fix="indent the keys of this section below its name",
             )
 
     def path(self, key: str) -> str:
@@ -73,7 +73,7 @@ class Reader:
                 self.problems.add(
                     f"'{field.key}' is missing",
                     where=self.path(field.key),
-                    mend=f"give {field.kind.noun}",
+                    fix=f"give {field.kind.noun}",
                 )
                 return None
             return field.default
@@ -86,7 +86,7 @@ class Reader:
             self.problems.add(
                 f"'{field.key}' is {raw!r}",
                 where=self.path(field.key),
-                mend=f"give {field.kind.noun}",
+                fix=f"give {field.kind.noun}",
             )
             return None if field.default is REQUIRED else field.default
 
@@ -104,7 +104,7 @@ class Reader:
         if not self.has(key) or self.values[key] is None:
             if required:
                 self.problems.add(
-                    f"section '{key}' is missing", where=self.path(key), mend=f"add '{key}:'"
+                    f"section '{key}' is missing", where=self.path(key), fix=f"add '{key}:'"
                 )
             return None
         return Reader(self.values[key], self.path(key), self.problems)
@@ -122,7 +122,7 @@ class Reader:
                 self.problems.add(
                     f"unknown key '{key}'",
                     where=self.path(key),
-                    mend=suggestion(key, self.known),
+                    fix=suggestion(key, self.known),
                 )
 
 
@@ -147,14 +147,14 @@ def open_part(node: object, where: str, role: str, context: Context) -> OpenPart
     if not reader.values:
         if node is None or isinstance(node, Mapping):
             context.problems.add(
-                "section is missing or empty", where=where, mend="give 'target' and 'params'"
+                "section is missing or empty", where=where, fix="give 'target' and 'params'"
             )
         return None
     if not reader.has("target"):
         context.problems.add(
             "'target' is missing",
             where=reader.path("target"),
-            mend="valid here: " + ", ".join(names_of(role, context.targets)),
+            fix="valid here: " + ", ".join(names_of(role, context.targets)),
         )
         return None
     name = str(reader.values["target"])
@@ -196,6 +196,6 @@ def _report_target(name: str, row: Target | None, where: str, role: str, context
     context.problems.add(
         what,
         where=where,
-        mend=f"{hint}valid here: {', '.join(names_of(role, context.targets))}; "
+        fix=f"{hint}valid here: {', '.join(names_of(role, context.targets))}; "
         "a class of your own needs --register NAME=package.module:Class",
     )

@@ -30,18 +30,16 @@ def lacking(config: RunConfig) -> Problems:
     _schemes(config, problems)
     if config.training is None:
         problems.add(
-            SAMPLES, where="args.mode", mend="run cogvx sample with the same files and flags"
+            SAMPLES, where="args.mode", fix="run cogvx sample with the same files and flags"
         )
         return problems
     _sections(config, problems)
     if not config.arguments["train_data"]:
         problems.add(
-            "'train_data' is missing", where="args.train_data", mend="give folders or shards"
+            "'train_data' is missing", where="args.train_data", fix="give folders or shards"
         )
     if config.training.save is None:
-        problems.add(
-            "'save' is missing", where="args.save", mend="give a folder or an s3:// prefix"
-        )
+        problems.add("'save' is missing", where="args.save", fix="give a folder or an s3:// prefix")
     if config.training.evaluation.interval and not _has_validation(config):
         problems.warn("eval_interval is set, but there is no valid_data: nothing is validated")
     return problems
@@ -72,11 +70,11 @@ def check_samplable(config: RunConfig, *, has_run: bool) -> None:
         problems.add(
             "there is no section 'model'",
             where="model",
-            mend="add a model file: --base configs/cogvideox_2b.yaml",
+            fix="add a model file: --base configs/cogvideox_2b.yaml",
         )
     if config.arguments["load"] is None and not has_run:
         problems.add(
-            "'load' is missing", where="args.load", mend="give --load WEIGHTS, or --run URL"
+            "'load' is missing", where="args.load", fix="give --load WEIGHTS, or --run URL"
         )
     problems.raise_errors()
 
@@ -87,11 +85,11 @@ def check_encodable(config: RunConfig) -> None:
     _placeholders(config, problems, ENCODED)
     _schemes(config, problems)
     if config.training is None:
-        problems.add(SAMPLES, where="args.mode", mend="use the files and flags of the training")
+        problems.add(SAMPLES, where="args.mode", fix="use the files and flags of the training")
     _sections(config, problems)
     if not config.arguments["train_data"] and not config.arguments["valid_data"]:
         problems.add(
-            "'train_data' is missing", where="args.train_data", mend="give folders or shards"
+            "'train_data' is missing", where="args.train_data", fix="give folders or shards"
         )
     problems.raise_errors()
 
@@ -101,13 +99,13 @@ def _sections(config: RunConfig, problems: Problems) -> None:
         problems.add(
             "there is no section 'model'",
             where="model",
-            mend="add a model file: --base configs/cogvideox_2b_lora.yaml",
+            fix="add a model file: --base configs/cogvideox_2b_lora.yaml",
         )
     if config.data is None:
         problems.add(
             "there is no section 'data'",
             where="data",
-            mend="add a recipe: --base ... configs/sft.yaml",
+            fix="add a recipe: --base ... configs/sft.yaml",
         )
 
 
@@ -127,7 +125,7 @@ def _schemes(config: RunConfig, problems: Problems) -> None:
             problems.add(
                 f"'{path}' cannot be used: {scheme}:// is not built yet",
                 where=where,
-                mend="give a local path or an s3:// address",
+                fix="give a local path or an s3:// address",
             )
 
 
@@ -138,4 +136,4 @@ def _placeholders(config: RunConfig, problems: Problems, below: tuple[str, ...] 
     for path, text in found.items():
         if not path.startswith(below):
             continue
-        problems.add(f"'{text}' is a placeholder", where=path, mend=f"give the path: {path}=PATH")
+        problems.add(f"'{text}' is a placeholder", where=path, fix=f"give the path: {path}=PATH")

@@ -63,5 +63,5 @@ def load_class(implementation: str, where: str) -> Any:
         raise ConfigError(
             f"{implementation} cannot be imported: {error}",
             where=where,
-            mend="check --register NAME=package.module:Class and PYTHONPATH",
+            fix="check --register NAME=package.module:Class and PYTHONPATH",
         ) from error

@@ -113,7 +113,7 @@ def check_schedules(schedules: Mapping[str, Any], problems: Problems) -> None:
             problems.add(
                 f"the noise schedules differ in '{name}': {shown}",
                 where=f"{next(iter(values))}.{name}",
-                mend="write the same value in all three places",
+                fix="write the same value in all three places",
             )
 
 
@@ -188,7 +188,7 @@ def storage_urls(paths: Sequence[str] | None, where: str, problems: Problems) ->
             problems.add(
                 f"'{path}' cannot be read: reading through {path.partition(':')[0]}: is not built",
                 where=where,
-                mend="give a folder, a .tar path, an s3:// or an https:// address",
+                fix="give a folder, a .tar path, an s3:// or an https:// address",
             )
         else:
             found.append(path)
@@ -210,7 +210,7 @@ def check_iterable(values: Mapping[str, Any], data: DataConfig, problems: Proble
         problems.add(
             "datasets that yield ready batches are not built yet",
             where="args.iterable_dataset",
-            mend="name a class with --register and leave iterable_dataset out",
+            fix="name a class with --register and leave iterable_dataset out",
         )
         return
     shards = isinstance(data.params, ShardDataConfig)
@@ -230,4 +230,4 @@ def check_split(values: Mapping[str, Any], problems: Problems) -> None:
         given = {name: values.get(f"{name}_data") is not None for name in ("valid", "test")}
         split_shares(str(values["split"]), has_valid=given["valid"], has_test=given["test"])
     except ConfigError as error:
-        problems.add(error.what, where=error.where, mend=error.mend)
+        problems.add(error.what, where=error.where, fix=error.fix)

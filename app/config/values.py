@@ -93,7 +93,7 @@ class _Layers:
             self.problems.add(
                 f"'{path.rsplit('.', 1)[-1]}' is {raw!r}",
                 where=path,
-                mend=f"give {argument.kind.noun}",
+                fix=f"give {argument.kind.noun}",
             )
             return []
 
@@ -125,7 +125,7 @@ def flag_value(argument: Argument, texts: Any, compat: CompatConfig) -> Any:
         raise UsageError(
             f"{argument.flag} cannot be '{shown}'",
             where=COMMAND_LINE,
-            mend=f"give {argument.kind.noun}",
+            fix=f"give {argument.kind.noun}",
         ) from None
 
 
@@ -176,16 +176,16 @@ def _check_yaml_names(layers: _Layers, problems: Problems) -> None:
             problems.add(
                 "section 'deepspeed' is indented below 'args'",
                 where=path,
-                mend="move 'deepspeed:' to the left margin",
+                fix="move 'deepspeed:' to the left margin",
             )
         elif name in ARGUMENTS and ARGUMENTS[name].flag_only:
             problems.add(
                 f"'{name}' cannot stand in YAML",
                 where=path,
-                mend=f"give {ARGUMENTS[name].flag} on the command line",
+                fix=f"give {ARGUMENTS[name].flag} on the command line",
             )
         elif name not in ARGUMENTS:
-            problems.add(f"unknown key '{name}'", where=path, mend=suggestion(name, names))
+            problems.add(f"unknown key '{name}'", where=path, fix=suggestion(name, names))
 
 
 def _resolve_compat(layers: _Layers, problems: Problems) -> CompatConfig:
@@ -215,7 +215,7 @@ def _precision(layers: _Layers, result: Values, problems: Problems, *, trains: b
         problems.add(
             f"ZeRO stage {stage} without a precision",
             where="deepspeed.zero_optimization.stage" if named else "args.zero_stage",
-            mend="set deepspeed.bf16.enabled: true (--bf16), or false for fp32",
+            fix="set deepspeed.bf16.enabled: true (--bf16), or false for fp32",
         )
     result.values |= {"fp16": outcome.fp16, "bf16": outcome.bf16}
     result.origins |= outcome.origins
@@ -252,7 +252,7 @@ def _check_rules(result: Values, problems: Problems) -> None:
             f"train_iters ({values['train_iters']}, {origins['train_iters']}) and epochs "
             f"({values['epochs']}, {origins['epochs']}) are both given",
             where="args.epochs",
-            mend="keep one of them; args.train_iters=null removes the other",
+            fix="keep one of them; args.train_iters=null removes the other",
         )
     if values["train_iters"] is None and values["epochs"] is None:
         values["train_iters"] = 10000
@@ -261,7 +261,7 @@ def _check_rules(result: Values, problems: Problems) -> None:
         problems.add(
             f"{len(weights)} weights for {len(sources or ())} entries of train_data",
             where="args.train_data_weights",
-            mend="give one weight for each entry",
+            fix="give one weight for each entry",
         )
     if result.given("split"):
         upstream.check_split(values, problems)
@@ -278,7 +278,7 @@ def _dispose(argument: Argument, problems: Problems) -> None:
         problems.add(
             f"'{argument.name}' cannot be used yet: {argument.note}",
             where=path,
-            mend="leave it out",
+            fix="leave it out",
         )
     elif argument.disposition is Disposition.ACCEPTED:
         problems.warn(f"'{argument.name}' has no effect: {argument.note}", where=path)

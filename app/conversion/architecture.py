@@ -170,7 +170,7 @@ def network_of_metadata(metadata: Mapping[str, str], where: str) -> DiTConfig | 
         raise WeightsError(
             f"{NETWORK_KEY} in the header does not parse ({cause!r})",
             where=where,
-            mend="export the file again, or name the model's files with --base",
+            fix="export the file again, or name the model's files with --base",
         ) from cause
     return config
 

@@ -183,14 +183,14 @@ def check_config(
         raise WeightsError(
             f"the config is of {content['_class_name']}, not of {class_name}",
             where=where,
-            mend="name a CogVideoX folder of that kind, or the pipeline folder around it",
+            fix="name a CogVideoX folder of that kind, or the pipeline folder around it",
         )
     for key, value in fixed.items():
         if content.get(key, value) != value:
             raise WeightsError(
                 f"{key} is {content[key]!r}; every released {class_name} has {value!r}",
                 where=where,
-                mend="this variant cannot be converted",
+                fix="this variant cannot be converted",
             )
 
 
@@ -205,7 +205,7 @@ def network_of_config(content: Mapping[str, Any], where: str) -> DiTConfig:
         return _network(_DEFAULTS | {key: content[key] for key in _DEFAULTS if key in content})
     except (TypeError, ValueError) as cause:
         raise WeightsError(
-            f"the config does not parse ({cause!r})", where=where, mend="fetch it again"
+            f"the config does not parse ({cause!r})", where=where, fix="fetch it again"
         ) from cause
 
 
@@ -268,5 +268,5 @@ def check_expressible(config: DiTConfig) -> None:
         raise ConfigError(
             f"diffusers has no CogVideoX transformer with {found[0]}",
             where="network_config.params",
-            mend="export as safetensors or in the SAT layout instead",
+            fix="export as safetensors or in the SAT layout instead",
         )

@@ -106,7 +106,7 @@ def export_lora(
         raise ConfigError(
             "the network has no LoRA pairs to export",
             where="network_config.params.modules",
-            mend="export the whole network instead, or name the run that trained a LoRA",
+            fix="export the whole network instead, or name the run that trained a LoRA",
         )
     peft = lora.to_peft(tensors, config.lora, config.num_layers, fold_scale=fold_scale)
     return write_peft(folder / lora.FILE_NAME, peft, dtype)
@@ -145,7 +145,7 @@ def export_sat(
         raise ConfigError(
             f"{config.num_attention_heads} attention heads cannot be shared by {form.shards} ranks",
             where="--shards",
-            mend="use a divisor of the number of attention heads",
+            fix="use a divisor of the number of attention heads",
         )
     state = cast(to_sat(tensors, config.patch, form.layout), dtype)
     stored = next(iter(state.values())).dtype

@@ -112,7 +112,7 @@ def load_lora_weights(network: DiffusionTransformer, path: Path) -> LoadReport:
             raise WeightsError(
                 "the file holds no LoRA pairs",
                 where=file.where,
-                mend="give it as the base weights instead (load)",
+                fix="give it as the base weights instead (load)",
             )
         _check(wanted, outline, file)
         factor = _file_scale(network, file) if file.kind == "peft" else 1.0
@@ -162,7 +162,7 @@ def load_vae_weights(
         misfit = compare(wanted, shapes)
         if misfit:
             cause = error_of(misfit, wanted, shapes, file.where)
-            raise WeightsError(cause.what, where=cause.where, mend=_vae_cause(misfit.unexpected))
+            raise WeightsError(cause.what, where=cause.where, fix=_vae_cause(misfit.unexpected))
         _fill(vae, tensors, device)
     return len(wanted)
 
@@ -231,7 +231,7 @@ def _check_lora_scale(network: DiffusionTransformer, file: ReadableWeights) -> N
             f"the pairs were trained with alpha / r = {stored:g}, the config says lora_alpha "
             f"{lora.alpha:g} and r {lora.rank}",
             where=file.where,
-            mend="set lora_config.params to the values of the run that made the file",
+            fix="set lora_config.params to the values of the run that made the file",
         )
 
 

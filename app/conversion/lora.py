@@ -166,7 +166,7 @@ def stored_scale(metadata: Mapping[str, str], where: str) -> float | None:
         raise WeightsError(
             f"{RANK_KEY} and {ALPHA_KEY} do not parse ({cause!r})",
             where=where,
-            mend="export the file again",
+            fix="export the file again",
         ) from cause
 
 
@@ -193,19 +193,19 @@ def peft_alpha(metadata: Mapping[str, str], rank: int, where: str) -> float:
         raise WeightsError(
             f"{METADATA_KEY} does not parse ({cause!r})",
             where=where,
-            mend="export the adapter again, or remove the metadata if the scale is 1",
+            fix="export the adapter again, or remove the metadata if the scale is 1",
         ) from cause
     if stored_rank != rank:
         raise WeightsError(
             f"{METADATA_KEY} says rank {stored_rank}, the tensors have rank {rank}",
             where=where,
-            mend="export the adapter again",
+            fix="export the adapter again",
         )
     if odd:
         raise WeightsError(
             f"{METADATA_KEY} sets {', '.join(odd)}, which no network of ours has",
             where=where,
-            mend="train a plain LoRA, or merge this one with PEFT first",
+            fix="train a plain LoRA, or merge this one with PEFT first",
         )
     # Rank-stabilised LoRA scales by alpha / sqrt(r).
     return alpha * math.sqrt(rank) if entries.get(f"{COMPONENT}.use_rslora") else alpha

@@ -49,7 +49,7 @@ def error_of(misfit: Misfit, network: Shapes, file: Shapes, where: str) -> Weigh
     return WeightsError(
         f"the weights do not fit the network: {'; '.join(part for part in parts if part)}",
         where=where,
-        mend=likely_cause(misfit, network, file),
+        fix=likely_cause(misfit, network, file),
     )
 
 

@@ -49,7 +49,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         WeightsError: not a torch file, no tensors in it, or it needs a class that is not admitted.
     """
     if not path.is_file():
-        raise InputMissingError("there is no such file", where=str(path), mend="check the path")
+        raise InputMissingError("there is no such file", where=str(path), fix="check the path")
     with torch.serialization.safe_globals(_numpy_random_state()):
         content = _load(path)
     tensors = _tensors_of(content)
@@ -57,7 +57,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             "no tensors by name in this file",
             where=str(path),
-            mend=f"expected a state dict, bare or under {', '.join(WRAPPERS)}",
+            fix=f"expected a state dict, bare or under {', '.join(WRAPPERS)}",
         )
     return tensors
 
@@ -71,14 +71,14 @@ def _load(path: Path) -> object:
         raise WeightsError(
             f"the file needs more than tensors and plain containers: {_first_line(cause)}",
             where=str(path),
-            mend="we do not run code from weight files; save its state dict again from the "
+            fix="we do not run code from weight files; save its state dict again from the "
             "program that made it, as tensors only",
         ) from cause
     except DAMAGED as cause:
         raise WeightsError(
             f"not a readable torch file ({_first_line(cause)})",
             where=str(path),
-            mend="fetch it again; it may be cut short",
+            fix="fetch it again; it may be cut short",
         ) from cause
 
 

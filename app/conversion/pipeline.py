@@ -95,7 +95,7 @@ def scheduler_config(schedule: ScheduleConfig, scheduler: Scheduler) -> dict[str
         raise ConfigError(
             "diffusers has no noise schedule with keep_start or post_shift",
             where="model.denoiser_config.params.discretization_config.params",
-            mend="convert the transformer alone (--part transformer)",
+            fix="convert the transformer alone (--part transformer)",
         )
     return {
         "_class_name": _SCHEDULERS[scheduler],
@@ -175,7 +175,7 @@ def copy_text_encoder(source: Path, target: Path, *, apart: bool) -> list[Path]:
         raise InputMissingError(
             f"there is no {missing[0].replace('_', ' ')} here",
             where=str(source),
-            mend="name a folder with the T5 encoder and its tokenizer (--t5)",
+            fix="name a folder with the T5 encoder and its tokenizer (--t5)",
         )
     written = []
     for name, files in found.items():

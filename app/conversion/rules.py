@@ -173,7 +173,7 @@ def plan(names: Iterable[str], rules: Sequence[Rule], where: str, *, partial: bo
             f"{len(unknown)} tensors have a name that no rule knows, first: "
             f"{', '.join(unknown[:3])}",
             where=where,
-            mend="check that the file holds a CogVideoX network of the layout that was asked for",
+            fix="check that the file holds a CogVideoX network of the layout that was asked for",
         )
     if not partial:
         _check_all_met(matched, where)
@@ -209,7 +209,7 @@ def _check_all_met(matched: Sequence[_Matched], where: str) -> None:
             raise WeightsError(
                 f"no tensor is named like {' or '.join(_sources(entry.rule))}",
                 where=where,
-                mend="the file is incomplete, or holds another kind of network",
+                fix="the file is incomplete, or holds another kind of network",
             )
 
 
@@ -226,7 +226,7 @@ def _steps(entry: _Matched, where: str) -> Iterator[Step]:
             raise WeightsError(
                 f"{missing[0]} is missing, but {next(iter(by_position.values()))} is there",
                 where=where,
-                mend="the file is incomplete",
+                fix="the file is incomplete",
             )
         sources = tuple(by_position[position] for position in range(len(templates)))
         targets = tuple(template.format(**fields) for template in _targets(entry.rule))
@@ -262,7 +262,7 @@ def _split(tensor: Tensor, dealt: tuple[tuple[int, ...], ...], name: str) -> lis
         raise WeightsError(
             f"{tensor.shape[0]} rows do not divide into {count} equal parts",
             where=name,
-            mend="check that the file holds a CogVideoX network of the layout that was asked for",
+            fix="check that the file holds a CogVideoX network of the layout that was asked for",
         )
     rows = tensor.chunk(count)
     return [

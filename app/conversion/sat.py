@@ -115,14 +115,14 @@ def network_names(names: Iterable[str], where: str) -> dict[str, str]:
             raise WeightsError(
                 f"{name} and {stored[short]} are the same tensor",
                 where=where,
-                mend="remove one of the two",
+                fix="remove one of the two",
             )
         stored[short] = name
     if not stored:
         raise WeightsError(
             f"no tensor of the network ({PREFIX}*)",
             where=where,
-            mend="this may be a text encoder or VAE file; `load` takes the transformer's",
+            fix="this may be a text encoder or VAE file; `load` takes the transformer's",
         )
     return stored
 
@@ -140,7 +140,7 @@ def to_sat(
         raise ConfigError(
             f"a patch of {patch.frames} frames has no v1 layout",
             where="--layout",
-            mend="use head: 1.5 models exist in that layout only",
+            fix="use head: 1.5 models exist in that layout only",
         )
     trailing = (patch.rows, patch.columns) if layout == "v1" else None
     rules = inverse(_with_patch_layout(trailing))
@@ -181,7 +181,7 @@ def sat_names(our_name: str) -> tuple[str, ...]:
         raise WeightsError(
             f"{our_name} is not a tensor of the network",
             where="our names",
-            mend="use a name of DiffusionTransformer.named_parameters()",
+            fix="use a name of DiffusionTransformer.named_parameters()",
         )
     names = [PREFIX + name for name in found]
     for name in found:

@@ -124,7 +124,7 @@ class ShardedTensors(Mapping[str, Tensor]):
                 raise WeightsError(
                     f"rank {rank} and rank 0 differ in {sorted(different)[0]}",
                     where=where,
-                    mend="fetch all mp_rank_*_model_states.pt of one checkpoint",
+                    fix="fetch all mp_rank_*_model_states.pt of one checkpoint",
                 )
 
     def __getitem__(self, name: str) -> Tensor:
@@ -175,6 +175,6 @@ def _equal(tensor: Tensor, count: int, axis: int, name: str) -> list[Tensor]:
             f"{name} has {tensor.shape[axis]} {('rows', 'columns')[axis]}, which {count} ranks "
             "cannot share",
             where="--shards",
-            mend="use a divisor of the number of attention heads",
+            fix="use a divisor of the number of attention heads",
         )
     return list(tensor.chunk(count, dim=axis))

@@ -103,7 +103,7 @@ def read_network(path: Path, told: Told, parse: Parse) -> NetworkWeights:
                 "the sizes of this network are not known: the file does not say them, and its "
                 "tensors have not the shapes of a released model",
                 where=file.where,
-                mend="name its model file: --base configs/<model>.yaml",
+                fix="name its model file: --base configs/<model>.yaml",
             )
         pairs, alpha_origin = _pairs(file, shapes, (config, beside.lora), told.alpha)
         _check_dtypes(tensors, file.where)
@@ -114,7 +114,7 @@ def read_network(path: Path, told: Told, parse: Parse) -> NetworkWeights:
                     "the file holds LoRA pairs, and the model file has no lora_config, so that "
                     "their alpha is not known",
                     where=file.where,
-                    mend="name a *_lora.yaml with --base as well, or give --lora-alpha",
+                    fix="name a *_lora.yaml with --base as well, or give --lora-alpha",
                 )
         if config is not None:
             config = replace(config, lora=pairs)
@@ -130,7 +130,7 @@ def _check_dtypes(tensors: Mapping[str, Tensor], where: str) -> None:
             f"{len(odd)} tensors are neither fp32 nor bf16 nor fp16: {odd[0]} is "
             f"{str(tensors[odd[0]].dtype).removeprefix('torch.')}",
             where=where,
-            mend="quantised weights are not read; name the file that they were made from",
+            fix="quantised weights are not read; name the file that they were made from",
         )
 
 
@@ -144,7 +144,7 @@ def _check_pairs(shapes: Shapes, config: DiTConfig | None, where: str) -> None:
         raise WeightsError(
             error.what.replace("the network", "LoRA pairs on q, k, v and out of each layer"),
             where=error.where,
-            mend="all pairs must be whole, of one rank and of the width of the network: name the "
+            fix="all pairs must be whole, of one rank and of the width of the network: name the "
             "model file that belongs to them, or fetch the file again",
         )
 

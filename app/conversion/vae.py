@@ -143,7 +143,7 @@ def vae_config_of_shapes(shapes: Shapes, where: str) -> VAEConfig:
         raise WeightsError(
             "no tensors of the 3D VAE (encoder.down.*, decoder.up.*)",
             where=where,
-            mend="name 3d-vae.pt, a training checkpoint that holds it, or a diffusers VAE folder",
+            fix="name 3d-vae.pt, a training checkpoint that holds it, or a diffusers VAE folder",
         )
     part = VAEPartConfig(
         ch=first[0],
@@ -177,7 +177,7 @@ def vae_config_of_json(content: Mapping[str, Any], where: str) -> VAEConfig:
         )
     except (TypeError, ValueError, IndexError) as cause:
         raise WeightsError(
-            f"the config does not parse ({cause!r})", where=where, mend="fetch it again"
+            f"the config does not parse ({cause!r})", where=where, fix="fetch it again"
         ) from cause
     return VAEConfig(encoder=part, decoder=part)
 
@@ -257,7 +257,7 @@ def read_vae(path: Path) -> VaeWeights:
             raise WeightsError(
                 found.what.replace("the network", "the VAE that its own sizes describe"),
                 where=found.where,
-                mend="the file is incomplete or of another VAE: fetch it again",
+                fix="the file is incomplete or of another VAE: fetch it again",
             )
     scale = None if described is None else described.get("scaling_factor")
     inverted = None if described is None else described.get("invert_scale_latents")

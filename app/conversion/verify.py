@@ -99,7 +99,7 @@ def _differs(what: str, where: str) -> WeightsError:
     return WeightsError(
         f"what was written is not what was read: {what}",
         where=where,
-        mend="do not use these files; check the disk, and report it as a bug if they fail again",
+        fix="do not use these files; check the disk, and report it as a bug if they fail again",
     )
 
 

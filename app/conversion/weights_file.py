@@ -131,7 +131,7 @@ def _files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InputMissingError("there are no such weights", where=str(path), mend="check the path")
+        raise InputMissingError("there are no such weights", where=str(path), fix="check the path")
     if (path / SAT_TAG_FILE).is_file():
         return _sat_files(path / _tag(path))
     if (path / SAT_RANK_FILE.format(0)).is_file():
@@ -148,7 +148,7 @@ def _files_of(path: Path) -> list[Path]:
         f"{len(single)} safetensors files and no {SAT_TAG_FILE}, {SAT_RANK_FILE.format(0)} or "
         "index in this folder",
         where=str(path),
-        mend="name the weight file itself, or a SAT or diffusers folder",
+        fix="name the weight file itself, or a SAT or diffusers folder",
     )
 
 
@@ -164,10 +164,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text())
     except ValueError as cause:
         raise WeightsError(
-            f"the file does not parse ({cause})", where=str(path), mend="fetch it again"
+            f"the file does not parse ({cause})", where=str(path), fix="fetch it again"
         ) from cause
     if not isinstance(content, dict):
-        raise WeightsError("the file holds no mapping", where=str(path), mend="fetch it again")
+        raise WeightsError("the file holds no mapping", where=str(path), fix="fetch it again")
     return content
 
 
@@ -187,7 +187,7 @@ def sat_tag(content: str, where: str) -> str:
         raise WeightsError(
             f"{SAT_TAG_FILE} says {tag!r}, which is neither a positive number nor 'release'",
             where=where,
-            mend="an interrupted save leaves this behind: write the number of a complete folder "
+            fix="an interrupted save leaves this behind: write the number of a complete folder "
             "into it, or name that folder itself",
         )
     return tag
@@ -202,7 +202,7 @@ def _sat_files(folder: Path) -> list[Path]:
         raise InputMissingError(
             f"there is no {SAT_RANK_FILE.format(len(files))}",
             where=str(folder),
-            mend="fetch the whole checkpoint folder",
+            fix="fetch the whole checkpoint folder",
         )
     return files
 
@@ -213,13 +213,13 @@ def _indexed(index: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as cause:
         raise WeightsError(
-            f"the index does not parse ({cause!r})", where=str(index), mend="fetch it again"
+            f"the index does not parse ({cause!r})", where=str(index), fix="fetch it again"
         ) from cause
     elsewhere = [name for name in names if Path(name).name != name]
     if elsewhere:
         raise WeightsError(
             f"the index names a file outside of its folder: {elsewhere[0]!r}",
             where=str(index),
-            mend="fetch it again, from a source that you trust",
+            fix="fetch it again, from a source that you trust",
         )
     return [index.parent / name for name in names]

@@ -6,7 +6,7 @@ from app.errors import DataError
 
 UNNAMED = "a clip"
 CLOSED = "closed"  # reason of a read that was given up because the loader ended: nobody's fault
-MEND = {
+FIX = {
     "unsupported_codec": "re-encode it as H.264 (avc1) in mp4",
     "not_a_video": "only mp4 files with a video track are read: re-encode it, or remove it",
     "too_short": "remove it, or ask for fewer frames or a higher fps",
@@ -33,7 +33,7 @@ class BadClipError(DataError):
         super().__init__(
             f"clip cannot be used ({reason}): {detail}",
             where=where,
-            mend=MEND.get(reason, "repair the file or remove it from the dataset"),
+            fix=FIX.get(reason, "repair the file or remove it from the dataset"),
         )
         self.reason = reason
         self.detail = detail

@@ -84,5 +84,5 @@ def _differ(items: Sequence[Item], what: str) -> DataError:
     return DataError(
         what,
         where=f"samples {', '.join(_name(item) for item in items)}",
-        mend="every sample of a dataset must have the same keys and shapes",
+        fix="every sample of a dataset must have the same keys and shapes",
     )

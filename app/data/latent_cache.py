@@ -107,7 +107,7 @@ class LatentEntry:
             raise DamagedEntryError(
                 f"a file of the latent cache is damaged: {problem}",
                 where=where,
-                mend="delete the file and run `cogvx encode` again",
+                fix="delete the file and run `cogvx encode` again",
             ) from problem
 
 
@@ -334,6 +334,6 @@ def _records(data: bytes, where: str) -> list[SampleRecord]:
         raise DataError(
             f"a list of the latent cache cannot be read: {problem}",
             where=where,
-            mend="delete the file and run `cogvx encode` again",
+            fix="delete the file and run `cogvx encode` again",
         ) from problem
     return records

@@ -60,7 +60,7 @@ class LocalFiles:
         raise DataError(
             "the file vanishes from the cache again and again",
             where=f"{self.storage.url}/{key}",
-            mend="use a larger data.cache_gib: it is smaller than what the ranks read at once",
+            fix="use a larger data.cache_gib: it is smaller than what the ranks read at once",
         )
 
     def discard(self, key: str) -> bool:
@@ -97,14 +97,14 @@ class LocalFiles:
                     f"the file had {self.entries[key].size_bytes} bytes when the run began and "
                     f"has {size} now",
                     where=str(path),
-                    mend="do not change data under a run; start it again",
+                    fix="do not change data under a run; start it again",
                 )
             return path.open("rb")
         except FileNotFoundError as problem:
             raise InputMissingError(
-                "the file is gone", where=str(path), mend="restore it, then start the run again"
+                "the file is gone", where=str(path), fix="restore it, then start the run again"
             ) from problem
         except PermissionError as problem:
             raise AccessDeniedError(
-                "the file may not be read", where=str(path), mend="change its owner or mode"
+                "the file may not be read", where=str(path), fix="change its owner or mode"
             ) from problem

@@ -87,7 +87,7 @@ class ShardCache:
             raise ConfigError(
                 f"the cache folder cannot be used: {problem.strerror}",
                 where=f"data.cache_dir: {folder}",
-                mend="name a folder on the node's disk that may be written",
+                fix="name a folder on the node's disk that may be written",
             ) from problem
         fcntl.flock(self._want, fcntl.LOCK_EX)
         self._remove_leftovers()
@@ -180,7 +180,7 @@ class ShardCache:
                 f"a file of {needed / GIB:.3f} GiB does not fit into the cache of "
                 f"{self.limit_bytes / GIB:.3f} GiB: {wanted.url}",
                 where="data.cache_gib",
-                mend="use a larger cache or smaller shards",
+                fix="use a larger cache or smaller shards",
             )
         while True:
             with self._locked("evict.lock"):

@@ -63,7 +63,7 @@ def open_loader(config: DataConfig, request: LoaderRequest) -> Loader:
         DataError: a changed or damaged shard, missing captions, no sample.
     """
     if not request.paths:
-        raise ConfigError("no data is named", where="args.train_data", mend="name a path")
+        raise ConfigError("no data is named", where="args.train_data", fix="name a path")
     settings = settings_from_config(config, request.compat, request.seed)
     places = [url for path in request.paths for url in _urls(path, config)]
     if any(is_remote(url) for url in (*places, config.latent_cache or "")):
@@ -106,7 +106,7 @@ def open_source(
         raise ConfigError(
             "the registered class has no create_dataset_function(path, args, **params)",
             where=config.implementation,
-            mend="add this classmethod: docs/data_format.md, 'A dataset of your own'",
+            fix="add this classmethod: docs/data_format.md, 'A dataset of your own'",
         )
     return MapSource(create(path, request.args, **config.params), config.target)
 
@@ -134,7 +134,7 @@ def _wish(config: DataConfig, request: LoaderRequest) -> OrderWish:
         raise ConfigError(
             "the time of a clip is not known for this network",
             where="data.bucket_batch: cost",
-            mend="use bucket_batch: fixed",
+            fix="use bucket_batch: fixed",
         )
     return OrderWish(
         share=request.share,

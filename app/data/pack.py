@@ -57,7 +57,7 @@ class PackRules:
             raise ConfigError(
                 f"shards of {self.shard_bytes} bytes are too small",
                 where="--shard-mib",
-                mend=f"use about {DEFAULT_SHARD_MIB}",
+                fix=f"use about {DEFAULT_SHARD_MIB}",
             )
 
 
@@ -150,7 +150,7 @@ def _check_apart(folder: str, target: Storage) -> None:
         raise ConfigError(
             "the shards would lie among the videos that they are made of",
             where=target.url,
-            mend="name another folder or prefix with --out",
+            fix="name another folder or prefix with --out",
         )
 
 
@@ -201,7 +201,7 @@ class _Clips:
                 f"{len(problems)} of {len(self._keys)} videos cannot be used: {shown}"
                 + (f"; and {more} more" if more > 0 else ""),
                 where=self._root,
-                mend="repair or remove them, then pack again",
+                fix="repair or remove them, then pack again",
             )
 
     def _clip(self, decoder: Decoder, key: str) -> _Clip:
@@ -229,7 +229,7 @@ def _sample_names(keys: list[str]) -> dict[str, str]:
             raise DataError(
                 f"two videos would be named '{name}'" if name in taken else "the name is unusable",
                 where=f"{taken.get(name, '')} {key}".strip(),
-                mend="rename the video",
+                fix="rename the video",
             )
         taken[name], names[key] = key, name
     return names
@@ -314,7 +314,7 @@ def _old_manifest(target: Storage, rules: PackRules) -> Manifest | None:
         raise ConfigError(
             "a dataset lies there already",
             where=f"{target.url}/{MANIFEST_NAME}",
-            mend="choose another --out, or replace it with --overwrite",
+            fix="choose another --out, or replace it with --overwrite",
         )
     data = target.read_small(MANIFEST_NAME)
     return Manifest.from_json(data, f"{target.url}/{MANIFEST_NAME}")

@@ -299,7 +299,7 @@ def none_good(bad: Sequence[BadSample], quarantined: int, samples: int) -> TooMa
     return TooManyBadError(
         what,
         where=bad[0].where if bad else "the data of this run",
-        mend="look at one of these files; `cogvx data check` lists everything that is wrong with "
+        fix="look at one of these files; `cogvx data check` lists everything that is wrong with "
         "a dataset (data.quarantine.first_samples sets how many may fail in a row)",
     )
 
@@ -333,6 +333,6 @@ def check_share(
         f"{len(quarantined)} of {min(seen, samples)} samples cannot be used: {share:.1%}, more "
         f"than {rules.max_share:.1%}",
         where=f"samples {names}" + (f" and {more} more" if more > 0 else ""),
-        mend="`cogvx data quarantine RUN_URL` lists them: repair or remove them, or raise "
+        fix="`cogvx data quarantine RUN_URL` lists them: repair or remove them, or raise "
         "data.quarantine.max_share",
     )

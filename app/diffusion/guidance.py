@@ -51,13 +51,13 @@ class DynamicGuidance:
             raise ConfigError(
                 f"step_units is {config.step_units!r}",
                 where=f"{where}.step_units",
-                mend="use training (upstream's numbers) or sampling (a ramp)",
+                fix="use training (upstream's numbers) or sampling (a ramp)",
             )
         if config.exp != int(config.exp) or config.num_steps < 1:
             raise ConfigError(
                 f"exp is {config.exp} and num_steps is {config.num_steps}",
                 where=where,
-                mend="use a whole exp and a positive num_steps",
+                fix="use a whole exp and a positive num_steps",
             )
         self._config = config
 

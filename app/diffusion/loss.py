@@ -52,7 +52,7 @@ class VideoDiffusionLoss:
             raise ConfigError(
                 f"the loss type {config.kind!r} is not available",
                 where="model.loss_fn_config.params.type",
-                mend="use l2 or l1",
+                fix="use l2 or l1",
             )
         self.config = config
         self.denoiser = denoiser

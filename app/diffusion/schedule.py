@@ -50,7 +50,7 @@ class NoiseSchedule:
             raise ConfigError(
                 f"a noise table of {count} timesteps was asked for",
                 where="discretization_config.params.num_timesteps, num_idx or num_steps",
-                mend=f"use 2 to {total} (one timestep alone cannot be rescaled to zero signal)",
+                fix=f"use 2 to {total} (one timestep alone cannot be rescaled to zero signal)",
             )
         timesteps = np.arange(total)
         if count < total:

@@ -33,13 +33,13 @@ def told(error: CogvxError) -> list[str]:
     """An error as texts that JSON can carry."""
     # The nearest class of app.errors: it has the exit code, wherever the leaf was defined.
     kinds = (kind for kind in type(error).__mro__ if kind in _PUBLIC_ERRORS.values())
-    return [next(kinds).__name__, error.what, error.where, error.mend]
+    return [next(kinds).__name__, error.what, error.where, error.fix]
 
 
 def heard(texts: Sequence[str]) -> CogvxError:
     """The error of `told`, made anew."""
-    name, what, where, mend = texts
-    return _PUBLIC_ERRORS[name](what, where=where, mend=mend)
+    name, what, where, fix = texts
+    return _PUBLIC_ERRORS[name](what, where=where, fix=fix)
 
 
 # The errors that every rank can make anew from three texts, by name.

@@ -78,6 +78,6 @@ class StoreExchange:
                 raise RetryableError(
                     f"no word from a peer after {self._timeout_s:.0f} s",
                     where=f"rank {self.rank}, key {keys[0]!r} of the store",
-                    mend="look at the logs of the other ranks",
+                    fix="look at the logs of the other ranks",
                 )
             time.sleep(POLL_S)

@@ -192,7 +192,7 @@ def _host(rank: RankInfo) -> dist.TCPStore:
         raise ConfigError(
             f"port {rank.master_port} is taken: rank 0 cannot listen on it",
             where=f"MASTER_PORT of rank 0 on {socket.gethostname()}",
-            mend="another process has RANK=0, or another program uses the port: give each "
+            fix="another process has RANK=0, or another program uses the port: give each "
             "process its own RANK, or choose another MASTER_PORT",
         ) from None
 
@@ -207,7 +207,7 @@ def _connect(rank: RankInfo, lock: IO[str] | None, deadline: float) -> dist.TCPS
             raise RetryableError(
                 f"rank 0 does not answer: {refused}",
                 where=f"MASTER_ADDR={rank.master_addr} MASTER_PORT={rank.master_port}",
-                mend="check that a process with RANK=0 runs on that host and that the port is open",
+                fix="check that a process with RANK=0 runs on that host and that the port is open",
             )
         time.sleep(POLL_S)
     return dist.TCPStore(
@@ -261,7 +261,7 @@ def _wait_for_all(rank: RankInfo, store: dist.Store, lock: IO[str] | None, deadl
             raise RetryableError(
                 f"ranks {missing} of {rank.world_size} did not come",
                 where=f"rank {rank.rank}, waiting on {rank.master_addr}:{rank.master_port}",
-                mend="look at the logs of the missing ranks; they may have failed earlier",
+                fix="look at the logs of the missing ranks; they may have failed earlier",
             )
         time.sleep(POLL_S)
 
@@ -297,7 +297,7 @@ def _reported(rank: RankInfo, report: dict[str, object]) -> CogvxError:
     return ConfigError(
         f"two processes have RANK={report['rank']}",
         where=f"reported to rank {rank.rank} by one of them",
-        mend=f"give each process its own RANK, 0 to {rank.world_size - 1}",
+        fix=f"give each process its own RANK, 0 to {rank.world_size - 1}",
     )
 
 
@@ -305,7 +305,7 @@ def _clash(rank: RankInfo, other: str) -> ConfigError:
     return ConfigError(
         f"two processes have RANK={rank.rank}",
         where=f"RANK of pid {os.getpid()} on {socket.gethostname()}; it is also that of {other}",
-        mend=f"give each process its own RANK, 0 to {rank.world_size - 1}",
+        fix=f"give each process its own RANK, 0 to {rank.world_size - 1}",
     )
 
 
@@ -313,5 +313,5 @@ def _disagreement(sizes: list[int]) -> ConfigError:
     return ConfigError(
         f"the processes disagree about WORLD_SIZE: {sizes[0]} and {sizes[1]}",
         where="environment variable WORLD_SIZE",
-        mend="start all processes with the same WORLD_SIZE",
+        fix="start all processes with the same WORLD_SIZE",
     )

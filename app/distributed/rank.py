@@ -89,7 +89,7 @@ def check_copies(world_size: int, size: int) -> None:
         raise ConfigError(
             f"{world_size} processes cannot share networks by {size} each",
             where="args.model_parallel_size and the number of processes (WORLD_SIZE)",
-            mend=f"start {counts} processes, or change model_parallel_size",
+            fix=f"start {counts} processes, or change model_parallel_size",
         )
 
 
@@ -105,7 +105,7 @@ def check_clip_groups(world_size: int, size: int) -> None:
             f"{world_size} processes cannot encode clips in groups of {size}",
             where="model.first_stage_config.params.cp_size and the number of processes "
             "(WORLD_SIZE)",
-            mend=f"use cp_size {valid}",
+            fix=f"use cp_size {valid}",
         )
 
 
@@ -122,7 +122,7 @@ def _from_openmpi(environment: Mapping[str, str]) -> dict[str, str]:
         raise ConfigError(
             f"OMPI_COMM_WORLD_LOCAL_RANK is set but {missing[0]} is not",
             where="environment variables of OpenMPI",
-            mend="start every process with mpirun, or unset OMPI_COMM_WORLD_LOCAL_RANK",
+            fix="start every process with mpirun, or unset OMPI_COMM_WORLD_LOCAL_RANK",
         )
     return found
 
@@ -137,7 +137,7 @@ def _integer(environment: Mapping[str, str], name: str, default: int) -> int:
         raise ConfigError(
             f"{name} is {text!r}, not a whole number",
             where=f"environment variable {name}",
-            mend=f"set {name} to a number, or unset it",
+            fix=f"set {name} to a number, or unset it",
         ) from None
 
 
@@ -151,19 +151,19 @@ def _check(rank: int, world_size: int, local_rank: int, local_world_size: int) -
             raise ConfigError(
                 f"{total_name} is {total}",
                 where=f"environment variable {total_name}",
-                mend="count the processes: 1 or more",
+                fix="count the processes: 1 or more",
             )
         if not 0 <= value < total:
             raise ConfigError(
                 f"{name} is {value} but {total_name} is {total}",
                 where=f"environment variables {name} and {total_name}",
-                mend=f"{name} counts from 0 to {total - 1}; start the processes with torchrun",
+                fix=f"{name} counts from 0 to {total - 1}; start the processes with torchrun",
             )
     if local_world_size > world_size:
         raise ConfigError(
             f"LOCAL_WORLD_SIZE is {local_world_size} but WORLD_SIZE is {world_size}",
             where="environment variables LOCAL_WORLD_SIZE and WORLD_SIZE",
-            mend="one node cannot have more processes than the whole gang",
+            fix="one node cannot have more processes than the whole gang",
         )
 
 
@@ -176,7 +176,7 @@ def _address(environment: Mapping[str, str], world_size: int, local_world_size: 
     raise ConfigError(
         f"WORLD_SIZE is {world_size} on more than one node, but MASTER_ADDR is not set",
         where="environment variable MASTER_ADDR",
-        mend="set MASTER_ADDR to the host of rank 0; on one node set LOCAL_WORLD_SIZE "
+        fix="set MASTER_ADDR to the host of rank 0; on one node set LOCAL_WORLD_SIZE "
         f"to {world_size}, or start with torchrun",
     )
 
@@ -189,6 +189,6 @@ def _port(environment: Mapping[str, str], world_size: int) -> int:
         raise ConfigError(
             f"MASTER_PORT is {port}",
             where="environment variable MASTER_PORT",
-            mend="choose a free port between 1024 and 65535",
+            fix="choose a free port between 1024 and 65535",
         )
     return port

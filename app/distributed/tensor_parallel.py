@@ -71,6 +71,6 @@ def _plain(name: str, item: object) -> object:
             f"a batch holds '{name}' of type {type(item).__name__}, which cannot be sent to the "
             "processes that share the network",
             where="the batch of the data loader",
-            mend="give tensors, numbers, texts and lists of these, or model_parallel_size 1",
+            fix="give tensors, numbers, texts and lists of these, or model_parallel_size 1",
         ) from None
     return item

@@ -54,13 +54,13 @@ def read_prompts(lines: Iterable[str], where: str, *, with_images: bool) -> Iter
                 raise DataError(
                     "this line names no image, and the model is an image-to-video model",
                     where=f"{where}, line {number + 1}",
-                    mend=f"write: prompt{IMAGE_MARK}path of the image",
+                    fix=f"write: prompt{IMAGE_MARK}path of the image",
                 )
         elif IMAGE_MARK in text:
             raise DataError(
                 f"this line names an image ({IMAGE_MARK}), and the model makes videos from text",
                 where=f"{where}, line {number + 1}",
-                mend="leave the image out, or use the files of an image-to-video model",
+                fix="leave the image out, or use the files of an image-to-video model",
             )
         yield Prompt(number, text, image)
 

@@ -60,7 +60,7 @@ def write_video(path: Path, frames: Tensor, fps: float, *, timeout_s: float = 30
         os.replace(unfinished, path)
     except OSError as error:
         raise CogvxError(
-            f"the video cannot be written: {error}", where=str(path), mend=MEND_FOLDER
+            f"the video cannot be written: {error}", where=str(path), fix=MEND_FOLDER
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -73,14 +73,14 @@ def _check(frames: Tensor, path: Path) -> None:
         raise ShapeError(
             f"frames are {tuple(frames.shape)} of {frames.dtype}, not (T, 3, H, W) of uint8",
             where=str(path),
-            mend="convert with to_uint8 and give at least one frame",
+            fix="convert with to_uint8 and give at least one frame",
         )
     for side, size in (("H", frames.shape[2]), ("W", frames.shape[3])):
         if size % 2:
             raise ShapeError(
                 f"{side} is {size} pixels; yuv420p stores colour for pairs of pixels",
                 where=str(path),
-                mend=f"use an even size such as {size + 1}",
+                fix=f"use an even size such as {size + 1}",
             )
 
 
@@ -111,7 +111,7 @@ def read_image(path: Path, *, timeout_s: float = 60.0) -> Tensor:
         DataError: it is no picture that ffmpeg can read.
     """
     if not path.is_file():
-        raise InputMissingError("there is no such image", where=str(path), mend="check the path")
+        raise InputMissingError("there is no such image", where=str(path), fix="check the path")
     # A local file and nothing else: a playlist or script in disguise must not fetch anything.
     source = ["-protocol_whitelist", "file,pipe", "-i", f"file:{path}"]
     ppm = ["-frames:v", "1", "-f", "image2pipe", "-pix_fmt", "rgb24", "-c:v", "ppm", "-"]
@@ -127,7 +127,7 @@ def read_image(path: Path, *, timeout_s: float = 60.0) -> Tensor:
         raise DataError(
             f"this is not a picture that can be read ({type(error).__name__})",
             where=str(path),
-            mend="give a png or jpg file",
+            fix="give a png or jpg file",
         ) from error
 
 
@@ -157,18 +157,18 @@ def _run_encoder(arguments: list[str], raw: bytes, path: Path, timeout_s: float)
         raise CogvxError(
             f"the video encoder did not finish in {timeout_s:g} s",
             where=str(path),
-            mend="give it more time or look for a disk that hangs",
+            fix="give it more time or look for a disk that hangs",
         ) from error
     except (OSError, RuntimeError) as error:
         raise CogvxError(
             f"the video encoder did not start: {error}",
             where=executable,
-            mend="set IMAGEIO_FFMPEG_EXE to an ffmpeg that runs on this machine",
+            fix="set IMAGEIO_FFMPEG_EXE to an ffmpeg that runs on this machine",
         ) from error
     if done.returncode:
         tail = done.stderr.decode(errors="replace")[-STDERR_TAIL_CHARACTERS:].strip()
         raise CogvxError(
             f"the video encoder failed with exit code {done.returncode}: {tail}",
             where=str(path),
-            mend=MEND_FOLDER,
+            fix=MEND_FOLDER,
         )

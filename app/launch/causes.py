@@ -3,7 +3,7 @@
 `cogvx launch` names a path in COGVX_STATUS_FILE; each process that fails writes
 `<path>.<local rank>` once; the launcher reads them all and takes the first *cause*: a permanent
 one before a retryable one, since peers of a rank with bad data only see a lost connection.
-Format: JSON with exit_code, what, where, mend and the time of writing.
+Format: JSON with exit_code, what, where, fix and the time of writing.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class Cause:
     exit_code: int
     what: str
     where: str
-    mend: str
+    fix: str
     written: float = 0.0  # seconds since the epoch
 
     def text(self) -> str:
         """The three lines that a person reads."""
-        return f"{self.what}\n  where: {self.where}\n  mend:  {self.mend}"
+        return f"{self.what}\n  where: {self.where}\n  fix:   {self.fix}"
 
 
 def cause_of(problem: BaseException) -> Cause:
     """Classify an exception by its type, then by its sentence."""
     if isinstance(problem, CogvxError):
-        return Cause(problem.exit_code, problem.what, problem.where, problem.mend)
+        return Cause(problem.exit_code, problem.what, problem.where, problem.fix)
     if isinstance(problem, SystemExit | KeyboardInterrupt):
         code = problem.code if isinstance(problem, SystemExit) else 130
         number = code if isinstance(code, int) else int(code is not None)
@@ -62,14 +62,14 @@ def cause_of(problem: BaseException) -> Cause:
     first_line = sentence.splitlines()[0][:500]
     if names & set(_OUT_OF_MEMORY):
         # It would happen again at the same place, so it must not be retried.
-        mend = "use a smaller micro batch, activation checkpointing, or LoRA"
-        return Cause(UNKNOWN, f"out of GPU memory: {first_line}", "the GPU", mend)
+        fix = "use a smaller micro batch, activation checkpointing, or LoRA"
+        return Cause(UNKNOWN, f"out of GPU memory: {first_line}", "the GPU", fix)
     lost = any(text in sentence.lower() for text in _LOST_SENTENCES)
     if names & set(_LOST_PEER) or (lost and isinstance(problem, RuntimeError | OSError)):
-        mend = "look at the other pods' logs for the first cause; this pod starts again"
-        return Cause(RetryableError.exit_code, first_line, "communication with a peer", mend)
-    mend = "this is a bug of ours: report it with the traceback in the log"
-    return Cause(UNKNOWN, f"{type(problem).__name__}: {first_line}", "the trainer", mend)
+        fix = "look at the other pods' logs for the first cause; this pod starts again"
+        return Cause(RetryableError.exit_code, first_line, "communication with a peer", fix)
+    fix = "this is a bug of ours: report it with the traceback in the log"
+    return Cause(UNKNOWN, f"{type(problem).__name__}: {first_line}", "the trainer", fix)
 
 
 def record_cause(problem: BaseException, environ: Mapping[str, str] = os.environ) -> Cause:
@@ -111,7 +111,7 @@ def _parse(file: Path) -> Cause | None:
             exit_code=int(content["exit_code"]),
             what=str(content["what"]),
             where=str(content["where"]),
-            mend=str(content["mend"]),
+            fix=str(content["fix"]),
             written=float(content.get("written", 0.0)),
         )
     except (OSError, ValueError, KeyError, TypeError):

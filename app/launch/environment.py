@@ -145,7 +145,7 @@ def _static(env: Variables, gpus: CountGpus) -> Reading:
             "elasticPolicy",
             where="environment: PET_NNODES without PET_MASTER_ADDR, MASTER_ADDR or "
             "PET_RDZV_ENDPOINT",
-            mend="give the PyTorchJob a Master with replicas: 1, or an elasticPolicy",
+            fix="give the PyTorchJob a Master with replicas: 1, or an elasticPolicy",
         )
     if not host.value:
         port = default(ANY_PORT)  # one node, nobody else needs to know

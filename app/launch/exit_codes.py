@@ -24,7 +24,7 @@ MEANINGS: dict[int, str] = {
     78: "the configuration is wrong",
     130: "interrupted (SIGINT)",
     137: "killed (SIGKILL; mostly the memory limit)",
-    138: "a cause that a new start may mend: lost peer, storage outage, broken node",
+    138: "a cause that a new start may fix: lost peer, storage outage, broken node",
     139: "segmentation fault (SIGSEGV)",
     143: "preempted (SIGTERM)",
 }

@@ -118,10 +118,10 @@ def _unexplained(ending: Ending, code: int) -> tuple[str, str, str]:
     if ending.stopped_by is not None:
         return f"stopped by {ending.stopped_by.name}", "this pod", "nothing to do"
     if code == UNKNOWN:
-        mend = "read the log above for the traceback"
-        return f"the trainer ended with {ending.returncode}", "this pod", mend
-    mend = "137: raise the pod's memory limit or lower the data workers; else read the log above"
-    return f"the trainer ended with {code}: {meaning(code)}", "this pod", mend
+        fix = "read the log above for the traceback"
+        return f"the trainer ended with {ending.returncode}", "this pod", fix
+    fix = "137: raise the pod's memory limit or lower the data workers; else read the log above"
+    return f"the trainer ended with {code}: {meaning(code)}", "this pod", fix
 
 
 def _leave_message(path: Path, cause: Cause) -> None:

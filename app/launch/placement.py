@@ -96,12 +96,12 @@ def placed(reading: Reading) -> Placement:
     )
 
 
-def contradiction(what: str, where: str, mend: str = "") -> ConfigError:
+def contradiction(what: str, where: str, fix: str = "") -> ConfigError:
     """Two variables that cannot both be true; refused here, since it would hang later."""
     return ConfigError(
         what,
         where=f"environment: {where}",
-        mend=mend or "correct the one that is wrong, or unset both to run as one process",
+        fix=fix or "correct the one that is wrong, or unset both to run as one process",
     )
 
 

@@ -65,7 +65,7 @@ class Variables:
             raise ConfigError(
                 f"'{self.environ[name]}' is not a number of nodes",
                 where=f"environment: {name}",
-                mend="write a number >= 1, or min:max for an elastic job",
+                fix="write a number >= 1, or min:max for an elastic job",
             )
         return Found(low, name), Found(high, name)
 
@@ -76,7 +76,7 @@ class Variables:
             raise ConfigError(
                 f"{name} is the range '{self.environ[name]}', but there is no elastic rendezvous",
                 where=f"environment: {name} without PET_RDZV_ENDPOINT",
-                mend="give the job an elasticPolicy, or a fixed number of nodes",
+                fix="give the job an elasticPolicy, or a fixed number of nodes",
             )
         return most
 
@@ -90,7 +90,7 @@ class Variables:
             raise ConfigError(
                 f"{name} is '{word}', which is not a whole number >= {least}",
                 where=f"environment: {name}",
-                mend="correct the variable; in a PyTorchJob the operator sets it, "
+                fix="correct the variable; in a PyTorchJob the operator sets it, "
                 "so look for an env entry of the same name in your manifest",
             )
         return number

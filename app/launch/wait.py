@@ -73,7 +73,7 @@ def wait_for_master(
             raise RetryableError(
                 f"the master was not there for {now - start:.0f} s ({last})",
                 where=f"{host}:{port}",
-                mend="look at the master's pod: is it Pending, pulling its image, or failing? "
+                fix="look at the master's pod: is it Pending, pulling its image, or failing? "
                 "Does every rank have its own number, and one of them 0?",
             )
         if now - reported >= REPORT_EVERY_S:
@@ -90,6 +90,6 @@ def wait_for_master(
             raise PreemptedError(
                 "asked to stop while waiting for the master",
                 where=f"{host}:{port}",
-                mend="nothing to do: the next start waits again",
+                fix="nothing to do: the next start waits again",
             )
         pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)

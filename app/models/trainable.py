@@ -76,7 +76,7 @@ def select_trainable(
         raise ConfigError(
             "the rules freeze every parameter; nothing is left to train",
             where="model.lora_train" if rules.lora_train else "model.not_trainable_prefixes",
-            mend="add lora_config to the network (a *_lora.yaml model file), or freeze less",
+            fix="add lora_config to the network (a *_lora.yaml model file), or freeze less",
         )
     return TrainableReport(
         trainable=tuple(trainable),

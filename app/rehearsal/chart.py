@@ -53,7 +53,7 @@ def read_values(
             raise ConfigError(
                 f"cannot read values: {problem}",
                 where=str(file),
-                mend="write a YAML map, as deploy/helm/values.yaml is one",
+                fix="write a YAML map, as deploy/helm/values.yaml is one",
             ) from None
         merged = merge_values(merged, found)
     return merge_values(merged, values or {})
@@ -99,7 +99,7 @@ def render_texts(
         raise ConfigError(
             f"the chart refuses: {problem}",
             where=str(chart),
-            mend="correct the values; deploy/helm/values.yaml explains each one",
+            fix="correct the values; deploy/helm/values.yaml explains each one",
         ) from None
     return dict(rendered)
 

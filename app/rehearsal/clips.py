@@ -94,7 +94,7 @@ def make_clips(
         raise ConfigError(
             f"clips of {size[0]} x {size[1]} pixels with {num_frames} frames cannot be made",
             where="make_clips(size, fps, seconds)",
-            mend="use even numbers of pixels, at least 16, and at least one frame",
+            fix="use even numbers of pixels, at least 16, and at least one frame",
         )
     for name in ("videos", "labels"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -219,5 +219,5 @@ def _encode(frames: np.ndarray, fps: int, path: Path) -> None:
     raise DataError(
         f"ffmpeg could not write a clip: {reason}",
         where=str(path),
-        mend="check free space and rights of the folder",
+        fix="check free space and rights of the folder",
     )

@@ -76,7 +76,7 @@ class DemoPlan:
             raise UsageError(
                 f"{self.steps} steps are too few to kill the run in the middle",
                 where="cogvx demo --steps",
-                mend=f"give {2 * SAVE_INTERVAL} or more",
+                fix=f"give {2 * SAVE_INTERVAL} or more",
             )
 
     @property
@@ -248,7 +248,7 @@ class Demo:
         raise RetryableError(
             "the job made no checkpoint",
             where=str(self.plan.out / "logs"),
-            mend="look at the last lines of each pod's log",
+            fix="look at the last lines of each pod's log",
         )
 
     # commands
@@ -268,7 +268,7 @@ class Demo:
             raise CogvxError(
                 f"a step of the demo ended with {done.returncode}: {done.stderr[-2000:]}",
                 where=" ".join(["python", *words]),
-                mend="run the command by itself",
+                fix="run the command by itself",
             )
         return done.stdout
 
@@ -341,7 +341,7 @@ def _layers(*names: str) -> list[Path]:
             raise InputMissingError(
                 "the demo needs a checkout of the repository",
                 where=str(path),
-                mend="clone it and run make demo there",
+                fix="clone it and run make demo there",
             )
     return paths
 
@@ -352,7 +352,7 @@ def _expect_success(codes: Mapping[str, int], logs: Path) -> None:
         raise CogvxError(
             "pods ended with " + ", ".join(f"{pod}: {code}" for pod, code in failed.items()),
             where=str(logs),
-            mend="look at the last lines of each pod's log",
+            fix="look at the last lines of each pod's log",
         )
 
 

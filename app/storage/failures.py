@@ -114,37 +114,37 @@ def permanent_error(failure: StorageFailure, what: str, where: str) -> CogvxErro
         return ObjectMissingError(
             f"{what}: there is no such {thing}",
             where=where,
-            mend="check the URL, and that the upload to it was finished",
+            fix="check the URL, and that the upload to it was finished",
         )
     if kind is FailureKind.DENIED:
         return AccessDeniedError(
             f"{what} was denied ({detail})",
             where=where,
-            mend="check the credentials (cogvx doctor shows which are used) and their policy: "
+            fix="check the credentials (cogvx doctor shows which are used) and their policy: "
             "s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject",
         )
     if kind is FailureKind.CLOCK:
         return AccessDeniedError(
             f"{what} was denied: the clocks differ ({detail})",
             where=where,
-            mend="set this machine's clock (NTP)",
+            fix="set this machine's clock (NTP)",
         )
     if kind in (FailureKind.WRONG_DATA, FailureKind.CHANGED) or failure.code == "InvalidRange":
         return DataError(
             f"{what}: {detail}",
             where=where,
-            mend="the object is not what its description says; write it again",
+            fix="the object is not what its description says; write it again",
         )
     if kind is FailureKind.TLS:
         return ConfigError(
             f"{what}: the server's certificate was not accepted ({detail})",
             where=where,
-            mend="set AWS_CA_BUNDLE to the file with your authority's certificate",
+            fix="set AWS_CA_BUNDLE to the file with your authority's certificate",
         )
     return ConfigError(
         f"{what}: the server refused the request ({detail})",
         where=where,
-        mend="check endpoint, region and bucket name",
+        fix="check endpoint, region and bucket name",
     )
 
 
@@ -153,5 +153,5 @@ def deadline_error(failure: StorageFailure, what: str, where: str, seconds: floa
     return RetryableError(
         f"{what}: gave up after {seconds:.0f} s ({failure.kind.value}: {failure.detail})",
         where=where,
-        mend="check that the storage service is up and reachable from here",
+        fix="check that the storage service is up and reachable from here",
     )

@@ -44,7 +44,7 @@ def fetch(url: str, cache_dir: Path) -> Path:
             raise InputMissingError(
                 "there is no such file or folder",
                 where=url,
-                mend="check the path, and that its volume is mounted",
+                fix="check the path, and that its volume is mounted",
             )
         return path
     open_storage(url)  # refuses what no storage is for
@@ -52,7 +52,7 @@ def fetch(url: str, cache_dir: Path) -> Path:
         raise ConfigError(
             f"files are not fetched from {url.partition(':')[0]}://",
             where=url,
-            mend="put it into a bucket, or name a local path",
+            fix="put it into a bucket, or name a local path",
         )
     bucket, key = split_s3_url(url)
     storage = open_storage(f"s3://{bucket}")
@@ -100,7 +100,7 @@ def _entries(storage: Storage, key: str, url: str) -> list[Entry]:
         raise InputMissingError(
             "there is no such object or folder",
             where=url,
-            mend="check the URL, and that the upload to it was finished",
+            fix="check the URL, and that the upload to it was finished",
         )
     return entries
 

@@ -74,7 +74,7 @@ class HttpStorage:
         """See Storage.read_range."""
         where = f"{self.url}/{check_key(key, self.url)}"
         if not 0 <= start <= stop:
-            raise DataError(f"there is no range {start}-{stop}", where=where, mend="check it")
+            raise DataError(f"there is no range {start}-{stop}", where=where, fix="check it")
         buffer = bytearray(stop - start)
 
         def keep(data: bytes, offset: int) -> None:
@@ -92,7 +92,7 @@ class HttpStorage:
             raise DataError(
                 f"the file has {described.size_bytes} bytes, expected {expect.size_bytes}",
                 where=where,
-                mend="it was cut or replaced; put the right one there, or make its manifest again",
+                fix="it was cut or replaced; put the right one there, or make its manifest again",
             )
         digests: tuple[str, ...] = ()
         part = path.with_name(f".{path.name}.part-http")
@@ -104,7 +104,7 @@ class HttpStorage:
                 part.touch()
             if isinstance(expect, Receipt) and digests != expect.sha256:
                 raise DataError(
-                    "the file has other digests than recorded", where=where, mend="upload it again"
+                    "the file has other digests than recorded", where=where, fix="upload it again"
                 )
             part.replace(path)
         finally:
@@ -167,7 +167,7 @@ class HttpStorage:
             raise ConfigError(
                 "this server shows no list of its files",
                 where=f"{self.url}/{folder}",
-                mend="name the files (https://host/folder/x-{000..123}.tar), or put the "
+                fix="name the files (https://host/folder/x-{000..123}.tar), or put the "
                 "dataset.manifest.json of `cogvx data pack` beside them",
             ) from error
 
@@ -178,7 +178,7 @@ class HttpStorage:
             raise AccessDeniedError(
                 error.what,
                 where=error.where,
-                mend="http(s) data is read without a login: make it public, or copy it to a "
+                fix="http(s) data is read without a login: make it public, or copy it to a "
                 "folder or bucket",
             ) from error
 
@@ -186,7 +186,7 @@ class HttpStorage:
         return AccessDeniedError(
             "nothing can be written over http",
             where=f"{self.url}/{key}",
-            mend="write to a folder or an s3:// prefix",
+            fix="write to a folder or an s3:// prefix",
         )
 
 
@@ -206,6 +206,6 @@ def checked_address(url: str) -> str:
         raise ConfigError(
             "this is not an address of the form https://host/folder",
             where=f"{parts.scheme}://{parts.hostname or ''}/...",
-            mend="write it without user, password and query",
+            fix="write it without user, password and query",
         )
     return url.rstrip("/")

@@ -29,7 +29,7 @@ def check_key(key: str, where: str) -> str:
         raise DataError(
             f"{key[:200]!r} is not a key that we read or write",
             where=where,
-            mend="a key is relative, has no empty, '.' or '..' part and at most 1024 bytes",
+            fix="a key is relative, has no empty, '.' or '..' part and at most 1024 bytes",
         )
     return key
 
@@ -45,7 +45,7 @@ def check_own_key(key: str, where: str) -> str:
         raise DataError(
             f"{key[:200]!r} is not a name for an object of ours",
             where=where,
-            mend="use lower-case letters, digits, '.', '_', '-' and '/' only",
+            fix="use lower-case letters, digits, '.', '_', '-' and '/' only",
         )
     return key
 

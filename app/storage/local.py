@@ -73,7 +73,7 @@ class LocalStorage:
             raise DataError(
                 f"asked for bytes {start}-{stop - 1}, the file has {len(data)} of them",
                 where=self._where(key),
-                mend="it was cut or replaced; write it again",
+                fix="it was cut or replaced; write it again",
             )
         return data
 
@@ -86,7 +86,7 @@ class LocalStorage:
             raise DataError(
                 f"the file has {receipt.size_bytes} bytes, expected {expect.size_bytes}",
                 where=self._where(key),
-                mend="it was cut or replaced; write it again, or make its manifest again",
+                fix="it was cut or replaced; write it again, or make its manifest again",
             )
         if isinstance(expect, Receipt):
             digests = file_digests(path, expect.piece_bytes)
@@ -96,7 +96,7 @@ class LocalStorage:
                 raise DataError(
                     f"piece {index} has another sha256 than recorded",
                     where=self._where(key),
-                    mend="the file is damaged; write it again or take another one",
+                    fix="the file is damaged; write it again or take another one",
                 )
             return Receipt(key, receipt.size_bytes, expect.piece_bytes, digests)
         return receipt
@@ -145,14 +145,14 @@ class LocalStorage:
             place = place.parent
         if not place.is_dir():
             raise InputMissingError(
-                "this is a file, not a folder", where=str(place), mend="name a folder"
+                "this is a file, not a folder", where=str(place), fix="name a folder"
             )
         needed = os.R_OK | os.X_OK if place == self._root.absolute() else os.W_OK | os.X_OK
         if not os.access(place, needed):
             raise AccessDeniedError(
                 "we may not use this folder",
                 where=str(place),
-                mend="change its owner or mode, or name another",
+                fix="change its owner or mode, or name another",
             )
 
     def identity(self) -> dict[str, str]:
@@ -170,7 +170,7 @@ class LocalStorage:
 
     def _missing(self, key: str) -> ObjectMissingError:
         return ObjectMissingError(
-            "there is no such file", where=self._where(key), mend="check the path"
+            "there is no such file", where=self._where(key), fix="check the path"
         )
 
     def _files(self, prefix: str) -> Iterator[tuple[str, Path]]:
@@ -213,7 +213,7 @@ class LocalStorage:
             raise AccessDeniedError(
                 "the file system denied it",
                 where=self._where(key),
-                mend="change owner or mode of the file or its folder",
+                fix="change owner or mode of the file or its folder",
             ) from error
 
 

@@ -46,7 +46,7 @@ def open_storage(url: str, settings: StorageSettings | None = None) -> Storage:
     match = _SCHEME.fullmatch(url)
     if match is None or match[1].lower() == "file":
         if url in ("", "file:", "file://") or "\x00" in url:
-            raise ConfigError("the path is empty", where=repr(url), mend="name a folder")
+            raise ConfigError("the path is empty", where=repr(url), fix="name a folder")
         return LocalStorage(local_path(url))
     if match[1].lower() in SCHEMES:
         return HttpStorage(url, settings or StorageSettings.from_environment(os.environ))
@@ -54,7 +54,7 @@ def open_storage(url: str, settings: StorageSettings | None = None) -> Storage:
         raise ConfigError(
             f"storage of the kind '{match[1]}:' is not supported",
             where=f"{match[1]}:...",
-            mend="use s3://bucket/prefix or a local path (./ before a name with a colon); data may "
+            fix="use s3://bucket/prefix or a local path (./ before a name with a colon); data may "
             "also be read from http(s)://",
         )
     bucket, prefix = split_s3_url(url)
@@ -75,7 +75,7 @@ def split_s3_url(url: str) -> tuple[str, str]:
         raise ConfigError(
             "this is not the name of a bucket",
             where=f"s3://{bucket.rpartition('@')[2]}",  # no password that somebody put there
-            mend="write s3://bucket/prefix: 3 to 63 of a-z, 0-9, '.', '-'",
+            fix="write s3://bucket/prefix: 3 to 63 of a-z, 0-9, '.', '-'",
         )
     if key:
         check_key(key, url)

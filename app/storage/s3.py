@@ -135,7 +135,7 @@ class S3Storage:
         """See Storage.read_range."""
         where, whole = self._where(key), self._whole(key)
         if not 0 <= start <= stop:
-            raise DataError(f"there is no range {start}-{stop}", where=where, mend="check it")
+            raise DataError(f"there is no range {start}-{stop}", where=where, fix="check it")
         if start == stop:
             return b""
         buffer = bytearray(stop - start)
@@ -154,7 +154,7 @@ class S3Storage:
             raise DataError(
                 f"the object has {described.size_bytes} bytes, expected {expect.size_bytes}",
                 where=where,
-                mend="it was cut or replaced; write it again, or make its manifest again",
+                fix="it was cut or replaced; write it again, or make its manifest again",
             )
         etag = described.etag if isinstance(described, Entry) else None
         temporary = path.with_name(f".{path.name}.part-{os.getpid()}-{uuid.uuid4().hex[:8]}")
@@ -164,7 +164,7 @@ class S3Storage:
             if isinstance(expect, Receipt):
                 piece_bytes = expect.piece_bytes
                 if piece_bytes != PIECE_BYTES or digests != expect.sha256:
-                    digests = self._transfers.mend_pieces(whole, where, temporary, expect)
+                    digests = self._transfers.fetch_broken_pieces(whole, where, temporary, expect)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -187,7 +187,7 @@ class S3Storage:
                 raise DataError(
                     f"the uploaded object has {found.size_bytes} bytes, not {receipt.size_bytes}",
                     where=self._where(key),
-                    mend="another process wrote it; give each run its own prefix",
+                    fix="another process wrote it; give each run its own prefix",
                 )
         return Receipt(key, receipt.size_bytes, receipt.piece_bytes, receipt.sha256)
 
@@ -233,7 +233,7 @@ class S3Storage:
             raise InputMissingError(
                 f"there is no bucket {self._bucket!r}",
                 where=self._place(),
-                mend="make it, or correct its name",
+                fix="make it, or correct its name",
             ) from missing
 
     def identity(self) -> dict[str, str]:

@@ -44,7 +44,7 @@ class StorageSettings:
             raise ConfigError(
                 "the storage endpoint is not a URL of the form http(s)://host[:port]",
                 where=" or ".join(ENDPOINT_VARIABLES),
-                mend="write for example https://minio.example.com:9000, without user or password",
+                fix="write for example https://minio.example.com:9000, without user or password",
             )
 
     @classmethod

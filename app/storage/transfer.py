@@ -109,7 +109,9 @@ class Transfers:
             os.close(descriptor)
         return file_digests(path)
 
-    def mend_pieces(self, key: str, where: str, path: Path, expected: Receipt) -> tuple[str, ...]:
+    def fetch_broken_pieces(
+        self, key: str, where: str, path: Path, expected: Receipt
+    ) -> tuple[str, ...]:
         """Compare a downloaded file with its receipt; read a piece that differs once more.
 
         Raises:
@@ -231,7 +233,7 @@ def _size_error(where: str, expected: int, found: int) -> DataError:
     return DataError(
         f"the object has {found} bytes, expected {expected}",
         where=where,
-        mend="it was cut or replaced; write it again, or make its manifest again",
+        fix="it was cut or replaced; write it again, or make its manifest again",
     )
 
 
@@ -239,5 +241,5 @@ def _digest_error(where: str, index: int) -> DataError:
     return DataError(
         f"piece {index} has another sha256 than recorded, twice",
         where=where,
-        mend="the object is damaged; write it again or take another one",
+        fix="the object is damaged; write it again or take another one",
     )

@@ -42,7 +42,7 @@ def deepspeed_section(training: TrainingConfig, *, world_size: int, on_cpu: bool
         raise ConfigError(
             "fp16 needs a GPU",
             where="args.fp16 (or deepspeed.fp16.enabled)",
-            mend="use bf16, or fp32 (neither of the two), on a CPU",
+            fix="use bf16, or fp32 (neither of the two), on a CPU",
         )
     section: dict[str, Any] = copy.deepcopy(dict(training.deepspeed))
     for ours in ("optimizer", "scheduler"):
@@ -74,6 +74,6 @@ def _mapping(section: dict[str, Any], key: str) -> dict[str, Any]:
         raise ConfigError(
             f"deepspeed.{key} is {value!r}, not a mapping",
             where=f"deepspeed.{key}",
-            mend=f"write keys below {key}:, or leave it out",
+            fix=f"write keys below {key}:, or leave it out",
         )
     return value

@@ -362,7 +362,7 @@ def load_deepspeed(*, on_cpu: bool) -> ModuleType:
     if on_cpu:
         # Else init_distributed compiles this op with g++ for a minute; gloo serves as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # It calls collectives by names that torch is about to rename; nothing a user could mend.
+    # It calls collectives by names that torch is about to rename; nothing a user could fix.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
     logger = logging.getLogger("DeepSpeed")
     logger.handlers.clear()  # its own handler prints to stdout

@@ -44,6 +44,6 @@ class Health:
             raise DivergedError(
                 f"the loss was not a number for {self._in_a_row} steps in a row",
                 where=f"steps {step - self._in_a_row + 1} to {step}",
-                mend="start from an earlier checkpoint with a lower lr, or with "
+                fix="start from an earlier checkpoint with a lower lr, or with "
                 "gradient_clipping; if it begins at step 1, check the weights and the data",
             )

@@ -144,7 +144,7 @@ def run_loop(
             raise PreemptedError(
                 f"stopped by SIGTERM after step {state.step}",
                 where=f"step {state.step} of {plan.steps}",
-                mend="start the run again: it continues from this step",
+                fix="start the run again: it continues from this step",
             )
         if is_due(state.step, plan.eval_interval):
             watch.evaluate(state)

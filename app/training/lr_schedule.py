@@ -112,17 +112,17 @@ def _check(config: LrScheduleConfig, style: str) -> None:
         raise ConfigError(
             f"the learning-rate style {config.style!r} does not exist",
             where="args.lr_decay_style",
-            mend=f"use one of {', '.join(STYLES)}",
+            fix=f"use one of {', '.join(STYLES)}",
         )
     if not 0 <= config.warmup <= 1:
         raise ConfigError(
             f"the warm-up is {config.warmup} of the decay",
             where="args.warmup",
-            mend="give a fraction between 0 and 1 of lr_decay_iters (or train_iters)",
+            fix="give a fraction between 0 and 1 of lr_decay_iters (or train_iters)",
         )
     if style in ("cosine", "exponential") and not 0 < config.decay_ratio <= 1:
         raise ConfigError(
             f"the last learning rate is {config.decay_ratio} of the first",
             where="args.lr_decay_ratio",
-            mend="give a fraction above 0 and at most 1",
+            fix="give a fraction above 0 and at most 1",
         )

@@ -56,7 +56,7 @@ def parameter_groups(network: nn.Module) -> list[ParameterGroup]:
         raise ConfigError(
             "no parameter of the network is trainable",
             where="model.not_trainable_prefixes",
-            mend="shorten not_trainable_prefixes, or add lora_config when it is ['all']",
+            fix="shorten not_trainable_prefixes, or add lora_config when it is ['all']",
         )
     return groups
 
@@ -79,7 +79,7 @@ def make_optimizer(
         raise ConfigError(
             f"the optimizer {config.kind!r} is not available",
             where="deepspeed.optimizer.type",
-            mend="use AdamW, Adam or sat.ops.FusedEmaAdam",
+            fix="use AdamW, Adam or sat.ops.FusedEmaAdam",
         )
     return kinds[config.kind](
         [

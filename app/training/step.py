@@ -127,7 +127,7 @@ class DiffusionModel:
                 "image-to-video training needs pixels: the noise of the first frame is drawn anew "
                 "in every step",
                 where="model.latent_input and model.noised_image_input",
-                mend="set latent_input: false",
+                fix="set latent_input: false",
             )
 
     # training
@@ -189,7 +189,7 @@ class DiffusionModel:
             raise DataError(
                 f"a batch of {clips} clips has {count} captions and {len(positions)} positions",
                 where="the batch of the data loader",
-                mend="give one caption (txt) per clip",
+                fix="give one caption (txt) per clip",
             )
         return positions
 

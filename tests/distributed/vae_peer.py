@@ -83,7 +83,7 @@ def refused(call: Callable[[], object]) -> str:
         call()
     except ShapeError as error:
         assert time.monotonic() - started < 1, "only after a collective"
-        return f"{error.what}; {error.mend}"
+        return f"{error.what}; {error.fix}"
     return "went through"
 
 

@@ -14,7 +14,7 @@ from tests.support.configs import CONFIGS
 from tests.support.tiny_gang import Gang, ranks_by_hand
 from tests.support.tiny_run import CLIP_SIZE, Ended, TinyWorld, cogvx, frozen_parts_at
 
-MESSAGE = re.compile(r"^error: .+\n  where: .+\n  mend:  .+", re.MULTILINE)
+MESSAGE = re.compile(r"^error: .+\n  where: .+\n  fix:   .+", re.MULTILINE)
 
 
 def assert_clear(ended: Ended, code: int, *words: str) -> None:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DIFFERENCES = ROOT / "docs" / "upstream_differences.md"
 # They depend on the machine and on the launcher, not on the command line.
 OF_THE_MACHINE = ("device", "cuda", "rank", "world_size", "local_rank", "master_ip", "master_port")
-# A part of the recorded error -> id of the difference that mends it.
+# A part of the recorded error -> id of the difference that fixes it.
 MENDED = {
     "deepspeed_zero": "C8",
     "No such file": "C8",
@@ -78,7 +78,7 @@ def _plain(recorded: Any, ours: Any) -> Any:
 
 def _check_recorded_error(name: str, argv: list[str], recorded: str) -> None:
     """Upstream failed here: we give a valid result, or one clear message."""
-    mended = next((identity for part, identity in MENDED.items() if part in recorded), None)
+    fixed = next((identity for part, identity in MENDED.items() if part in recorded), None)
     refusal: CogvxError | None = None
     args = None
     try:
@@ -86,14 +86,14 @@ def _check_recorded_error(name: str, argv: list[str], recorded: str) -> None:
     except CogvxError as error:
         refusal = error
     if refusal is not None:
-        assert mended is None, f"{name}: {mended} says that this works, but: {refusal}"
+        assert fixed is None, f"{name}: {fixed} says that this works, but: {refusal}"
         assert refusal.exit_code in (2, 78)
-        assert refusal.mend
+        assert refusal.fix
         return
     assert isinstance(args, argparse.Namespace)
     assert set(ARGUMENTS) <= set(vars(args))
-    if mended is not None:
-        assert f"| {mended} |" in DIFFERENCES.read_text()
+    if fixed is not None:
+        assert f"| {fixed} |" in DIFFERENCES.read_text()
 
 
 def _check_refusal(name: str, argv: list[str], refusal: ConfigErrors) -> None:

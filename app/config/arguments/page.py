@@ -62,7 +62,7 @@ def with_table(page: str) -> str:
         raise ConfigError(
             "the page has no place for the table",
             where=f"the lines '{BEGIN}' and '{END}'",
-            mend="put both lines into the page",
+            fix="put both lines into the page",
         )
     return f"{head}{BEGIN}\n\n{table_page()}\n{END}{tail}"
 

@@ -26,7 +26,7 @@ def split_shares(
         numbers[2] = 0.0 if has_test else numbers[2]
     if not numbers or not min(numbers) >= 0 or not 0 < numbers[0] < float("inf"):
         raise ConfigError(
-            f"'split' is '{text}'", where="args.split", mend="give shares, such as 90,5,5 or 1,0,0"
+            f"'split' is '{text}'", where="args.split", fix="give shares, such as 90,5,5 or 1,0,0"
         )
     train, valid, test = (number / sum(numbers) for number in numbers)
     return train, valid, test
@@ -49,14 +49,14 @@ class Bucket:
             raise ConfigError(
                 f"{self.frames} frames are not 4k + 1",
                 where=f"bucket {self}",
-                mend=f"use {max(1, self.frames // 4 * 4 + 1)}",
+                fix=f"use {max(1, self.frames // 4 * 4 + 1)}",
             )
         for side in (self.rows, self.columns):
             if side < SIDE_STEP_PX or side % SIDE_STEP_PX:
                 raise ConfigError(
                     f"{side} pixels are not a multiple of {SIDE_STEP_PX}",
                     where=f"bucket {self}",
-                    mend=f"use {max(1, round(side / SIDE_STEP_PX)) * SIDE_STEP_PX}",
+                    fix=f"use {max(1, round(side / SIDE_STEP_PX)) * SIDE_STEP_PX}",
                 )
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ def parse_bucket(value: object, where: str = "--bucket") -> Bucket:
     match = _WRITTEN.fullmatch(text.strip())
     if match is None:
         raise ConfigError(
-            f"'{text}' is no bucket", where=where, mend="write FRAMESxROWSxCOLUMNS: 49x480x720"
+            f"'{text}' is no bucket", where=where, fix="write FRAMESxROWSxCOLUMNS: 49x480x720"
         )
     return Bucket(*(int(part) for part in match.groups()))
 
@@ -88,7 +88,7 @@ def check_frame_count(frames: int, *, where: str) -> None:
         raise ConfigError(
             f"{where.rsplit('.', 1)[-1]} is {frames}, which is not 4k + 1",
             where=where,
-            mend=f"use {max(1, frames // 4 * 4 + 1)}",
+            fix=f"use {max(1, frames // 4 * 4 + 1)}",
         )
 
 

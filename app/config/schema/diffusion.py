@@ -24,7 +24,7 @@ class ScheduleConfig:
             raise ConfigError(
                 f"linear_start {self.linear_start} is not below linear_end {self.linear_end}",
                 where="model.denoiser_config.params.discretization_config.params.linear_start",
-                mend="leave both out for the released models' 0.00085 and 0.0120",
+                fix="leave both out for the released models' 0.00085 and 0.0120",
             )
 
 

@@ -61,7 +61,7 @@ class VAEConfig:
                 raise ConfigError(
                     f"tiles of {size} pixels cannot overlap by {self.memory.tile_overlap}",
                     where=f"{_WHERE}.tile_overlap",
-                    mend="make the overlap smaller than both sides of a tile",
+                    fix="make the overlap smaller than both sides of a tile",
                 )
         if self.memory.tile_size is not None:
             self._check_multiple("tile_overlap", self.memory.tile_overlap, pixels, least=0)
@@ -75,7 +75,7 @@ class VAEConfig:
         raise ConfigError(
             f"{key} is {value}, not a multiple of {unit}",
             where=f"{_WHERE}.{key}",
-            mend=f"use {max(least, round(value / unit) * unit)}",
+            fix=f"use {max(least, round(value / unit) * unit)}",
         )
 
 

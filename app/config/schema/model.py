@@ -47,7 +47,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(
-                f"the rank of LoRA is {self.rank}", where=f"{_LORA}.r", mend="use 1 or more"
+                f"the rank of LoRA is {self.rank}", where=f"{_LORA}.r", fix="use 1 or more"
             )
 
 
@@ -86,21 +86,21 @@ class DiTConfig:
                 f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
                 f"{self.num_attention_heads}",
                 where=f"{_NETWORK}.hidden_size",
-                mend="change one of them",
+                fix="change one of them",
             )
         # The head is cut 1/4 : 3/8 : 3/8 into time, rows and columns, each of pairs.
         if self.position.kind == "rope3d" and self.head_dim % 16:
             raise ConfigError(
                 f"rotary positions need a head size that is a multiple of 16, not {self.head_dim}",
                 where=f"{_NETWORK}.num_attention_heads",
-                mend="change hidden_size or num_attention_heads",
+                fix="change hidden_size or num_attention_heads",
             )
         if self.ofs_embed_dim is not None and self.ofs_embed_dim != self.time_embed_dim:
             raise ConfigError(
                 f"ofs_embed_dim is {self.ofs_embed_dim}, but the embedding it is added to has "
                 f"{self.time_embed_dim} features",
                 where=f"{_NETWORK}.ofs_embed_dim",
-                mend=f"use {self.time_embed_dim}, the time_embed_dim",
+                fix=f"use {self.time_embed_dim}, the time_embed_dim",
             )
         self._check_degree()
         wrapped = self.lora.layer_range if self.lora is not None else None
@@ -108,7 +108,7 @@ class DiTConfig:
             raise ConfigError(
                 f"layer_range {list(wrapped)} goes beyond the {self.num_layers} layers",
                 where=f"{_LORA}.layer_range",
-                mend=f"use indices from 0 to {self.num_layers - 1}",
+                fix=f"use indices from 0 to {self.num_layers - 1}",
             )
 
     def _check_degree(self) -> None:
@@ -119,7 +119,7 @@ class DiTConfig:
             f"model_parallel_size is {self.model_parallel_size}, but {self.num_attention_heads} "
             f"heads and an MLP of width {self.inner_hidden_size} cannot be shared by as many",
             where=f"{_NETWORK}.transformer_args.model_parallel_size",
-            mend=f"use one of {valid}",
+            fix=f"use one of {valid}",
         )
 
     @property

@@ -12,7 +12,7 @@ from app.config.schema.training import TrainingConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompatConfig:
-    """Each place where we mend upstream, switchable (docs/upstream_differences.md).
+    """Each place where we fix upstream, switchable (docs/upstream_differences.md).
 
     `compat: sat` sets all of them to upstream's behaviour; each key can be set alone.
     """

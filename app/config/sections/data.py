@@ -99,7 +99,7 @@ def _check_frames(found: dict[str, Any], params: Reader) -> None:
             try:
                 check_frame_count(found[name], where=params.path(name))
             except ConfigError as error:
-                params.problems.add(error.what, where=error.where, mend=error.mend)
+                params.problems.add(error.what, where=error.where, fix=error.fix)
 
 
 def _order(reader: Reader, context: Context) -> OrderConfig | None:
@@ -130,7 +130,7 @@ def _buckets(reader: Reader) -> tuple[Bucket, ...]:
         try:
             found.append(parse_bucket(entry, where))
         except ConfigError as error:
-            reader.problems.add(error.what, where=where, mend=error.mend)
+            reader.problems.add(error.what, where=where, fix=error.fix)
     if len(set(found)) < len(found):
-        reader.problems.add("a bucket is named twice", where=where, mend="name each size once")
+        reader.problems.add("a bucket is named twice", where=where, fix="name each size once")
     return tuple(found)

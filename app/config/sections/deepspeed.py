@@ -131,7 +131,7 @@ def read_optimizer(node: object, where: str, context: Context) -> dict[str, Any]
         params.has(key)
     if params.values.get("bias_correction", True) is not True:
         context.problems.add(
-            "'bias_correction' must stay on", where=params.path("bias_correction"), mend="remove it"
+            "'bias_correction' must stay on", where=params.path("bias_correction"), fix="remove it"
         )
     values = params.fields(OPTIMIZER_PARAMS)
     params.close()
@@ -140,7 +140,7 @@ def read_optimizer(node: object, where: str, context: Context) -> dict[str, Any]
         context.problems.add(
             f"unknown optimizer '{name}'",
             where=reader.path("type"),
-            mend=suggestion(name, names_of("optimizer", context.targets)),
+            fix=suggestion(name, names_of("optimizer", context.targets)),
         )
     elif kind == "ema_adamw" and values["ema_decay"] is None:
         values["ema_decay"] = STOCK_EMA_DECAY
@@ -148,7 +148,7 @@ def read_optimizer(node: object, where: str, context: Context) -> dict[str, Any]
         context.problems.add(
             f"'{name}' keeps no moving average",
             where=params.path("ema_decay"),
-            mend="use type sat.ops.FusedEmaAdam, or remove ema_decay",
+            fix="use type sat.ops.FusedEmaAdam, or remove ema_decay",
         )
     return {"kind": kind or "adamw", **values}
 
@@ -165,7 +165,7 @@ def check_section(section: object, where: str, context: Context) -> float:
         problems.add(
             "DeepSpeed's schedulers are not used",
             where=reader.path("scheduler"),
-            mend="use args.lr_decay_style, args.warmup and args.lr_decay_iters",
+            fix="use args.lr_decay_style, args.warmup and args.lr_decay_iters",
         )
     clipping = reader.value(Field("gradient_clipping", real(0), 0.0))
     _known(reader, TOP_KEYS)

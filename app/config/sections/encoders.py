@@ -95,7 +95,7 @@ def check_clip_shares(model: ModelConfig, data: DataConfig | None, problems: Pro
             f"{vae.cp_size} ranks cannot share clips of {frames} frames, which have {latents} "
             "latent frames",
             where="model.first_stage_config.params.cp_size",
-            mend=f"use 1 to {latents}, or longer clips",
+            fix=f"use 1 to {latents}, or longer clips",
         )
 
 
@@ -107,7 +107,7 @@ def _check_coders(encoder: VAEPartConfig, decoder: VAEPartConfig, params: Reader
             params.problems.add(
                 f"{name} is {ours} in the encoder and {theirs} in the decoder",
                 where=params.path(f"decoder_config.params.{name}"),
-                mend="make them equal",
+                fix="make them equal",
             )
     for key, coder in (("encoder_config", encoder), ("decoder_config", decoder)):
         widths = [coder.ch * factor for factor in (1, *coder.ch_mult)]
@@ -115,14 +115,14 @@ def _check_coders(encoder: VAEPartConfig, decoder: VAEPartConfig, params: Reader
             params.problems.add(
                 f"the widths {widths} (ch times ch_mult) must be multiples of {GROUPS}",
                 where=params.path(f"{key}.params.ch"),
-                mend="change ch or ch_mult",
+                fix="change ch or ch_mult",
             )
     levels = encoder.temporal_compress_times.bit_length() - 1
     if 2**levels != encoder.temporal_compress_times or levels >= len(encoder.ch_mult):
         params.problems.add(
             f"temporal_compress_times is {encoder.temporal_compress_times}",
             where=params.path("encoder_config.params.temporal_compress_times"),
-            mend=f"use a power of two below {2 ** len(encoder.ch_mult)}",
+            fix=f"use a power of two below {2 ** len(encoder.ch_mult)}",
         )
 
 
@@ -154,7 +154,7 @@ def _coder(params: Reader, key: str, role: str, context: Context) -> VAEPartConf
         context.problems.add(
             f"zq_ch is {zq}, but z_channels is {values['z_channels']}",
             where=reader.path("zq_ch"),
-            mend="leave zq_ch out",
+            fix="leave zq_ch out",
         )
     return context.problems.build(VAEPartConfig, values)
 
@@ -173,7 +173,7 @@ def read_conditioner(node: object, where: str, context: Context) -> ConditionerC
         context.problems.add(
             "'emb_models' must hold exactly one text embedder",
             where=path,
-            mend="give one entry with target, params, input_key and ucg_rate",
+            fix="give one entry with target, params, input_key and ucg_rate",
         )
         return None
     return _embedder(models[0], f"{path}.0", context)

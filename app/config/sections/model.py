@@ -98,7 +98,7 @@ def _check_agreement(values: dict[str, Any], where: str, problems: Problems) -> 
             problems.add(
                 f"the VAE gives {latents} latent channels, the network {network.out_channels}",
                 where=f"{where}.network_config.params.out_channels",
-                mend="make z_channels of encoder and decoder equal to out_channels",
+                fix="make z_channels of encoder and decoder equal to out_channels",
             )
 
 
@@ -110,7 +110,7 @@ def _check_image_channels(
             f"image-to-video needs channels for the image, but in_channels is "
             f"{network.in_channels} and out_channels {network.out_channels}",
             where=f"{where}.network_config.params.in_channels",
-            mend=f"use {2 * network.out_channels}, or set noised_image_input: false",
+            fix=f"use {2 * network.out_channels}, or set noised_image_input: false",
         )
 
 
@@ -124,5 +124,5 @@ def _check_text_length(
         problems.add(
             f"captions have {length} tokens, the position table {position.text_length}",
             where=f"{where}.network_config.params.modules.pos_embed_config.params.text_length",
-            mend="make text_length and max_length equal",
+            fix="make text_length and max_length equal",
         )

@@ -164,7 +164,7 @@ def _check_head(head: int | None, reader: Reader, values: dict[str, Any]) -> Non
     reader.problems.add(
         f"hidden_size_head is {head}, but hidden_size / num_attention_heads is {hidden // heads}",
         where=reader.path("hidden_size_head"),
-        mend=f"use {hidden // heads}, or leave it out",
+        fix=f"use {hidden // heads}, or leave it out",
     )
 
 

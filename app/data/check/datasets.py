@@ -88,7 +88,7 @@ def open_dataset(url: str, rules: TextRules) -> tuple[Found, Iterator[list[Sampl
         raise InputMissingError(
             "neither videos (*.mp4) nor shards (*.tar) lie here",
             where=url,
-            mend="check the path; videos lie in videos/, their captions in labels/",
+            fix="check the path; videos lie in videos/, their captions in labels/",
         )
     found.total = len(samples)
     return found, iter([samples])

@@ -64,7 +64,7 @@ class BucketOrder:
             raise DataError(
                 "no clip fits any bucket",
                 where="data.buckets",
-                mend="check the data with `cogvx data check`: its videos cannot be used",
+                fix="check the data with `cogvx data check`: its videos cannot be used",
             )
         self._epoch = lru_cache(maxsize=4)(self._schedule_of_epoch)
         self._place = lru_cache(maxsize=64)(self._place_of)  # asked for once per sample

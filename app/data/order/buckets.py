@@ -129,10 +129,10 @@ def batches_by_cost(costs: Sequence[float], batch: int, parts: int) -> list[int]
                 f"with a global batch of {batch} the buckets cannot take the same time "
                 f"within {MOST_SPREAD:.0%}",
                 where="data.bucket_batch: cost",
-                mend=f"use batch_size {more} (batches {other}), or bucket_batch: fixed",
+                fix=f"use batch_size {more} (batches {other}), or bucket_batch: fixed",
             )
     raise ConfigError(
         "no batch size makes the buckets take the same time",
         where="data.bucket_batch: cost",
-        mend="choose buckets that differ less, or bucket_batch: fixed",
+        fix="choose buckets that differ less, or bucket_batch: fixed",
     )

@@ -64,7 +64,7 @@ def ordered(sources: Sequence[Source], wish: OrderWish) -> Ordered:
         raise ConfigError(
             f"{len(weights)} weights for {len(sources)} datasets",
             where="args.train_data_weights",
-            mend="give one weight per entry of train_data",
+            fix="give one weight per entry of train_data",
         )
     fingerprints = "\n".join(source.fingerprint() for source in sources)
     sha256 = hashlib.sha256(fingerprints.encode()).hexdigest()
@@ -74,7 +74,7 @@ def ordered(sources: Sequence[Source], wish: OrderWish) -> Ordered:
             raise ConfigError(
                 "upstream's order knows no buckets",
                 where="data.buckets",
-                mend="leave the buckets out, or use sample_order: epoch",
+                fix="leave the buckets out, or use sample_order: epoch",
             )
         lengths = [len(source) for source in sources]
         sat = SatOrder(lengths, list(weights) if weights is not None else None)
@@ -152,7 +152,7 @@ def assigned(sources: Sequence[Source], buckets: Sequence[Bucket]) -> np.ndarray
             raise ConfigError(
                 f"{type(source).__name__} gives clips of one size",
                 where="data.buckets",
-                mend="leave the buckets out: a registered dataset has its own sizes",
+                fix="leave the buckets out: a registered dataset has its own sizes",
             )
         wish = source.shape.wish
         places: dict[ClipSize | None, int] = {None: -1}  # sizes come again and again

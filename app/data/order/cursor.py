@@ -59,7 +59,7 @@ class Cursor:
                 f"the data cursor has format_version {version!r}, this version reads "
                 f"{CURSOR_VERSION}",
                 where=WHERE,
-                mend="resume with the version of cogvx that wrote the checkpoint",
+                fix="resume with the version of cogvx that wrote the checkpoint",
             )
         return cls(
             **{name: _whole(values, name) for name in ("t", "seed", "lanes", "window", "batch")},
@@ -80,21 +80,21 @@ class Cursor:
             ConfigError: seed, lanes, window, batch or weights differ; names old and new value.
             DataError: the data itself differs.
         """
-        for name, mend in _SEQUENCE.items():
+        for name, fix in _SEQUENCE.items():
             old, new = getattr(self, name), getattr(now, name)
             if old != new:
                 raise ConfigError(
                     f"{name} was {old} and is now {new}: this would be another sequence of "
                     "samples, in which clips repeat and others are left out",
                     where=WHERE,
-                    mend=mend.format(old=old),
+                    fix=fix.format(old=old),
                 )
         if self.manifest_sha256 != now.manifest_sha256:
             raise DataError(
                 "the data is not the data that this run was trained on: its fingerprint was "
                 f"{self.manifest_sha256[:16]} and is now {now.manifest_sha256[:16]}",
                 where=WHERE,
-                mend="give the same shards in the same place, or start a new run "
+                fix="give the same shards in the same place, or start a new run "
                 "(another --run-id, with --load)",
             )
 
@@ -135,5 +135,5 @@ def _unreadable(name: str, value: object) -> CheckpointError:
     return CheckpointError(
         f"the data cursor's {name} is {value!r}",
         where=WHERE,
-        mend="the checkpoint is damaged: resume from an older one",
+        fix="the checkpoint is damaged: resume from an older one",
     )

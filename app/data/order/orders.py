@@ -77,7 +77,7 @@ class EpochOrder:
             raise DataError(
                 f"the dataset has no sample ({len(counts)} shards, all empty)",
                 where="the data of this run",
-                mend="check the path and `cogvx data pack`'s report",
+                fix="check the path and `cogvx data pack`'s report",
             )
         self.batch, self.window, self.seed = batch, window, seed
         self.lanes = lane_count(batch, lanes, self.samples)
@@ -231,7 +231,7 @@ class SatOrder:
         self._ends = list(accumulate(n * r for n, r in zip(lengths, repeats, strict=True)))
         if not self._ends or self._ends[-1] == 0:
             raise DataError(
-                "the dataset has no sample", where="the data of this run", mend="check the path"
+                "the dataset has no sample", where="the data of this run", fix="check the path"
             )
 
     def index(self, position: int) -> int:
@@ -255,7 +255,7 @@ class SatOrder:
         raise ConfigError(
             f"epochs is {epochs}, but this order draws with replacement and has no epochs",
             where="args.epochs with order: sat",
-            mend="set train_iters, or order: epoch",
+            fix="set train_iters, or order: epoch",
         )
 
 
@@ -273,7 +273,7 @@ def quotas(shares: Sequence[float], block: int) -> list[int]:
         raise ConfigError(
             f"weights of datasets must be above 0, not {list(shares)}",
             where="args.train_data_weights",
-            mend="leave a dataset out instead of giving it 0",
+            fix="leave a dataset out instead of giving it 0",
         )
     exact = [block * share / total for share in shares]
     result = [int(value) for value in exact]
@@ -284,7 +284,7 @@ def quotas(shares: Sequence[float], block: int) -> list[int]:
         raise ConfigError(
             f"dataset {result.index(0)} would get less than one draw of {block}",
             where="args.train_data_weights",
-            mend="give it a larger weight, or leave it out",
+            fix="give it a larger weight, or leave it out",
         )
     return result
 
@@ -295,5 +295,5 @@ def _check_positive(**values: int) -> None:
             raise ConfigError(
                 f"{name} is {value}, but must be 1 or more",
                 where=f"data.order.{name}",
-                mend="use a positive whole number",
+                fix="use a positive whole number",
             )

@@ -31,7 +31,7 @@ class Share:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}, but must be 1 or more",
                     where="batch sizes of the run",
-                    mend="use a positive whole number",
+                    fix="use a positive whole number",
                 )
         assert 0 <= self.rank < self.world_size
 
@@ -66,6 +66,6 @@ def share_of_batch(batch: int, rank: int, world_size: int, micro_batch: int) -> 
             f"a global batch of {batch} does not divide into micro-batches of {micro_batch} "
             f"on {world_size} ranks",
             where="the global batch size",
-            mend=f"use {nearest}, or another number of ranks",
+            fix=f"use {nearest}, or another number of ranks",
         )
     return Share(rank, world_size, micro_batch, batch // multiple)

@@ -80,7 +80,7 @@ class ShardIndex:
             raise DataError(
                 f"this is not the index of a shard ({problem})",
                 where=where,
-                mend="delete it and dataset.manifest.json: the next run makes them again",
+                fix="delete it and dataset.manifest.json: the next run makes them again",
             ) from problem
         return cls(members, left_out)
 
@@ -211,7 +211,7 @@ def _damaged(where: str, detail: str) -> DataError:
     return DataError(
         f"the shard is damaged or not an uncompressed tar file: {detail}",
         where=where,
-        mend="upload it again, or leave it out of the dataset",
+        fix="upload it again, or leave it out of the dataset",
     )
 
 
@@ -260,6 +260,6 @@ def read_json_object(data: bytes, limit: int, where: str) -> Mapping[str, object
             raise ValueError("not an object")
     except (ValueError, RecursionError) as problem:
         raise DataError(
-            f"the metadata is not readable JSON: {problem}", where=where, mend="write it again"
+            f"the metadata is not readable JSON: {problem}", where=where, fix="write it again"
         ) from problem
     return content

@@ -80,7 +80,7 @@ class Manifest:
             raise DataError(
                 f"the dataset's manifest cannot be read: {problem}",
                 where=where,
-                mend="delete it: the next run makes it again from the shards",
+                fix="delete it: the next run makes it again from the shards",
             ) from problem
         return cls(shards, made_by)
 
@@ -129,7 +129,7 @@ def missing_shard(url: str) -> InputMissingError:
     return InputMissingError(
         "a shard of the dataset is not there",
         where=url,
-        mend="upload it again; if it was removed on purpose, delete dataset.manifest.json beside "
+        fix="upload it again; if it was removed on purpose, delete dataset.manifest.json beside "
         "the shards and start a new run",
     )
 
@@ -138,7 +138,7 @@ def changed(folder: str, shard: ShardEntry, kind: str, old: str, new: str) -> Da
     return DataError(
         f"a shard changed since the manifest was made: its {kind} was {old} and is now {new}",
         where=f"{folder}/{shard.name}",
-        mend="restore the shard; if the change is wanted, set data.on_changed_shard: rescan "
+        fix="restore the shard; if the change is wanted, set data.on_changed_shard: rescan "
         "and start a new run",
     )
 

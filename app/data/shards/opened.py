@@ -27,7 +27,7 @@ class OpenShard:
             raise DataError(
                 f"member {member.key}.{member.suffix} is cut",
                 where=self.url,
-                mend="the shard changed under the run: restore it, then start the run again",
+                fix="the shard changed under the run: restore it, then start the run again",
             )
         return data
 

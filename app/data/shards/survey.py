@@ -260,7 +260,7 @@ def wanted_shards(
             raise InputMissingError(
                 f"no shard ({pattern.pattern or '*' + SUFFIX}) lies here",
                 where=url,
-                mend="check the path or prefix; shards are uncompressed .tar files",
+                fix="check the path or prefix; shards are uncompressed .tar files",
             )
         found += names * pattern.repeat
     return found
@@ -285,7 +285,7 @@ def _checked(
         raise ConfigError(
             f"on_changed_shard is '{rules.on_changed_shard}'",
             where="data.on_changed_shard",
-            mend=f"use {ERROR} or {RESCAN}",
+            fix=f"use {ERROR} or {RESCAN}",
         )
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         results = list(pool.map(partial(_check_one, storage, entries), shards))

@@ -57,7 +57,7 @@ def parse_shard_path(path: str, include_dirs: str | None = None) -> list[ShardPa
             folder, repeat = (match[1], int(match[2])) if match else (item.strip(), 1)
             patterns.append(ShardPattern(_checked(folder.rstrip("/")), "", repeat, True))
     if not patterns:
-        raise ConfigError("no path is given", where="args.train_data", mend="name shards")
+        raise ConfigError("no path is given", where="args.train_data", fix="name shards")
     return patterns
 
 
@@ -70,7 +70,7 @@ def expand_braces(text: str) -> list[str]:
     match = _BRACES.search(text)
     if match is None:
         if "{" in text or "}" in text:
-            raise ConfigError("a brace has no partner", where=text, mend="write {000..123}")
+            raise ConfigError("a brace has no partner", where=text, fix="write {000..123}")
         return [text]
     before, after = text[: match.start()], text[match.end() :]
     result: list[str] = []
@@ -79,7 +79,7 @@ def expand_braces(text: str) -> list[str]:
         result += expand_braces(before + choice + after)
         if len(result) > MOST_NAMES:
             raise ConfigError(
-                f"the braces stand for more than {MOST_NAMES} names", where=text, mend="use a glob"
+                f"the braces stand for more than {MOST_NAMES} names", where=text, fix="use a glob"
             )
     return list(dict.fromkeys(result))
 
@@ -91,7 +91,7 @@ def _choices(inside: str) -> list[str]:
     first, last = int(match[1]), int(match[2])
     if abs(last - first) >= MOST_NAMES:
         raise ConfigError(
-            f"the braces stand for more than {MOST_NAMES} names", where=inside, mend="use a glob"
+            f"the braces stand for more than {MOST_NAMES} names", where=inside, fix="use a glob"
         )
     padded = any(len(end.lstrip("-")) > 1 and end.lstrip("-")[0] == "0" for end in match.groups())
     width = max(len(end) for end in match.groups()) if padded else 0
@@ -115,9 +115,9 @@ def _checked(url: str) -> str:
         return url
     name = match[1].lower()
     if name in ("pipe", "rclone"):
-        what, mend = f"{name}: runs a command, which data may not do", "copy the shards to a bucket"
+        what, fix = f"{name}: runs a command, which data may not do", "copy the shards to a bucket"
     elif name in ("boto3", "metaboto3"):
-        what, mend = f"{name}:// is upstream's name for S3", f"write s3{url[len(name) :]}"
+        what, fix = f"{name}:// is upstream's name for S3", f"write s3{url[len(name) :]}"
     else:
-        what, mend = f"data of the kind '{name}:' cannot be read", "copy it to a folder or bucket"
-    raise ConfigError(what, where=url, mend=mend + "; use a path or s3://bucket/prefix")
+        what, fix = f"data of the kind '{name}:' cannot be read", "copy it to a folder or bucket"
+    raise ConfigError(what, where=url, fix=fix + "; use a path or s3://bucket/prefix")

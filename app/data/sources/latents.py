@@ -101,7 +101,7 @@ def content_of(source: Source, index: int) -> Content:
         raise DataError(
             f"its clip is a {type(video).__name__}, not a tensor",
             where=shown,
-            mend="return 'mp4' as a tensor (T, 3, H, W)",
+            fix="return 'mp4' as a tensor (T, 3, H, W)",
         )
     pixels = hashlib.sha256(repr((str(video.dtype), tuple(video.shape))).encode())
     pixels.update(video.contiguous().view(torch.uint8).numpy().tobytes())

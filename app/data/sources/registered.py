@@ -25,7 +25,7 @@ class MapSource:
             raise ConfigError(
                 "the dataset cannot be indexed: samples are taken by number",
                 where=name,
-                mend="offer __len__ and __getitem__ (iterable datasets cannot resume)",
+                fix="offer __len__ and __getitem__ (iterable datasets cannot resume)",
             )
         self._dataset = dataset
         self._name = name
@@ -58,7 +58,7 @@ class MapSource:
             raise DataError(
                 "an item must be a dictionary with 'mp4' and 'txt'",
                 where=f"item {index} of {self._name}",
-                mend="see docs/data_format.md, 'A dataset of your own'",
+                fix="see docs/data_format.md, 'A dataset of your own'",
             )
         return {"key": f"{self._name}[{index}]", **item}
 

@@ -105,7 +105,7 @@ class SourceSettings:
                 raise ConfigError(
                     f"{name} is '{getattr(self, name)}'",
                     where=f"data.{name}",
-                    mend=f"use {' or '.join(allowed)}",
+                    fix=f"use {' or '.join(allowed)}",
                 )
 
     def crop(self, position: int) -> random.Random:

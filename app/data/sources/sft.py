@@ -201,7 +201,7 @@ class CaptionFiles:
             raise DataError(
                 f"{len(problems)} of {len(keys)} videos have no caption: {names}{more}",
                 where=self._root,
-                mend="write the captions, or set data.missing_captions: empty to train on ''",
+                fix="write the captions, or set data.missing_captions: empty to train on ''",
             )
 
     def read(self, key: str) -> str:
@@ -299,4 +299,4 @@ def no_videos(path: str, entries: Mapping[str, Entry]) -> InputMissingError:
     hint = "check the path; videos end in .mp4 and lie in videos/, captions in labels/"
     if shards:
         hint = f"{shards} tar shards lie here: set data.target to data_video.VideoDataset"
-    return InputMissingError("no video (*.mp4) lies here", where=path, mend=hint)
+    return InputMissingError("no video (*.mp4) lies here", where=path, fix=hint)

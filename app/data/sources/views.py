@@ -38,7 +38,7 @@ def members(length: int, shares: Sequence[float], part: str, where: str) -> np.n
         raise DataError(
             f"{length} samples cannot be split into {sum(wanted)} parts",
             where=where,
-            mend="name valid_data, or write split: 1,0,0",
+            fix="name valid_data, or write split: 1,0,0",
         )
     counts = [max(round(length * share), 1) if share > 0 else 0 for share in shares]
     counts[0] = length - sum(counts[1:])

@@ -278,7 +278,7 @@ class ShardSource:
         raise DataError(
             f"{count} of {len(self)} samples have no caption: {'; '.join(names[:NAMES_SHOWN])}",
             where=self._folders[0].storage.url,
-            mend="add .txt members, or set data.missing_captions: empty to train on ''",
+            fix="add .txt members, or set data.missing_captions: empty to train on ''",
         )
 
     def left_out(self) -> list[tuple[str, str, str]]:

@@ -76,7 +76,7 @@ def resize_and_crop(
     rows, columns = frames.shape[-2:]
     if rows < 1 or columns < 1:
         raise ShapeError(
-            f"frames of {rows} x {columns} pixels", where="resize", mend="check the video"
+            f"frames of {rows} x {columns} pixels", where="resize", fix="check the video"
         )
     scaled = resize(frames, resized_size((rows, columns), wanted), antialias=antialias)
     top, left = crop_origin((scaled.shape[-2], scaled.shape[-1]), wanted, dice)

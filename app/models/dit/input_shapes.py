@@ -26,7 +26,7 @@ def check_sizes(config: DiTConfig) -> None:
         raise ConfigError(
             f"hidden_size {config.hidden_size} cannot be shared by time, rows and columns",
             where=f"{WHERE}.hidden_size",
-            mend="use a multiple of 16",
+            fix="use a multiple of 16",
         )
 
 
@@ -42,7 +42,7 @@ def checked_grid(
         raise ShapeError(
             f"latents have {latents.ndim} axes, not the five of (B, T, C, H, W)",
             where=f"latents of shape {tuple(latents.shape)}",
-            mend="add the batch axis, time before channels",
+            fix="add the batch axis, time before channels",
         )
     grid = grid_of(tuple(latents.shape), config.patch)
     _check_channels(config, latents, conditioning.image)
@@ -51,7 +51,7 @@ def checked_grid(
         raise ShapeError(
             f"text embeddings are not (B, n, {config.text_hidden_size})",
             where=f"conditioning.text of shape {tuple(conditioning.text.shape)}",
-            mend="use the text encoder whose width is text_hidden_size",
+            fix="use the text encoder whose width is text_hidden_size",
         )
     return grid
 
@@ -64,7 +64,7 @@ def _check_channels(config: DiTConfig, latents: Tensor, image: Tensor | None) ->
             raise ShapeError(
                 f"the image latent does not lie on the latents of shape {tuple(latents.shape)}",
                 where=f"conditioning.image of shape {tuple(image.shape)}",
-                mend="give it the same batch, frames, rows and columns; pad frames with zeros",
+                fix="give it the same batch, frames, rows and columns; pad frames with zeros",
             )
         channels += image.shape[2]
     if channels != config.in_channels:
@@ -72,7 +72,7 @@ def _check_channels(config: DiTConfig, latents: Tensor, image: Tensor | None) ->
         raise ShapeError(
             f"the network takes {config.in_channels} channels, got {channels} ({hint})",
             where=f"latents of shape {tuple(latents.shape)}",
-            mend="in_channels counts latents and image latent: 16 for text-to-video, "
+            fix="in_channels counts latents and image latent: 16 for text-to-video, "
             "32 with noised_image_input",
         )
 
@@ -82,18 +82,18 @@ def _check_batch(batch: int, timesteps: Tensor, conditioning: Conditioning) -> N
         raise ShapeError(
             f"{batch} samples need {batch} timesteps",
             where=f"timesteps of shape {tuple(timesteps.shape)}",
-            mend="give one timestep per sample, shape (B,)",
+            fix="give one timestep per sample, shape (B,)",
         )
     if conditioning.text.shape[0] != batch:
         raise ShapeError(
             f"{batch} samples, but {conditioning.text.shape[0]} texts",
             where=f"conditioning.text of shape {tuple(conditioning.text.shape)}",
-            mend="give one text embedding per sample",
+            fix="give one text embedding per sample",
         )
     ofs = conditioning.ofs
     if ofs is not None and tuple(ofs.shape) not in ((1,), (batch,)):
         raise ShapeError(
             f"ofs must have shape (1,) or ({batch},)",
             where=f"conditioning.ofs of shape {tuple(ofs.shape)}",
-            mend="give one value for all samples, or one each",
+            fix="give one value for all samples, or one each",
         )

@@ -67,7 +67,7 @@ def split_network(network: DiffusionTransformer, group: RankGroup) -> None:
             raise ConfigError(
                 f"{key} {count} cannot be shared by {group.size} ranks",
                 where="args.model_parallel_size",
-                mend=f"use a divisor of {count}",
+                fix=f"use a divisor of {count}",
             )
     network.group = group
     for block in network.blocks:

@@ -102,20 +102,20 @@ class PositionTable(nn.Module):
                 f"text has {text_length} tokens, the position table has rows for "
                 f"{self.config.text_length}",
                 where="conditioning.text",
-                mend="set max_length of the text encoder to pos_embed_config.params.text_length",
+                fix="set max_length of the text encoder to pos_embed_config.params.text_length",
             )
         if self.config.kind == "sincos2d" and grid.frames != 1:
             raise ShapeError(
                 f"{grid.frames} frames, but a 2D position table cannot tell frames apart",
                 where="latents",
-                mend="use the 3D table (Basic3DPositionEmbeddingMixin), or single images",
+                fix="use the 3D table (Basic3DPositionEmbeddingMixin), or single images",
             )
         if self.config.learnable and not self._has_rows(grid):
             raise ShapeError(
                 f"a grid of {tuple(grid)} tokens is larger than the learned position table "
                 f"of {tuple(self.grid)} (frames, rows, columns)",
                 where="latents",
-                mend="use at most the size of num_frames, latent_height and latent_width: "
+                fix="use at most the size of num_frames, latent_height and latent_width: "
                 "rows that were never trained cannot be made up",
             )
 

@@ -40,7 +40,7 @@ def grid_of(latents_shape: tuple[int, ...], patch: PatchSize) -> PatchGrid:
             raise ShapeError(
                 f"axis {axis} has {size} entries, not a multiple of {step}",
                 where=f"latents of shape {tuple(latents_shape)}",
-                mend=f"pad {axis} to {size + step - size % step} before the network",
+                fix=f"pad {axis} to {size + step - size % step} before the network",
             )
     return PatchGrid(T // patch.frames, H // patch.rows, W // patch.columns)
 

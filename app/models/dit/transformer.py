@@ -156,7 +156,7 @@ class DiffusionTransformer(nn.Module):
             raise ShapeError(
                 "the network has an ofs embedding, but no ofs was given",
                 where="conditioning.ofs",
-                mend="give the constant of the released 1.5 image-to-video model, 2.0",
+                fix="give the constant of the released 1.5 image-to-video model, 2.0",
             )
         return grid
 

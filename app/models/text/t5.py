@@ -173,7 +173,7 @@ def encoder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         raise WeightsError(
             f"the T5 configuration cannot be read: {error}",
             where=str(place),
-            mend="copy config.json again",
+            fix="copy config.json again",
         ) from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
@@ -188,14 +188,14 @@ def _check_files(folder: Path, names: Sequence[str], what: str) -> None:
         raise InputMissingError(
             "the T5 folder does not exist",
             where=str(folder),
-            mend="set conditioner_config emb_models[0].params.model_dir to a folder with the T5 "
+            fix="set conditioner_config emb_models[0].params.model_dir to a folder with the T5 "
             "encoder and its tokenizer",
         )
     if not any((folder / name).is_file() for name in names):
         raise InputMissingError(
             f"{what} is missing: no {' or '.join(names)}",
             where=str(folder),
-            mend="copy the whole T5 folder of the released model (or its text_encoder and "
+            fix="copy the whole T5 folder of the released model (or its text_encoder and "
             "tokenizer folders) there",
         )
 
@@ -207,7 +207,7 @@ def _load_tokenizer(folder: Path) -> Any:
         raise WeightsError(
             f"the T5 tokenizer cannot be read: {error}",
             where=str(folder),
-            mend="copy spiece.model again; compare its size with the source",
+            fix="copy spiece.model again; compare its size with the source",
         ) from error
 
 
@@ -220,7 +220,7 @@ def _load_model(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
         raise WeightsError(
             f"the T5 encoder cannot be read: {error}",
             where=str(folder),
-            mend="copy config.json and the weight files again; compare their sizes with the source",
+            fix="copy config.json and the weight files again; compare their sizes with the source",
         ) from error
     model, report = loaded
     # Decoder weights in the file are fine (the full T5 was given); a missing encoder weight would
@@ -231,7 +231,7 @@ def _load_model(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
         raise WeightsError(
             f"the T5 weights lack {', '.join(lost[:MAX_LISTED])}{more}",
             where=str(folder),
-            mend="give the folder of a T5 v1.1 encoder (or whole T5) as it was released",
+            fix="give the folder of a T5 v1.1 encoder (or whole T5) as it was released",
         )
     # The library keeps some layers in fp32 when asked for fp16; upstream casts them all.
     cast: torch.nn.Module = model.to(dtype)

@@ -42,7 +42,7 @@ def decode_plan(num_latents: int) -> list[int]:
         raise ShapeError(
             f"{num_latents} latent frames cannot be decoded",
             where="decode_plan",
-            mend="give at least one latent frame",
+            fix="give at least one latent frame",
         )
     first = min(num_latents, 2 + num_latents % 2)
     return [first] + [2] * ((num_latents - first) // 2)
@@ -71,7 +71,7 @@ class VideoAutoencoder(nn.Module):
                 f"encoder makes {config.encoder.z_channels} channels, "
                 f"decoder reads {config.decoder.z_channels}",
                 where="first_stage_config: z_channels",
-                mend="set both to the same number",
+                fix="set both to the same number",
             )
         self.config = config
         self.memory: VAEMemoryConfig = config.memory
@@ -123,7 +123,7 @@ class VideoAutoencoder(nn.Module):
             raise WeightsError(
                 f"VAE weights do not fit: {'; '.join(problems[:MAX_LISTED])}{more}",
                 where=where,
-                mend="check that ckpt_path names the 3d-vae.pt of this model and that "
+                fix="check that ckpt_path names the 3d-vae.pt of this model and that "
                 "encoder_config and decoder_config are its sizes",
             )
         self.load_state_dict(kept)
@@ -308,7 +308,7 @@ class VideoAutoencoder(nn.Module):
             raise ShapeError(
                 f"the VAE needs 5 axes with {self.config.encoder.in_channels} channels third",
                 where=where,
-                mend="give pixels as (B, T, C, H, W)",
+                fix="give pixels as (B, T, C, H, W)",
             )
         frames = video.shape[1]
         if frames < 1 or (frames - 1) % stride:
@@ -316,14 +316,14 @@ class VideoAutoencoder(nn.Module):
             raise ShapeError(
                 f"{frames} frames are not {stride}k + 1",
                 where=where,
-                mend=f"cut the clip to {shorter} frames or take {shorter + stride}",
+                fix=f"cut the clip to {shorter} frames or take {shorter + stride}",
             )
         for axis, size in (("H", video.shape[3]), ("W", video.shape[4])):
             if size < pixels or size % pixels:
                 raise ShapeError(
                     f"axis {axis} has {size} pixels, not a multiple of {pixels}",
                     where=where,
-                    mend=f"resize {axis} to {max(1, round(size / pixels)) * pixels}",
+                    fix=f"resize {axis} to {max(1, round(size / pixels)) * pixels}",
                 )
 
     def _check_latents(self, latents: Tensor, chunks: Sequence[int]) -> None:
@@ -333,13 +333,13 @@ class VideoAutoencoder(nn.Module):
             raise ShapeError(
                 f"the VAE needs 5 axes with {channels} channels third",
                 where=where,
-                mend="give latents as (B, T, C, H, W)",
+                fix="give latents as (B, T, C, H, W)",
             )
         if min(chunks, default=0) < 1 or sum(chunks) != latents.shape[1]:
             raise ShapeError(
                 f"the chunks {list(chunks)} do not add up to {latents.shape[1]} latent frames",
                 where=where,
-                mend=f"use {decode_plan(latents.shape[1])}",
+                fix=f"use {decode_plan(latents.shape[1])}",
             )
 
 
@@ -350,12 +350,12 @@ def _check_part(part: VAEPartConfig, name: str) -> None:
             raise ConfigError(
                 f"ch * ch_mult gives {part.ch * factor} channels, not a multiple of {NORM_GROUPS}",
                 where=f"first_stage_config.params.{name}.params",
-                mend=f"make ch a multiple of {NORM_GROUPS}",
+                fix=f"make ch a multiple of {NORM_GROUPS}",
             )
     times = part.temporal_compress_times
     if times < 1 or times & (times - 1) or times.bit_length() > len(part.ch_mult):
         raise ConfigError(
             f"temporal_compress_times is {times}",
             where=f"first_stage_config.params.{name}.params.temporal_compress_times",
-            mend=f"use a power of two up to {2 ** (len(part.ch_mult) - 1)}",
+            fix=f"use a power of two up to {2 ** (len(part.ch_mult) - 1)}",
         )

@@ -35,7 +35,7 @@ def check_shares(num_latents: int, size: int, time_stride: int) -> None:
         raise ShapeError(
             f"{frames} frames ({num_latents} latent frames) cannot be split over {size} ranks",
             where="context parallelism of the VAE (cp_size)",
-            mend=f"use cp_size {valid}, or clips of at least "
+            fix=f"use cp_size {valid}, or clips of at least "
             f"{(size - 1) * time_stride + 1} frames ({size} latent frames)",
         )
 

@@ -124,7 +124,7 @@ def _check_identity(storage: Storage, config: RunConfig) -> None:
                 f"the run has a network with {key} = {found.get('network', {}).get(key)}, "
                 f"the configuration says {value}",
                 where=f"{storage.url}/{RUN}",
-                mend="use another --run-id, or the configuration that the run began with",
+                fix="use another --run-id, or the configuration that the run began with",
             )
 
 

@@ -100,7 +100,7 @@ class CachedClips:
             log.warning(
                 "validation clips are encoded live: the VAE and the text encoder are loaded for "
                 "each validation",
-                extra={"why": problem.what, "mend": problem.mend},
+                extra={"why": problem.what, "fix": problem.fix},
             )
             return source
 
@@ -145,7 +145,7 @@ class CachedClips:
             f"the latent cache lacks {lacking} of {len(found.records)} clips of {path}: "
             + "; ".join(parts),
             where=self.cache.url,
-            mend=f"encode them (what is there is kept): {self.command}",
+            fix=f"encode them (what is there is kept): {self.command}",
         )
 
 
@@ -167,7 +167,7 @@ def fitting(root: Storage, wanted: CacheSettings, command: str) -> CacheSettings
     found = [settings for settings in there if settings is not None]
     if not found:
         raise ConfigError(
-            "there is no latent cache here", where=root.url, mend=f"make it: {command}"
+            "there is no latent cache here", where=root.url, fix=f"make it: {command}"
         )
     fit = [one for one in found if set(one.differences(wanted)) <= set(unknown)]
     if len(fit) == 1:
@@ -181,13 +181,13 @@ def fitting(root: Storage, wanted: CacheSettings, command: str) -> CacheSettings
             f"{len(fit)} latent caches might be meant, made with different weights, and the "
             f"weights of this run are not there to choose by: {', '.join(unknown)}",
             where=root.url,
-            mend="mount the VAE and the text encoder, or keep one cache in this folder",
+            fix="mount the VAE and the text encoder, or keep one cache in this folder",
         )
     nearest = min(found, key=lambda one: len(one.differences(wanted)))
     raise ConfigError(
         f"the latent cache does not fit this run: {shown(nearest.differences(wanted))}",
         where=f"{root.url}/{nearest.digest}",
-        mend=f"set the same as when it was made, or encode again: {command}",
+        fix=f"set the same as when it was made, or encode again: {command}",
     )
 
 

@@ -64,7 +64,7 @@ def list_quarantine(url: str) -> list[Listed]:
         raise InputMissingError(
             "no run lies here (no run.json)",
             where=url,
-            mend="give the folder of one run: <save>/<run id>",
+            fix="give the folder of one run: <save>/<run id>",
         )
     return merged(read_lines(storage))
 

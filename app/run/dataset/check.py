@@ -75,7 +75,7 @@ def as_configured(request: CheckRequest, config: RunConfig) -> CheckRequest:
         raise ConfigError(
             "the configuration says nothing about videos",
             where="--base",
-            mend="add a recipe such as configs/sft.yaml",
+            fix="add a recipe such as configs/sft.yaml",
         )
     if isinstance(params, ShardDataConfig):
         one_size = Bucket(params.num_frames, *params.image_size)
@@ -214,5 +214,5 @@ def _check_writable(path: Path) -> None:
         raise UsageError(
             f"the picture cannot be written: {problem.strerror}",
             where=str(path),
-            mend="name another file with --png",
+            fix="name another file with --png",
         ) from problem

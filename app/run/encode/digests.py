@@ -78,7 +78,7 @@ def listed(url: str) -> Mapping[str, Entry]:
     inside = [path for path in files if PurePosixPath(path).parent.name in PARTS_OF_PIPELINE]
     kept = [path for path in inside or files if path.count("/") == bool(inside)]
     if not kept:
-        raise InputMissingError("no weights lie here", where=url, mend="check the path")
+        raise InputMissingError("no weights lie here", where=url, fix="check the path")
     return {path: files[path] for path in kept}
 
 

@@ -129,7 +129,7 @@ class ClipEncoder:
             raise ConfigError(
                 "the posterior of the registered VAE has no mean and logvar to keep",
                 where="model.first_stage_config.target",
-                mend="give it both, (B, t, C, h, w), or train without latent_cache",
+                fix="give it both, (B, t, C, h, w), or train without latent_cache",
             )
         caption = str(item["txt"])
         first_frame = video[:1].cpu() if self._model.noised_image_input else None
@@ -183,7 +183,7 @@ def encode(
         raise DataError(
             f"none of {job.report.samples} clips can be used: {first['reason']}, {first['detail']}",
             where=first["key"],
-            mend="check the path and that its videos are mp4 files",
+            fix="check the path and that its videos are mp4 files",
         )
     return job.report
 
@@ -389,7 +389,5 @@ def _datasets(
             sizeless = frozenset(int(index) for index in (of < 0).nonzero()[0])
         found.append(Dataset(path, source, cache.records(path), sizeless))
     if not found:
-        raise ConfigError(
-            "no data is named", where="args.train_data", mend="name folders or shards"
-        )
+        raise ConfigError("no data is named", where="args.train_data", fix="name folders or shards")
     return found

@@ -105,20 +105,20 @@ def check_encodable(config: RunConfig) -> None:
         raise ConfigError(
             f"{random} gives a clip other frames in every epoch: they cannot be encoded once",
             where="the latent cache of this configuration",
-            mend="set data.temporal_crop: start and frame_rule: exact, or train without "
+            fix="set data.temporal_crop: start and frame_rule: exact, or train without "
             "latent_cache",
         )
     if model.latent_input and isinstance(data.params, dict):
         raise ConfigError(
             "the dataset gives latents already (latent_input: true)",
             where="model.latent_input",
-            mend="train without latent_cache",
+            fix="train without latent_cache",
         )
     if _vae_path(model) is None and isinstance(model.first_stage.params, VAEConfig):
         raise ConfigError(
             "the VAE has no weights: what it encodes changes with every start",
             where=f"{FIRST_STAGE}.params.ckpt_path",
-            mend="name the VAE's weights file",
+            fix="name the VAE's weights file",
         )
 
 

@@ -69,7 +69,7 @@ class Output:
             raise ConfigError(
                 f"another sample lies there: its {', '.join(differs)} differ",
                 where=f"{self.storage.url}/{item.folder}",
-                mend="give another --out, or --overwrite",
+                fix="give another --out, or --overwrite",
             )
         names = [item.folder + name for name in wanted]
         return set(names) <= set(found["files"]) and all(self._is_there(name) for name in names)

@@ -85,14 +85,14 @@ def request_of(config: RunConfig, own: OwnOptions) -> SampleRequest:
         raise UsageError(
             "--step and --weights choose among the checkpoints of a run, and no run is named",
             where=COMMAND_LINE,
-            mend="add --run URL, or leave them out",
+            fix="add --run URL, or leave them out",
         )
     asked = bool(arguments["image2video"])
     if asked and not with_images:
         raise ConfigError(
             "image2video is set, but the network takes no image",
             where="args.image2video and model.network_config.params.in_channels",
-            mend="use the configuration of an image-to-video model, or leave image2video out",
+            fix="use the configuration of an image-to-video model, or leave image2video out",
         )
     only_latents = bool(arguments["only_save_latents"])
     return SampleRequest(
@@ -120,11 +120,11 @@ def prompts_of(
     if own.prompts:
         found = _from_options(own, with_images=with_images)
         if not found:
-            raise UsageError("--prompt is empty", where=COMMAND_LINE, mend="say what is to be seen")
+            raise UsageError("--prompt is empty", where=COMMAND_LINE, fix="say what is to be seen")
         return found
     if own.image is not None:
         raise UsageError(
-            "--image needs --prompt", where=COMMAND_LINE, mend="add --prompt 'what happens'"
+            "--image needs --prompt", where=COMMAND_LINE, fix="add --prompt 'what happens'"
         )
     if config.arguments["input_type"] == "cli":
         return read_prompts(typed, "standard input", with_images=with_images)
@@ -133,7 +133,7 @@ def prompts_of(
     found = list(read_prompts(lines, name, with_images=with_images))
     if not found:
         raise InputMissingError(
-            "the file of prompts has no prompt", where=name, mend="write one prompt per line"
+            "the file of prompts has no prompt", where=name, fix="write one prompt per line"
         )
     return found
 
@@ -146,7 +146,7 @@ def _lines(name: str) -> list[str]:
         raise InputMissingError(
             "there is no such file of prompts",
             where=f"args.input_file: {name}",
-            mend="write one prompt per line into it, or give --prompt TEXT",
+            fix="write one prompt per line into it, or give --prompt TEXT",
         ) from missing
     try:
         return path.read_bytes().decode("utf-8").split("\n")
@@ -154,7 +154,7 @@ def _lines(name: str) -> list[str]:
         raise DataError(
             f"the file of prompts is not UTF-8 (byte {cause.start})",
             where=f"args.input_file: {name}",
-            mend="save it as UTF-8",
+            fix="save it as UTF-8",
         ) from cause
 
 
@@ -165,7 +165,7 @@ def _from_options(own: OwnOptions, *, with_images: bool) -> Sequence[Prompt]:
         raise UsageError(
             "--image is given, but the model makes videos from text alone",
             where=COMMAND_LINE,
-            mend="leave --image out, or use the configuration of an image-to-video model",
+            fix="leave --image out, or use the configuration of an image-to-video model",
         )
     return [Prompt(i, text.strip(), own.image) for i, text in enumerate(own.prompts)]
 
@@ -181,7 +181,7 @@ def _size(config: RunConfig, own: OwnOptions) -> VideoSize:
             raise UsageError(
                 f"--size '{own.size}' is not two numbers",
                 where=COMMAND_LINE,
-                mend="write rows x columns in pixels: --size 480x720",
+                fix="write rows x columns in pixels: --size 480x720",
             )
         rows, columns = int(match[1]), int(match[2])
     elif _was_given(config, "sampling_image_size"):
@@ -203,7 +203,7 @@ def _latent_frames(config: RunConfig, own: OwnOptions, network: DiTConfig) -> in
             raise ConfigError(
                 f"{own.num_frames} frames are not {rate}k + 1",
                 where="--num-frames",
-                mend=f"use {shorter} or {shorter + rate}",
+                fix=f"use {shorter} or {shorter + rate}",
             )
         return (own.num_frames - 1) // rate + 1
     if not _was_given(config, "sampling_num_frames"):
@@ -235,5 +235,5 @@ def _check_side(name: str, size: int, multiple: int) -> None:
         raise ConfigError(
             f"{size} {name} of pixels are not a multiple of {multiple}",
             where="--size, or args.sampling_image_size (rows, columns)",
-            mend=f"use {nearest}",
+            fix=f"use {nearest}",
         )

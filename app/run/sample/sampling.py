@@ -85,7 +85,7 @@ def sample_words(
         raise ConfigError(
             "fixed_frames keeps the first latent frames of a clip, and there is no clip",
             where="model.sampler_config.params.fixed_frames",
-            mend="set it to 0; validation during training samples with it",
+            fix="set it to 0; validation during training samples with it",
         )
     prompts = prompts_of(config, own, typed, with_images=request.with_images)
     check_size(config.model, request.size)
@@ -130,7 +130,7 @@ def sample(job: Job, prompts: Iterable[Prompt]) -> dict[str, Any]:
             maker.make(items_of([prompt], job.request.per_prompt), keeps_text_encoder=True)
         if not maker.made and not maker.skipped:
             raise InputMissingError(
-                "no prompt was typed", where="standard input", mend="type one prompt per line"
+                "no prompt was typed", where="standard input", fix="type one prompt per line"
             )
     found = _overview(job, output, maker)
     if rank.rank == 0:

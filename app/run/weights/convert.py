@@ -92,7 +92,7 @@ class ConvertRequest:
         }
         for what, holds in refusals.items():
             if holds:
-                raise UsageError(what, where=COMMAND, mend="leave one of the flags out")
+                raise UsageError(what, where=COMMAND, fix="leave one of the flags out")
 
 
 @dataclass(slots=True)
@@ -185,14 +185,14 @@ def _write_network(work: _Work, folder: Path) -> None:
             raise ConfigError(
                 "LoRA pairs alone are not shared by tensor-parallel ranks",
                 where="--shards",
-                mend="leave --shards out",
+                fix="leave --shards out",
             )
         export_sat_lora(inside, read.tensors, read.lora, work.dtype)
     elif read.is_pairs or read.config is None:
         raise ConfigError(
             "the source holds LoRA pairs alone, and a transformer folder needs all weights",
             where=read.where,
-            mend="convert them with --to lora, or name the run that trained them as the source",
+            fix="convert them with --to lora, or name the run that trained them as the source",
         )
     elif request.to == "sat":
         export_sat(inside, read.tensors, read.config, request.form, work.dtype)
@@ -222,7 +222,7 @@ def _folded(read: NetworkWeights, to: str) -> NetworkWeights:
         raise ConfigError(
             "there are no LoRA pairs whose scale could be folded",
             where=read.where,
-            mend="leave --fold-scale out",
+            fix="leave --fold-scale out",
         )
     alpha = float(read.lora.rank) if to == "lora" else 1.0
     tensors, changed = lora.folded(read.tensors, read.lora, alpha)
@@ -236,7 +236,7 @@ def _pairs_of(read: NetworkWeights) -> NetworkWeights:
         raise ConfigError(
             "the source has no LoRA pairs",
             where=read.where,
-            mend="convert the whole network (--to diffusers), or name a LoRA run or checkpoint",
+            fix="convert the whole network (--to diffusers), or name a LoRA run or checkpoint",
         )
     return replace(read, tensors=pairs)
 
@@ -261,7 +261,7 @@ def _write_surroundings(work: _Work, folder: Path) -> None:
         raise ConfigError(
             "the scale of the latents is not known: it is no part of these files",
             where=work.source.url,
-            mend="name the model that the VAE is for: --base configs/<model>.yaml",
+            fix="name the model that the VAE is for: --base configs/<model>.yaml",
         )
     else:
         export_vae_diffusers(inside, read, work.dtype, request.max_shard_bytes)

@@ -92,7 +92,7 @@ def read_beside(path: Path) -> Beside:
         raise ConfigError(
             f"lora_config.params does not parse ({cause})",
             where=str(path),
-            mend="give r and lora_alpha as numbers",
+            fix="give r and lora_alpha as numbers",
         ) from cause
     return Beside(None, lora)
 
@@ -106,7 +106,7 @@ def _model_section(base: Sequence[str], overrides: Sequence[str]) -> Mapping[str
         raise ConfigError(
             "no 'model' section in these files",
             where=", ".join(base),
-            mend="name the model's file, for example configs/cogvideox_5b.yaml",
+            fix="name the model's file, for example configs/cogvideox_5b.yaml",
         )
     return section
 
@@ -120,7 +120,7 @@ def _network(section: Mapping[str, Any], where: str) -> DiTConfig | None:
         raise ConfigError(
             f"{part.name} is a class of your own, whose weights have no known layout",
             where=f"{where}: network_config.target",
-            mend="convert weights of dit_video_concat.DiffusionTransformer",
+            fix="convert weights of dit_video_concat.DiffusionTransformer",
         )
     return part.params
 

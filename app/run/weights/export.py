@@ -142,7 +142,7 @@ def read_weights(checkpoint: Checkpoint, kind: str) -> dict[str, Tensor]:
             raise ConfigError(
                 f"the checkpoint holds no '{kind}' weights",
                 where=f"checkpoint {checkpoint.ref.name}",
-                mend="export --weights master",
+                fix="export --weights master",
             )
         tensors[name] = checkpoint.read_whole(name, kind)
     return tensors
@@ -159,7 +159,7 @@ def write_export(
         raise ConfigError(
             "--fold-scale changes LoRA pairs, and this export has none of its own",
             where=f"--kind {request.kind}",
-            mend="leave --fold-scale out, or ask for --kind lora",
+            fix="leave --fold-scale out, or ask for --kind lora",
         )
     if request.kind == "diffusers":
         return export_diffusers(folder, tensors, config, dtype)
@@ -182,7 +182,7 @@ def _complete(
         raise InputMissingError(
             "the run froze weights that lie in no checkpoint, and names no `load`",
             where=f"first of them: {min(frozen)}",
-            mend="export the LoRA alone (--kind lora)",
+            fix="export the LoRA alone (--kind lora)",
         )
     return {
         name: trained.get(name, parameter.detach().float())
@@ -198,7 +198,7 @@ def _checkpoint_ref(storage: Storage, step: int | None) -> CheckpointRef:
         raise InputMissingError(
             "no complete checkpoint" + ("" if step is None else f" of step {step}"),
             where=storage.url,
-            mend="check the URL of the run: <save>/<run id>; list it with cogvx storage ls",
+            fix="check the URL of the run: <save>/<run id>; list it with cogvx storage ls",
         )
     return ref
 
@@ -209,7 +209,7 @@ def _run_record(storage: Storage) -> dict[str, dict[str, object]]:
         raise InputMissingError(
             "there is no run here",
             where=storage.url,
-            mend="give the folder of a run: <save>/<run id>",
+            fix="give the folder of a run: <save>/<run id>",
         )
     last = attempts[-1]
     return dict(yaml.safe_load(storage.read_small(config_key(last.number, last.owner))))

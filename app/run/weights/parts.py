@@ -63,7 +63,7 @@ def find_parts(source: Path | None, given: Mapping[str, Path]) -> dict[str, Path
         raise InputMissingError(
             "no part of a model here: no transformer, VAE or T5",
             where=str(source),
-            mend="name them: --transformer, --vae, --t5",
+            fix="name them: --transformer, --vae, --t5",
         )
     return {name: found[name] for name in PARTS if name in found}
 
@@ -111,7 +111,7 @@ def checked_transformer(path: Path, config: DiTConfig | None) -> tuple[Part, DiT
         raise WeightsError(
             "this is a LoRA, not a whole network",
             where=str(path),
-            mend="put the network that it was trained on; a LoRA is used with --lora",
+            fix="put the network that it was trained on; a LoRA is used with --lora",
         )
     sizes = {
         name: getattr(read.config, name)
@@ -157,14 +157,14 @@ def checked_t5(path: Path, width: int | None) -> Part:
             f"{len(wrong)} tensors of the T5 encoder are missing or of another shape, "
             f"{len(extra)} are unexpected: {names}",
             where=str(folder),
-            mend="copy the whole folder of the text encoder again",
+            fix="copy the whole folder of the text encoder again",
         )
     own = wanted["shared.weight"][1]
     if width is not None and own != width:
         raise WeightsError(
             f"this T5 makes embeddings {own} wide, and the network takes {width}",
             where=str(path),
-            mend="use the text encoder of the released model (T5 v1.1 XXL: 4096)",
+            fix="use the text encoder of the released model (T5 v1.1 XXL: 4096)",
         )
     files: dict[str, Path] = {}
     for place in (path / "text_encoder", path / "tokenizer") if apart else (path,):
@@ -212,12 +212,12 @@ def unzipped(path: Path, folder: Path) -> Path:
                 raise InputMissingError(
                     f"unpacking needs {need} bytes, and {free.free} are free",
                     where=str(folder),
-                    mend="set TMPDIR to a larger disk, or unpack the zip yourself",
+                    fix="set TMPDIR to a larger disk, or unpack the zip yourself",
                 )
             archive.extractall(folder)
     except zipfile.BadZipFile as cause:
         raise WeightsError(
-            f"the zip is damaged ({cause})", where=str(path), mend="fetch it again"
+            f"the zip is damaged ({cause})", where=str(path), fix="fetch it again"
         ) from cause
     return folder
 
@@ -230,5 +230,5 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
             raise WeightsError(
                 f"a name in this zip leads out of it: {member.filename!r}",
                 where=str(path),
-                mend="do not trust this file; fetch the released one",
+                fix="do not trust this file; fetch the released one",
             )

@@ -122,7 +122,7 @@ def check_weights(url: str, tell: Tell) -> dict[str, Any]:
         raise InputMissingError(
             f"there is no {MANIFEST} here",
             where=storage.url,
-            mend="prepare the place with cogvx weights put",
+            fix="prepare the place with cogvx weights put",
         )
     records = {
         f"{name}/{key}": record
@@ -222,7 +222,7 @@ def _upload(
         raise UsageError(
             f"other weights lie in the target: {differing[0]}",
             where=storage.url,
-            mend="name another place, or replace them with --overwrite",
+            fix="name another place, or replace them with --overwrite",
         )
     storage.delete(stale)
     for part in parts:
@@ -266,7 +266,7 @@ def _read_back(storage: Storage, records: Mapping[str, Any], keys: list[str], te
         raise DataError(
             f"the object has {found}",
             where=f"{storage.url}/{key}",
-            mend="put the weights again with --overwrite",
+            fix="put the weights again with --overwrite",
         )
 
 
@@ -288,5 +288,5 @@ def _manifest_or_nothing(storage: Storage) -> dict[str, Any]:
         raise DataError(
             f"the manifest does not parse ({cause})",
             where=f"{storage.url}/{MANIFEST}",
-            mend="delete it and put the weights again",
+            fix="delete it and put the weights again",
         ) from cause

@@ -98,7 +98,7 @@ class Source:
         if self.description.vae_path is not None:
             return read_vae(fetch(self.description.vae_path, self.cache_dir))
         raise InputMissingError(
-            "the source holds no VAE", where=self.url, mend="name it: --vae 3d-vae.pt"
+            "the source holds no VAE", where=self.url, fix="name it: --vae 3d-vae.pt"
         )
 
     def text_encoder(self) -> Path:
@@ -112,7 +112,7 @@ class Source:
         raise InputMissingError(
             "the source holds no text encoder",
             where=self.url,
-            mend="name the folder of T5 and its tokenizer: --t5 t5-v1_1-xxl",
+            fix="name the folder of T5 and its tokenizer: --t5 t5-v1_1-xxl",
         )
 
     def facts(self, config: DiTConfig) -> PipelineFacts:

@@ -92,7 +92,7 @@ class Target:
             raise UsageError(
                 f"there are weights in the target already: {there[0]}",
                 where=self.url,
-                mend="name another folder, or replace them with --overwrite",
+                fix="name another folder, or replace them with --overwrite",
             )
 
     def _weights(self) -> list[str]:

@@ -77,7 +77,7 @@ class FailingStorage(LocalStorage):
     def delete(self, keys: object) -> None:
         self.deletions += 1
         if self.deletions > 1:
-            raise RetryableError("no answer", where="storage", mend="wait")
+            raise RetryableError("no answer", where="storage", fix="wait")
         super().delete(keys)  # type: ignore[arg-type]
 
 

@@ -230,7 +230,7 @@ class FailingStorage(LocalStorage):
 
     def upload(self, path: Path, key: str) -> Receipt:
         if "00001-of-00002" in key:
-            raise RetryableError("the disk is gone", where=key, mend="wait")
+            raise RetryableError("the disk is gone", where=key, fix="wait")
         return super().upload(path, key)
 
 

@@ -78,7 +78,7 @@ def test_check_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(valid["digest"]) == 64
     assert wrong["ok"] is False
     assert wrong["errors"][0]["what"] == "'fps' is 0"
-    assert wrong["errors"][0]["mend"] == "give a number above 0"
+    assert wrong["errors"][0]["fix"] == "give a number above 0"
 
 
 def test_show_with_origins(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def test_a_contradiction_is_78_with_three_lines() -> None:
     assert result.returncode == 78
     assert "error: RANK is 2 of WORLD_SIZE 2" in result.stderr
     assert "where:" in result.stderr
-    assert "mend:" in result.stderr
+    assert "fix:" in result.stderr
 
 
 def test_a_grace_period_that_is_no_number_is_refused() -> None:

@@ -19,7 +19,7 @@ from app.cli.main import COMMANDS, main
 from app.errors import DataError
 from tests.support.configs import ROOT
 
-FAILURE = DataError("a shard is cut", where="s3://clips/a.tar", mend="upload it again")
+FAILURE = DataError("a shard is cut", where="s3://clips/a.tar", fix="upload it again")
 
 
 def command(monkeypatch: pytest.MonkeyPatch, run: Callable[[argparse.Namespace], int]) -> None:
@@ -62,7 +62,7 @@ def test_unknown_command_is_2_with_three_lines(capsys: pytest.CaptureFixture[str
     assert shown.err.splitlines() == [
         "error: no command 'trian'",
         "  where: the command line",
-        "  mend:  cogvx --help",
+        "  fix:   cogvx --help",
     ]
 
 
@@ -118,7 +118,7 @@ def test_an_error_of_the_user_is_a_message_a_cause_and_its_exit_code(
     assert code == 65
     assert shown.out == ""
     assert shown.err == (
-        "error: a shard is cut\n  where: s3://clips/a.tar\n  mend:  upload it again\n"
+        "error: a shard is cut\n  where: s3://clips/a.tar\n  fix:   upload it again\n"
     )
     cause = json.loads((tmp_path / "status.1").read_text())
     assert (cause["exit_code"], cause["what"]) == (65, "a shard is cut")

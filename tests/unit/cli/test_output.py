@@ -25,14 +25,14 @@ def test_answers_go_to_standard_output_and_words_for_people_do_not(
 
 
 def test_every_mistake_of_a_configuration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    mistakes = [ConfigError(f"mistake {n}", where="here", mend="so") for n in (1, 2)]
+    mistakes = [ConfigError(f"mistake {n}", where="here", fix="so") for n in (1, 2)]
 
     output.error(ConfigErrors(mistakes))
 
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith("error: mistake 1\n  where: here\n  mend:  so\n")
-    assert "mistake 2\n  where: here\n  mend:  so\n" in shown.err
+    assert shown.err.startswith("error: mistake 1\n  where: here\n  fix:   so\n")
+    assert "mistake 2\n  where: here\n  fix:   so\n" in shown.err
 
 
 def test_a_table_off_the_terminal_holds_long_cells_whole(

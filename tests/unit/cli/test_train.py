@@ -112,7 +112,7 @@ def test_all_ranks_are_started_with_the_same_words_and_their_code_is_returned(
     assert environ["MINE"] == "kept"
     assert "PET_NPROC_PER_NODE" not in os.environ
     assert capsys.readouterr().err == (
-        f"exit code {code}: a shard is cut\n  where: here\n  mend:  so\n" if code else ""
+        f"exit code {code}: a shard is cut\n  where: here\n  fix:   so\n" if code else ""
     )
 
 
@@ -139,7 +139,7 @@ def test_an_error_of_the_run_is_its_exit_code_and_a_cause(
     import app.run.train
 
     def train(words: Sequence[str], show: object) -> int:
-        raise DataError("a shard is cut", where="s3://clips/a.tar", mend="upload it again")
+        raise DataError("a shard is cut", where="s3://clips/a.tar", fix="upload it again")
 
     monkeypatch.setattr(app.run.train, "train", train)
     monkeypatch.setenv("COGVX_STATUS_FILE", str(tmp_path / "status"))

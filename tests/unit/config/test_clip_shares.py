@@ -28,7 +28,7 @@ def test_every_rank_needs_a_latent_frame_of_the_clips(frames: int, most: int) ->
         f"{most + 1} ranks cannot share clips of {frames} frames, which have {most} latent frames"
     )
     assert error.where.startswith(f"{VAE}.cp_size")
-    assert error.mend == f"use 1 to {most}, or longer clips"
+    assert error.fix == f"use 1 to {most}, or longer clips"
 
 
 @pytest.mark.parametrize(("world_size", "size", "valid"), [(6, 4, "1, 2, 3, 6"), (1, 2, "1")])
@@ -38,7 +38,7 @@ def test_groups_that_do_not_divide_the_processes_are_refused_with_those_that_do(
     with pytest.raises(ConfigError, match=rf"{world_size} processes cannot") as caught:
         check_clip_groups(world_size, size)
 
-    assert caught.value.mend == f"use cp_size {valid}"
+    assert caught.value.fix == f"use cp_size {valid}"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])

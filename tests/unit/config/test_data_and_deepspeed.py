@@ -89,7 +89,7 @@ def test_mistakes_in_data(override: str, what: str) -> None:
     assert what in found[0]
 
 
-def test_frame_count_mend_is_the_nearest_valid_one() -> None:
+def test_frame_count_fix_is_the_nearest_valid_one() -> None:
     assert "use 9" in mistakes(*TINY, "data.params.num_frames=10")[0]
 
 

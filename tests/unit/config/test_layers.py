@@ -109,15 +109,13 @@ def test_dashes_in_yaml_args_are_underscores(tmp_path: Path) -> None:
         ("args: {save: '${oc.env:HOME}'}\n", "asks the environment", "args.save in 0.yaml"),
     ],
 )
-def test_mistake_has_a_place_and_a_mend(
-    tmp_path: Path, content: str, what: str, where: str
-) -> None:
+def test_mistake_has_a_place_and_a_fix(tmp_path: Path, content: str, what: str, where: str) -> None:
     _, errors = merge(tmp_path, content)
 
     assert len(errors) == 1
     assert what in errors[0]
     assert where in errors[0]
-    assert "mend:" in errors[0]
+    assert "fix:" in errors[0]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_one_mistake_one_message(override: str, what: str, where: str) -> None:
     assert len(found) == 1, found
     assert what in found[0]
     assert where in found[0]
-    assert "mend:" in found[0]
+    assert "fix:" in found[0]
 
 
 def test_all_mistakes_are_reported_at_once() -> None:

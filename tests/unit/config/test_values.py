@@ -64,11 +64,11 @@ def test_yaml_beats_flags_under_compat_sat() -> None:
 
 
 def test_precedence_has_a_key_of_its_own() -> None:
-    mended = load(*TINY, *SAT, "--precedence", "flags", "--lr", "0.5")
+    fixed = load(*TINY, *SAT, "--precedence", "flags", "--lr", "0.5")
     upstream = load(*TINY, "--precedence", "yaml", "--lr", "0.5")
 
-    assert mended.arguments["lr"] == 0.5
-    assert mended.compat.lr_curve == "sat"
+    assert fixed.arguments["lr"] == 0.5
+    assert fixed.compat.lr_curve == "sat"
     assert upstream.arguments["lr"] == 2e-3
     assert upstream.compat.lr_curve == "default"
 
@@ -178,14 +178,14 @@ def test_wrong_flag_is_a_usage_error(words: list[str], says: str) -> None:
 
     assert says in caught.value.what
     assert caught.value.exit_code == 2
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_near_flag_is_suggested_with_dashes() -> None:
     with pytest.raises(UsageError, match="unknown flag") as caught:
         load(*TINY, "--train_itres", "5")
 
-    assert caught.value.mend == "did you mean '--train-iters'?"
+    assert caught.value.fix == "did you mean '--train-iters'?"
 
 
 def test_base_is_needed() -> None:

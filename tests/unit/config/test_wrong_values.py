@@ -60,7 +60,7 @@ def test_strange_values_never_surprise(section: str, monkeypatch: pytest.MonkeyP
             try:
                 config = config_of(CommandLine(flags={"base": ["a.yaml"]}), TARGETS)
             except ConfigErrors as mistakes:
-                told = [bool(one.where and one.mend) for one in mistakes.errors]
+                told = [bool(one.where and one.fix) for one in mistakes.errors]
                 outcomes.add("mistakes, all told" if all(told) else "silent")
                 continue
             outcomes.add("valid")

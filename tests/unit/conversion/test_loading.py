@@ -164,7 +164,7 @@ def test_lora_file_for_a_network_without_pairs(tmp_path: Path) -> None:
     found = refusal(on_meta(tiny("5b")), tmp_path)
 
     assert "16 unexpected (blocks.0.attention.q.lora_a, " in found.what
-    assert "add lora_config" in found.mend
+    assert "add lora_config" in found.fix
 
 
 def test_pairs_alone_for_a_network_without_its_base(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_pairs_alone_for_a_network_without_its_base(tmp_path: Path) -> None:
     found = refusal(on_meta(config), tmp_path)
 
     assert "missing (patch.video.weight, " in found.what
-    assert "load the base weights first" in found.mend
+    assert "load the base weights first" in found.fix
 
 
 def test_pairs_of_another_rank(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_pairs_of_another_rank(tmp_path: Path) -> None:
     found = refusal(on_meta(tiny("5b", lora=LoraConfig(rank=3))), tmp_path)
 
     assert "16 misshaped (blocks.0.attention.q.lora_a is (2, 32), expected (3, 32)" in found.what
-    assert "another rank" in found.mend
+    assert "another rank" in found.fix
 
 
 def test_pairs_of_another_alpha(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_weights_of_another_kind(
     if cause is None:  # same tensors but the table, which can be computed
         assert load_network_weights(network, tmp_path).computed == ("position.table",)
     else:
-        assert cause in refusal(network, tmp_path).mend
+        assert cause in refusal(network, tmp_path).fix
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_other_sizes_are_named(tmp_path: Path, change: dict[str, int], cause: st
 
     found = refusal(on_meta(replace(tiny("5b"), **change)), tmp_path)
 
-    assert cause in found.mend
+    assert cause in found.fix
     assert str(tmp_path) in found.where
 
 
@@ -243,7 +243,7 @@ def test_ofs_in_the_file_only(tmp_path: Path) -> None:
 
     found = refusal(on_meta(replace(tiny("1.5_i2v"), ofs_embed_dim=None)), tmp_path)
 
-    assert "set ofs_embed_dim" in found.mend
+    assert "set ofs_embed_dim" in found.fix
 
 
 def test_learned_table_of_another_size(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_learned_table_of_another_size(tmp_path: Path) -> None:
     found = refusal(on_meta(replace(tiny("5b_i2v"), num_frames=17)), tmp_path)
 
     assert "1 misshaped (position.table is (1, 77, 32), expected (1, 125, 32))" in found.what
-    assert "learned position table" in found.mend
+    assert "learned position table" in found.fix
 
 
 def test_one_missing_tensor_is_enough(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_adapter_for_a_network_without_pairs(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="16 unexpected") as error:
         load_lora_weights(network_of(tiny("5b")), tmp_path)
 
-    assert "add lora_config" in error.value.mend
+    assert "add lora_config" in error.value.fix
 
 
 def test_base_given_as_an_adapter(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_poisoned_pickle_is_refused_and_does_not_run(tmp_path: Path, legacy: boo
         read_state_dict(path)
 
     assert not trace.exists()
-    assert "do not run code" in error.value.mend
+    assert "do not run code" in error.value.fix
 
 
 def test_poison_behind_an_admitted_class_is_refused(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_discriminator_must_be_named_to_be_left_out(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"1 unexpected \(loss.logvar\)") as error:
         load_vae_weights(vae_of(), tmp_path / "w.pt")
 
-    assert "ignore_keys to [loss]" in error.value.mend
+    assert "ignore_keys to [loss]" in error.value.fix
 
 
 def test_file_that_is_no_vae_is_refused(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_file_that_is_no_vae_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="missing") as error:
         load_vae_weights(vae_of(), tmp_path / "w.pt")
 
-    assert "3d-vae.pt" in error.value.mend
+    assert "3d-vae.pt" in error.value.fix
 
 
 def test_one_misshaped_tensor_is_named(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_flipped_bit_is_found_wherever_it_is() -> None:
             LatentEntry.from_bytes(bytes(data), KEY, "s3://b/x")
 
     assert caught.value.where == "s3://b/x"
-    assert "cogvx encode" in caught.value.mend
+    assert "cogvx encode" in caught.value.fix
 
 
 @pytest.mark.parametrize("length", [0, 5, 8, 200, -1])

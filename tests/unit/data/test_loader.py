@@ -51,7 +51,7 @@ class NumbersSource:
             self.running -= 1
             self.ended.append(index)
         if index == self.fails_at:
-            raise DataError("broken", where=f"sample {index}", mend="mend it")
+            raise DataError("broken", where=f"sample {index}", fix="fix it")
         video = torch.full((1, 3, 2, 2), index, dtype=torch.uint8)
         return {"mp4": video, "txt": f"{index}@{position}", "num_frames": 1, "fps": 8.0, "key": "k"}
 

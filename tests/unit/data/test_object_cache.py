@@ -184,7 +184,7 @@ def test_a_damaged_download_is_repeated_once(bucket: CountingStorage, cache: Sha
     def check(path: Path) -> None:
         seen.append(path.read_bytes()[:1])
         if len(seen) == 1:
-            raise DataError("flipped", where="a", mend="again")
+            raise DataError("flipped", where="a", fix="again")
 
     path = cache.get(CachedObject(bucket, bucket.stat("a"), check))
 
@@ -196,7 +196,7 @@ def test_an_object_that_stays_damaged_is_an_error_and_leaves_nothing(
     bucket: CountingStorage, cache: ShardCache
 ) -> None:
     def check(path: Path) -> None:
-        raise DataError("flipped", where="a", mend="again")
+        raise DataError("flipped", where="a", fix="again")
 
     with pytest.raises(DataError, match="flipped"):
         cache.get(CachedObject(bucket, bucket.stat("a"), check))

@@ -161,7 +161,7 @@ def test_shards_are_not_written_among_their_videos(source: str, out: str, tmp_pa
     with pytest.raises(ConfigError, match="among the videos") as caught:
         pack(str(clips / source), f"{clips}/{out}", PackRules())
 
-    assert "--out" in caught.value.mend
+    assert "--out" in caught.value.fix
     assert list(clips.rglob("*.tar")) == []
 
 

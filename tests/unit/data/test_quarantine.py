@@ -356,7 +356,7 @@ def test_a_run_ends_when_the_share_of_bad_samples_is_too_large(
     if caught is not None:
         assert caught.value.where.startswith("samples a.tar/000")
         assert f"{quarantined} of {min(seen, samples)} samples" in caught.value.what
-        assert "max_share" in caught.value.mend
+        assert "max_share" in caught.value.fix
 
 
 def test_a_read_that_is_given_up_when_the_loader_closes_is_no_bad_sample() -> None:

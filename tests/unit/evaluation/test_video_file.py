@@ -117,7 +117,7 @@ def test_an_encoder_that_is_not_there_is_named(
     with pytest.raises(CogvxError, match="did not start") as caught:
         write_video(tmp_path / "a.mp4", gradient_frames(5, 32, 32), fps=8)
 
-    assert "IMAGEIO_FFMPEG_EXE" in caught.value.mend
+    assert "IMAGEIO_FFMPEG_EXE" in caught.value.fix
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from app.launch.causes import Cause, cause_of, first_cause, read_causes, record_
 
 
 def cause(code: int, written: float) -> Cause:
-    return Cause(code, f"what {code}", "where", "mend", written)
+    return Cause(code, f"what {code}", "where", "fix", written)
 
 
 def test_an_error_of_ours_keeps_its_code_and_its_three_lines() -> None:
-    found = cause_of(DataError("shard is cut", where="a.tar", mend="pack it again"))
+    found = cause_of(DataError("shard is cut", where="a.tar", fix="pack it again"))
 
-    assert (found.exit_code, found.what, found.where, found.mend) == (
+    assert (found.exit_code, found.what, found.where, found.fix) == (
         *(65, "shard is cut"),
         *("a.tar", "pack it again"),
     )
@@ -58,14 +58,14 @@ def test_each_rank_writes_its_own_file_and_all_are_read(tmp_path: Path) -> None:
     status = tmp_path / "status"
     for local_rank in ("0", "1"):
         environ = {"COGVX_STATUS_FILE": str(status), "LOCAL_RANK": local_rank}
-        record_cause(ConfigError(f"rank {local_rank}", where="w", mend="m"), environ)
+        record_cause(ConfigError(f"rank {local_rank}", where="w", fix="m"), environ)
 
     assert [found.what for found in read_causes(status)] == ["rank 0", "rank 1"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["status.0", "status.1"]
 
 
 def test_a_file_without_rank_is_read_too(tmp_path: Path) -> None:
-    content = {"exit_code": 66, "what": "a", "where": "b", "mend": "c"}
+    content = {"exit_code": 66, "what": "a", "where": "b", "fix": "c"}
     (tmp_path / "status").write_text(json.dumps(content))
 
     assert read_causes(tmp_path / "status") == [Cause(66, "a", "b", "c", 0.0)]
@@ -82,7 +82,7 @@ def test_nobody_asked_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    found = record_cause(RetryableError("a", where="b", mend="c"), {})
+    found = record_cause(RetryableError("a", where="b", fix="c"), {})
 
     assert found.exit_code == 138
     assert list(tmp_path.iterdir()) == []

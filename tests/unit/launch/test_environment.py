@@ -268,4 +268,4 @@ def test_a_contradiction_is_a_configuration_error_before_anything_starts(case: s
 
     assert message in caught.value.what
     assert caught.value.exit_code == 78
-    assert caught.value.mend
+    assert caught.value.fix

@@ -95,7 +95,7 @@ def test_a_written_cause_beats_the_code_and_lands_in_the_termination_message(
 
     assert process.returncode == 65
     assert json.loads(out)["what"] == "w"
-    assert (tmp_path / "termination-log").read_text().startswith("w\n  where: x\n  mend:  y\n")
+    assert (tmp_path / "termination-log").read_text().startswith("w\n  where: x\n  fix:   y\n")
 
 
 def test_a_child_that_ends_well_wins_over_what_was_written_before(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def main(words: list[str]) -> int:
     if action == "die":
         os.kill(os.getpid(), int(rest[0]))
     if action == "status":
-        content = {"exit_code": int(rest[0]), "what": "w", "where": "x", "mend": "y"}
+        content = {"exit_code": int(rest[0]), "what": "w", "where": "x", "fix": "y"}
         Path(os.environ["COGVX_STATUS_FILE"]).write_text(json.dumps(content))
         return int(rest[1])
     if action == "environment":

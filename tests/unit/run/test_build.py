@@ -160,7 +160,7 @@ def test_a_class_that_cannot_be_imported_is_named_with_its_place(tmp_path: Path)
         build_network(replace(model, network=part), torch.float32, initial(tmp_path))
 
     assert caught.value.exit_code == 78
-    assert "--register" in caught.value.mend
+    assert "--register" in caught.value.fix
 
 
 @pytest.mark.parametrize(

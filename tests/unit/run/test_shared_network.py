@@ -68,7 +68,7 @@ def test_processes_that_do_not_make_whole_networks_are_refused_before_they_meet(
     with pytest.raises(ConfigError, match="3 processes cannot share networks by 2 each") as caught:
         parse_args([*TINY, *SHARED])
 
-    assert "start 2 or 4 processes" in caught.value.mend
+    assert "start 2 or 4 processes" in caught.value.fix
     ranks(monkeypatch, 3, 4)
     assert parse_args([*TINY, *SHARED]).model_parallel_size == 2
 

@@ -23,7 +23,7 @@ from tests.support.configs import TINY, load
 from tests.unit.run.folders import read_json
 
 Start = Callable[..., int]
-CUT = DataError("a shard is cut", where="a.tar", mend="upload it again")
+CUT = DataError("a shard is cut", where="a.tar", fix="upload it again")
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_the_end_of_a_start_is_recorded_and_its_log_kept(start: Start, tmp_path:
     ("problem", "cause"),
     [
         (CUT, "a shard is cut"),
-        (PreemptedError("stopped by SIGTERM", where="step 3", mend="start again"), "stopped by"),
+        (PreemptedError("stopped by SIGTERM", where="step 3", fix="start again"), "stopped by"),
         (ZeroDivisionError("division by zero"), "ZeroDivisionError('division by zero')"),
         (KeyboardInterrupt(), "KeyboardInterrupt()"),
     ],

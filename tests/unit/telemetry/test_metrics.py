@@ -43,7 +43,7 @@ def test_lines_wait_for_a_storage_that_does_not_answer() -> None:
 
     def write(key: str, data: bytes) -> None:
         if failures.pop(0):
-            raise RetryableError("no answer", where=key, mend="wait")
+            raise RetryableError("no answer", where=key, fix="wait")
         written[key] = data
 
     tracker = JsonlTracker(write, attempt=1)

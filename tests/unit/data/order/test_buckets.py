@@ -151,4 +151,4 @@ def test_a_batch_too_small_for_equal_times_names_one_that_does() -> None:
     with pytest.raises(ConfigError) as caught:
         batches_by_cost([3.0, 2.0], batch=8, parts=8)
 
-    assert "use batch_size 2 (batches [16, 24])" in caught.value.mend
+    assert "use batch_size 2 (batches [16, 24])" in caught.value.fix

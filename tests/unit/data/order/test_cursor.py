@@ -49,7 +49,7 @@ def test_another_sequence_is_refused(field: str, value: object, says: str) -> No
     with pytest.raises(ConfigError, match=says) as caught:
         CURSOR.check_continues(replace(CURSOR, t=0, **{field: value}))
 
-    assert "64" in caught.value.mend if field == "batch" else caught.value.mend
+    assert "64" in caught.value.fix if field == "batch" else caught.value.fix
 
 
 def test_other_data_is_refused_as_a_data_error() -> None:

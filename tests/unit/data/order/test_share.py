@@ -33,7 +33,7 @@ def test_a_batch_that_does_not_divide_names_the_nearest_ones() -> None:
     with pytest.raises(ConfigError) as caught:
         share_of_batch(batch=50, rank=0, world_size=8, micro_batch=2)
 
-    assert "48 or 64" in caught.value.mend
+    assert "48 or 64" in caught.value.fix
     assert caught.value.exit_code == 78
 
 
@@ -41,7 +41,7 @@ def test_a_batch_smaller_than_the_gang_names_the_smallest_one() -> None:
     with pytest.raises(ConfigError) as caught:
         share_of_batch(batch=3, rank=0, world_size=4, micro_batch=1)
 
-    assert "use 4," in caught.value.mend
+    assert "use 4," in caught.value.fix
 
 
 def test_a_batch_that_divides_gives_the_accumulation() -> None:

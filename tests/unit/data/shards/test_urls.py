@@ -74,7 +74,7 @@ def test_what_runs_a_command_or_is_unknown_is_refused(path: str) -> None:
         parse_shard_path(path)
 
     assert caught.value.exit_code == 78
-    assert "s3://" in caught.value.mend
+    assert "s3://" in caught.value.fix
 
 
 def test_no_path_is_an_error() -> None:

@@ -85,7 +85,7 @@ def test_missing_and_blank_captions_are_counted_and_named_before_the_start(tmp_p
 
     assert "videos/b.mp4" in caught.value.what
     assert "labels/c.txt is blank" in caught.value.what
-    assert "missing_captions" in caught.value.mend
+    assert "missing_captions" in caught.value.fix
 
 
 def test_missing_captions_can_be_empty_texts(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_no_video_is_an_error_that_mentions_shards(tmp_path: Path) -> None:
     with pytest.raises(InputMissingError) as caught:
         opened(tmp_path)
 
-    assert "VideoDataset" in caught.value.mend
+    assert "VideoDataset" in caught.value.fix
 
 
 def test_a_cut_video_names_its_file(tmp_path: Path) -> None:

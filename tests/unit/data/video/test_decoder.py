@@ -249,4 +249,4 @@ def test_a_codec_that_the_decoder_cannot_read_is_named(decoder: Decoder, tmp_pat
         decoder.probe(path.read_bytes())
 
     assert caught.value.reason == "unsupported_codec"
-    assert "re-encode" in caught.value.mend
+    assert "re-encode" in caught.value.fix

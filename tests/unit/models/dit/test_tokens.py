@@ -66,4 +66,4 @@ def test_a_size_that_is_no_multiple_is_refused_by_axis(
     with pytest.raises(ShapeError, match=f"axis {axis} ") as error:
         patchify(torch.zeros(1, T, 3, H, W), PATCH)
 
-    assert "pad" in error.value.mend
+    assert "pad" in error.value.fix

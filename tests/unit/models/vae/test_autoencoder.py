@@ -59,7 +59,7 @@ def test_other_frame_counts_are_refused_with_the_nearest_good_ones(
 
     shorter = max(1, (frames - 1) // 4 * 4 + 1)
     assert caught.value.what == f"{frames} frames are not 4k + 1"
-    assert caught.value.mend == f"cut the clip to {shorter} frames or take {shorter + 4}"
+    assert caught.value.fix == f"cut the clip to {shorter} frames or take {shorter + 4}"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from app.storage.objects import ObjectMissingError
 
 
 def missing() -> None:
-    raise ObjectMissingError("x", where="y", mend="z")
+    raise ObjectMissingError("x", where="y", fix="z")
 
 
 def main() -> None:

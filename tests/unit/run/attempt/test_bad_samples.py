@@ -132,7 +132,7 @@ def test_a_storage_that_fails_costs_freshness_only(
     write = type(keeper.run.storage).write_small
 
     def fail(*_: Any) -> None:
-        raise RetryableError("no storage", where="s3://x", mend="wait")
+        raise RetryableError("no storage", where="s3://x", fix="wait")
 
     monkeypatch.setattr(type(keeper.run.storage), "write_small", fail)
     train(keeper, 5)

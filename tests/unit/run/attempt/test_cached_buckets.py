@@ -93,4 +93,4 @@ def test_a_cache_of_one_size_does_not_fit_a_run_with_buckets(
         CachedClips.of_run(inputs.config(BUCKETS, "--latent-cache", str(tmp_path)))
 
     assert 'buckets is nothing in the cache and ["9x32x64", "5x32x32"] here' in caught.value.what
-    assert BUCKETS.partition("=")[0] in caught.value.mend
+    assert BUCKETS.partition("=")[0] in caught.value.fix

@@ -114,7 +114,7 @@ def test_a_cause_that_cannot_be_recorded_is_a_warning(
     run = started(tmp_path)
 
     def refuse(self: LocalStorage, key: str, data: bytes) -> None:
-        raise RetryableError("no answer", where=key, mend="wait")
+        raise RetryableError("no answer", where=key, fix="wait")
 
     monkeypatch.setattr(LocalStorage, "write_small", refuse)
 
@@ -128,8 +128,8 @@ def test_a_cause_that_cannot_be_recorded_is_a_warning(
 @pytest.mark.parametrize(
     ("raised", "kind", "code"),
     [
-        (RetryableError("x", where="y", mend="z"), RetryableError, 138),
-        (ConfigErrors([ConfigError("x", where="y", mend="z")]), ConfigError, 78),
+        (RetryableError("x", where="y", fix="z"), RetryableError, 138),
+        (ConfigErrors([ConfigError("x", where="y", fix="z")]), ConfigError, 78),
     ],
 )
 def test_an_error_of_rank_zero_keeps_its_class_and_texts(
@@ -141,7 +141,7 @@ def test_an_error_of_rank_zero_keeps_its_class_and_texts(
     with pytest.raises(kind) as caught:
         on_rank_zero(0, work)
 
-    assert (caught.value.what, caught.value.where, caught.value.mend) == ("x", "y", "z")
+    assert (caught.value.what, caught.value.where, caught.value.fix) == ("x", "y", "z")
     assert caught.value.exit_code == code
 
 
@@ -152,5 +152,5 @@ def test_an_error_of_rank_zero_is_the_same_on_every_rank() -> None:
 
     told = [json.loads(text) for text in texts]
     assert told[0] == told[1]
-    missing = ObjectMissingError("x", where="y", mend="z")
+    missing = ObjectMissingError("x", where="y", fix="z")
     assert told[0] == [["answer", {"a": 1}], ["InputMissingError", missing.exit_code, "x"]]

@@ -227,7 +227,7 @@ def test_a_cache_of_another_configuration_is_refused_with_what_differs(
     assert caught.value.exit_code == 78
     assert says in caught.value.what
     assert caught.value.what.count(" in the cache and ") == 1
-    assert "cogvx encode --base" in caught.value.mend
+    assert "cogvx encode --base" in caught.value.fix
 
 
 @pytest.mark.parametrize(("file", "says"), [("3d-vae.pt", "vae_weights"), ("t5", "text_weights")])
@@ -275,7 +275,7 @@ def test_a_folder_without_a_cache_is_refused_with_the_command(made: Inputs) -> N
     with pytest.raises(ConfigError, match="there is no latent cache") as caught:
         CachedClips.of_run(config)
 
-    assert "cogvx encode" in caught.value.mend
+    assert "cogvx encode" in caught.value.fix
 
 
 def test_missing_and_changed_clips_are_refused_by_name(inputs: Inputs) -> None:
@@ -323,7 +323,7 @@ def test_validation_clips_that_are_not_encoded_are_left_live(
     assert cached.where_it_can(live, str(clips), None) is live  # type: ignore[arg-type]
 
     (told,) = [r for r in caplog.records if "encoded live" in r.message]
-    assert "cogvx encode" in told.mend  # type: ignore[attr-defined]
+    assert "cogvx encode" in told.fix  # type: ignore[attr-defined]
 
 
 class _Source:

@@ -39,7 +39,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A storage that does not answer."""
 
     def refuse(self: LocalStorage, *_: object) -> None:
-        raise RetryableError("no answer", where="here", mend="wait")
+        raise RetryableError("no answer", where="here", fix="wait")
 
     monkeypatch.setattr(LocalStorage, "write_small", refuse)
     monkeypatch.setattr(LocalStorage, "upload", refuse)

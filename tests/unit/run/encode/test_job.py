@@ -286,7 +286,7 @@ def test_an_entry_that_is_gone_or_cut_is_made_again(inputs: Inputs, damage: str)
 
 def test_a_failed_upload_publishes_no_list(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(storage: LocalStorage, path: Path, key: str) -> None:
-        raise DataError("no", where=key, mend="")
+        raise DataError("no", where=key, fix="")
 
     monkeypatch.setattr(LocalStorage, "upload", refuse)
 

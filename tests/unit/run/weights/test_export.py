@@ -146,7 +146,7 @@ def test_averages_that_were_not_kept_are_an_error(make_run: Run, tmp_path: Path)
     with pytest.raises(ConfigError, match="no 'ema' weights") as caught:
         export(tmp_path, weights="ema")
 
-    assert "--weights master" in caught.value.mend
+    assert "--weights master" in caught.value.fix
 
 
 @pytest.mark.parametrize("kind", ["auto", "lora"])
@@ -217,7 +217,7 @@ def test_frozen_weights_that_lie_nowhere_are_an_error(make_run: Run, tmp_path: P
     with pytest.raises(InputMissingError, match="names no `load`") as caught:
         export(tmp_path, kind="safetensors")
 
-    assert "--kind lora" in caught.value.mend
+    assert "--kind lora" in caught.value.fix
 
 
 @pytest.mark.parametrize(("step", "says"), [(3, "of step 3"), (None, "no complete checkpoint")])
