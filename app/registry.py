@@ -20,78 +20,90 @@ from app.config.schema.diffusion import (
 from app.config.schema.encoders import ConditionerConfig, T5Config, VAEConfig, VAEPartConfig
 from app.config.schema.model import DiTConfig, LoraConfig, PatchSize, PositionConfig
 from app.config.schema.training import OptimizerConfig
-from app.config.target import Target
+from app.config.target import RegistryRow
 
 _DIFFUSION = "sgm.modules.diffusionmodules"
 _SAMPLING = f"{_DIFFUSION}.sampling"
 _GUIDERS = f"{_DIFFUSION}.guiders"
 
-TARGETS: dict[str, Target] = {
+TARGETS: dict[str, RegistryRow] = {
     # network
-    "dit_video_concat.DiffusionTransformer": Target(
+    "dit_video_concat.DiffusionTransformer": RegistryRow(
         DiTConfig, "app.models.dit.transformer:DiffusionTransformer", role="network"
     ),
-    "dit_video_concat.Basic3DPositionEmbeddingMixin": Target(
+    "dit_video_concat.Basic3DPositionEmbeddingMixin": RegistryRow(
         PositionConfig, role="position", choice="sincos3d"
     ),
-    "dit_video_concat.Basic2DPositionEmbeddingMixin": Target(
+    "dit_video_concat.Basic2DPositionEmbeddingMixin": RegistryRow(
         PositionConfig, role="position", choice="sincos2d"
     ),
-    "dit_video_concat.Rotary3DPositionEmbeddingMixin": Target(
+    "dit_video_concat.Rotary3DPositionEmbeddingMixin": RegistryRow(
         PositionConfig, role="position", choice="rope3d"
     ),
-    "dit_video_concat.ImagePatchEmbeddingMixin": Target(PatchSize, role="patch"),
-    "dit_video_concat.AdaLNMixin": Target(DiTConfig, role="adaln"),
-    "dit_video_concat.FinalLayerMixin": Target(DiTConfig, role="final layer"),
-    "sat.model.finetune.lora2.LoraMixin": Target(LoraConfig, role="lora"),
-    f"{_DIFFUSION}.wrappers.OpenAIWrapper": Target(DiTConfig, role="wrapper"),
+    "dit_video_concat.ImagePatchEmbeddingMixin": RegistryRow(PatchSize, role="patch"),
+    "dit_video_concat.AdaLNMixin": RegistryRow(DiTConfig, role="adaln"),
+    "dit_video_concat.FinalLayerMixin": RegistryRow(DiTConfig, role="final layer"),
+    "sat.model.finetune.lora2.LoraMixin": RegistryRow(LoraConfig, role="lora"),
+    f"{_DIFFUSION}.wrappers.OpenAIWrapper": RegistryRow(DiTConfig, role="wrapper"),
     # text
-    "sgm.modules.GeneralConditioner": Target(ConditionerConfig, role="conditioner"),
-    "sgm.modules.encoders.modules.FrozenT5Embedder": Target(
+    "sgm.modules.GeneralConditioner": RegistryRow(ConditionerConfig, role="conditioner"),
+    "sgm.modules.encoders.modules.FrozenT5Embedder": RegistryRow(
         T5Config, "app.models.text.t5:T5TextEncoder", role="text encoder"
     ),
     # first stage
-    "vae_modules.autoencoder.VideoAutoencoderInferenceWrapper": Target(
+    "vae_modules.autoencoder.VideoAutoencoderInferenceWrapper": RegistryRow(
         VAEConfig, "app.models.vae.autoencoder:VideoAutoencoder", role="first stage"
     ),
-    "vae_modules.cp_enc_dec.ContextParallelEncoder3D": Target(VAEPartConfig, role="vae encoder"),
-    "vae_modules.cp_enc_dec.ContextParallelDecoder3D": Target(VAEPartConfig, role="vae decoder"),
-    "vae_modules.regularizers.DiagonalGaussianRegularizer": Target(VAEConfig, role="regularizer"),
-    "torch.nn.Identity": Target(VAEConfig, role="vae loss"),
+    "vae_modules.cp_enc_dec.ContextParallelEncoder3D": RegistryRow(
+        VAEPartConfig, role="vae encoder"
+    ),
+    "vae_modules.cp_enc_dec.ContextParallelDecoder3D": RegistryRow(
+        VAEPartConfig, role="vae decoder"
+    ),
+    "vae_modules.regularizers.DiagonalGaussianRegularizer": RegistryRow(
+        VAEConfig, role="regularizer"
+    ),
+    "torch.nn.Identity": RegistryRow(VAEConfig, role="vae loss"),
     # diffusion
-    f"{_DIFFUSION}.denoiser.DiscreteDenoiser": Target(DenoiserConfig, role="denoiser"),
-    f"{_DIFFUSION}.denoiser_weighting.EpsWeighting": Target(DenoiserConfig, role="weighting"),
-    f"{_DIFFUSION}.denoiser_scaling.VideoScaling": Target(DenoiserConfig, role="scaling"),
-    f"{_DIFFUSION}.discretizer.ZeroSNRDDPMDiscretization": Target(ScheduleConfig, role="schedule"),
-    f"{_DIFFUSION}.sigma_sampling.DiscreteSampling": Target(TimestepConfig, role="timesteps"),
-    f"{_DIFFUSION}.loss.VideoDiffusionLoss": Target(LossConfig, role="loss"),
+    f"{_DIFFUSION}.denoiser.DiscreteDenoiser": RegistryRow(DenoiserConfig, role="denoiser"),
+    f"{_DIFFUSION}.denoiser_weighting.EpsWeighting": RegistryRow(DenoiserConfig, role="weighting"),
+    f"{_DIFFUSION}.denoiser_scaling.VideoScaling": RegistryRow(DenoiserConfig, role="scaling"),
+    f"{_DIFFUSION}.discretizer.ZeroSNRDDPMDiscretization": RegistryRow(
+        ScheduleConfig, role="schedule"
+    ),
+    f"{_DIFFUSION}.sigma_sampling.DiscreteSampling": RegistryRow(TimestepConfig, role="timesteps"),
+    f"{_DIFFUSION}.loss.VideoDiffusionLoss": RegistryRow(LossConfig, role="loss"),
     # samplers and guidance
-    f"{_SAMPLING}.VPSDEDPMPP2MSampler": Target(
+    f"{_SAMPLING}.VPSDEDPMPP2MSampler": RegistryRow(
         SamplerConfig, "app.diffusion.samplers.dpmpp_2m:SdeSampler", role="sampler"
     ),
-    f"{_SAMPLING}.VPODEDPMPP2MSampler": Target(
+    f"{_SAMPLING}.VPODEDPMPP2MSampler": RegistryRow(
         SamplerConfig, "app.diffusion.samplers.dpmpp_2m:OdeSampler", role="sampler"
     ),
-    f"{_SAMPLING}.VideoDDIMSampler": Target(
+    f"{_SAMPLING}.VideoDDIMSampler": RegistryRow(
         SamplerConfig, "app.diffusion.samplers.ddim:DdimSampler", role="sampler"
     ),
-    f"{_GUIDERS}.DynamicCFG": Target(
+    f"{_GUIDERS}.DynamicCFG": RegistryRow(
         GuidanceConfig, "app.diffusion.guidance:DynamicGuidance", "guidance", "dynamic"
     ),
-    f"{_GUIDERS}.VanillaCFG": Target(
+    f"{_GUIDERS}.VanillaCFG": RegistryRow(
         GuidanceConfig, "app.diffusion.guidance:ConstantGuidance", "guidance", "constant"
     ),
-    f"{_GUIDERS}.IdentityGuider": Target(
+    f"{_GUIDERS}.IdentityGuider": RegistryRow(
         GuidanceConfig, "app.diffusion.guidance:ConstantGuidance", "guidance", "identity"
     ),
-    f"{_DIFFUSION}.sampling_utils.NoDynamicThresholding": Target(GuidanceConfig, role="threshold"),
+    f"{_DIFFUSION}.sampling_utils.NoDynamicThresholding": RegistryRow(
+        GuidanceConfig, role="threshold"
+    ),
     # data
-    "data_video.SFTDataset": Target(SFTDataConfig, "app.data.sources.sft:SFTSource", role="data"),
-    "data_video.VideoDataset": Target(
+    "data_video.SFTDataset": RegistryRow(
+        SFTDataConfig, "app.data.sources.sft:SFTSource", role="data"
+    ),
+    "data_video.VideoDataset": RegistryRow(
         ShardDataConfig, "app.data.sources.webdataset:ShardSource", role="data"
     ),
     # deepspeed.optimizer.type
-    "sat.ops.FusedEmaAdam": Target(OptimizerConfig, role="optimizer", choice="ema_adamw"),
-    "AdamW": Target(OptimizerConfig, role="optimizer", choice="adamw"),
-    "Adam": Target(OptimizerConfig, role="optimizer", choice="adam"),
+    "sat.ops.FusedEmaAdam": RegistryRow(OptimizerConfig, role="optimizer", choice="ema_adamw"),
+    "AdamW": RegistryRow(OptimizerConfig, role="optimizer", choice="adamw"),
+    "Adam": RegistryRow(OptimizerConfig, role="optimizer", choice="adam"),
 }

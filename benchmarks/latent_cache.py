@@ -32,7 +32,7 @@ from app.data.order.share import Share
 from app.distributed.seeding import KeyedDraws
 from app.rehearsal.clips import make_clips
 from app.run.attempt.latents import CachedClips
-from app.run.build import InitialWeights, Place, build_network, build_parts
+from app.run.build import InitialWeights, LoadOptions, build_modules, build_network
 from app.run.encode.job import EncodeReport
 from app.training.step import DiffusionModel, Randomness
 from tests.support.encoding import Inputs, write_weights
@@ -77,8 +77,8 @@ def step_seconds(config: RunConfig, cached: CachedClips | None, steps: int) -> t
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scratch = InitialWeights(None, is_resumed=False, force=False, seed=1, cache_dir=Path("unused"))
     network, _ = build_network(config.model, torch.float32, scratch)
-    place = Place(device, torch.float32, Path("unused"))
-    parts = build_parts(config.model, network.to(device), place, from_cache=cached is not None)
+    place = LoadOptions(device, torch.float32, Path("unused"))
+    parts = build_modules(config.model, network.to(device), place, from_cache=cached is not None)
     randomness = Randomness(partial(KeyedDraws, 3))
     model = DiffusionModel(parts, config.model, randomness, device=device, dtype=torch.float32)
     descent = torch.optim.SGD(network.parameters(), lr=1e-3)

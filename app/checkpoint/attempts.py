@@ -24,7 +24,7 @@ from app.storage.objects import Storage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
+class AttemptRecord:
     """One start of the gang. Times are ISO 8601, UTC, for people only."""
 
     number: int
@@ -46,7 +46,7 @@ class Attempt:
         return canonical_json({"format_version": 1, **asdict(self), "world": dict(self.world)})
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> Attempt:
+    def from_json(cls, data: bytes, where: str) -> AttemptRecord:
         """Parse a record.
 
         Raises:
@@ -75,16 +75,16 @@ def next_attempt(storage: Storage) -> int:
     return 1 + max([0, *numbers, *(ref.attempt for ref in refs if ref is not None)])
 
 
-def begin_attempt(storage: Storage, world: Mapping[str, Any]) -> Attempt:
+def begin_attempt(storage: Storage, world: Mapping[str, Any]) -> AttemptRecord:
     """Write the record of a new start and return it."""
-    attempt = Attempt(
+    attempt = AttemptRecord(
         number=next_attempt(storage), owner=secrets.token_hex(4), started=_now(), world=dict(world)
     )
     storage.write_small(attempt.key, attempt.to_json())
     return attempt
 
 
-def note_resumed(storage: Storage, attempt: Attempt, checkpoint: str | None) -> Attempt:
+def note_resumed(storage: Storage, attempt: AttemptRecord, checkpoint: str | None) -> AttemptRecord:
     """Record which checkpoint the attempt continues (None: it starts from step 0).
 
     From now on checkpoints of older attempts beyond it are a fork and are ignored.
@@ -94,14 +94,14 @@ def note_resumed(storage: Storage, attempt: Attempt, checkpoint: str | None) -> 
     return changed
 
 
-def end_attempt(storage: Storage, attempt: Attempt, cause: str) -> Attempt:
+def end_attempt(storage: Storage, attempt: AttemptRecord, cause: str) -> AttemptRecord:
     """Record that every process of the attempt has ended, and why."""
     changed = replace(attempt, ended=_now(), cause=cause)
     storage.write_small(changed.key, changed.to_json())
     return changed
 
 
-def read_attempt(storage: Storage, number: int, owner: str) -> Attempt:
+def read_attempt(storage: Storage, number: int, owner: str) -> AttemptRecord:
     """The record of one start.
 
     Raises:
@@ -109,10 +109,10 @@ def read_attempt(storage: Storage, number: int, owner: str) -> Attempt:
         CheckpointError: it is damaged.
     """
     key = attempt_key(number, owner)
-    return Attempt.from_json(storage.read_small(key), f"{storage.url}/{key}")
+    return AttemptRecord.from_json(storage.read_small(key), f"{storage.url}/{key}")
 
 
-def read_attempts(storage: Storage) -> list[Attempt]:
+def read_attempts(storage: Storage) -> list[AttemptRecord]:
     """Every start of the run, by number.
 
     Raises:
@@ -126,7 +126,7 @@ def read_attempts(storage: Storage) -> list[Attempt]:
     return sorted(found, key=lambda attempt: attempt.number)
 
 
-def in_lineage(ref: CheckpointRef, attempts: Iterable[Attempt]) -> bool:
+def in_lineage(ref: CheckpointRef, attempts: Iterable[AttemptRecord]) -> bool:
     """Whether no later attempt went on from a step before this checkpoint's.
 
     An attempt that resumed at step s made everything that an older one wrote after s a fork:

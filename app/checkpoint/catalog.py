@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 
 from app.checkpoint.attempts import in_lineage, read_attempts
 from app.checkpoint.layout import CHECKPOINTS, CheckpointRef
-from app.checkpoint.manifest import Manifest
+from app.checkpoint.manifest import CheckpointManifest
 from app.errors import CheckpointError
 from app.storage.objects import ObjectMissingError, Storage
 
@@ -23,7 +23,7 @@ def checkpoint_refs(storage: Storage) -> list[CheckpointRef]:
     return sorted(ref for ref in found if ref is not None)
 
 
-def read_manifest(storage: Storage, ref: CheckpointRef) -> Manifest:
+def read_manifest(storage: Storage, ref: CheckpointRef) -> CheckpointManifest:
     """The manifest of a checkpoint whose files are all there.
 
     Raises:
@@ -31,7 +31,7 @@ def read_manifest(storage: Storage, ref: CheckpointRef) -> Manifest:
         CheckpointError: the manifest is damaged, or a file is missing or of another size.
     """
     where = f"{storage.url}/{ref.manifest}"
-    manifest = Manifest.from_json(storage.read_small(ref.manifest), where)
+    manifest = CheckpointManifest.from_json(storage.read_small(ref.manifest), where)
     if manifest.identity.ref != ref:
         raise CheckpointError(
             f"this is the manifest of {manifest.identity.ref.name}",
@@ -51,7 +51,7 @@ def read_manifest(storage: Storage, ref: CheckpointRef) -> Manifest:
     return manifest
 
 
-def complete_checkpoints(storage: Storage) -> Iterator[tuple[CheckpointRef, Manifest]]:
+def complete_checkpoints(storage: Storage) -> Iterator[tuple[CheckpointRef, CheckpointManifest]]:
     """Complete checkpoints, forks included, newest first; each is checked when it is asked for."""
     yield from _complete(storage, checkpoint_refs(storage))
 
@@ -73,7 +73,7 @@ def find_newest(storage: Storage, skip: Collection[str] = ()) -> CheckpointRef |
 
 def _complete(
     storage: Storage, refs: list[CheckpointRef]
-) -> Iterator[tuple[CheckpointRef, Manifest]]:
+) -> Iterator[tuple[CheckpointRef, CheckpointManifest]]:
     for ref in reversed(refs):
         try:
             manifest = read_manifest(storage, ref)

@@ -84,7 +84,7 @@ class FragmentRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Manifest:
+class CheckpointManifest:
     """Everything that is in one checkpoint."""
 
     identity: CheckpointIdentity
@@ -126,7 +126,7 @@ class Manifest:
         return data
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> Manifest:
+    def from_json(cls, data: bytes, where: str) -> CheckpointManifest:
         """Parse and check a manifest, tiling included.
 
         Raises:

@@ -26,9 +26,9 @@ from app.checkpoint.json_file import broken, parse_object
 from app.checkpoint.layout import STATE, CheckpointRef, rng_file
 from app.checkpoint.manifest import (
     WEIGHTS_PREFIX,
+    CheckpointManifest,
     FileRecord,
     FragmentRecord,
-    Manifest,
 )
 from app.checkpoint.tensor_file import (
     HEADER_LENGTH_BYTES,
@@ -71,7 +71,11 @@ class Checkpoint:
     """An open checkpoint; a context manager, or call `close`."""
 
     def __init__(
-        self, storage: Storage, ref: CheckpointRef, manifest: Manifest, scratch: Path | None
+        self,
+        storage: Storage,
+        ref: CheckpointRef,
+        manifest: CheckpointManifest,
+        scratch: Path | None,
     ) -> None:
         self.ref = ref
         self.manifest = manifest

@@ -30,9 +30,9 @@ from app.checkpoint.json_file import canonical_json
 from app.checkpoint.layout import STATE, CheckpointRef, optimizer_file, rng_file, weights_file
 from app.checkpoint.manifest import (
     CheckpointIdentity,
+    CheckpointManifest,
     FileRecord,
     FragmentRecord,
-    Manifest,
     ParameterRecord,
 )
 from app.checkpoint.tensor_file import write_tensors
@@ -254,7 +254,7 @@ def _pieces(
 
 def _assemble(
     storage: Storage, identity: CheckpointIdentity, snapshot: Snapshot, parts: list[_Part]
-) -> Manifest:
+) -> CheckpointManifest:
     where = f"{storage.url}/{identity.ref.folder}"
     failed = [part for part in parts if part.failure is not None]
     if failed:
@@ -267,7 +267,7 @@ def _assemble(
     for part in parts:
         for name, found in (part.kinds or {}).items():
             kinds[name].update(found)
-    manifest = Manifest(
+    manifest = CheckpointManifest(
         identity=identity,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         files=tuple(
@@ -292,7 +292,7 @@ def _assemble(
     return manifest
 
 
-def _publish(storage: Storage, ref: CheckpointRef, manifest: Manifest) -> None:
+def _publish(storage: Storage, ref: CheckpointRef, manifest: CheckpointManifest) -> None:
     """Compare receipts with what lies there, then write the manifest and read it back."""
     found = {entry.key: entry.size_bytes for entry in storage.list(f"{ref.folder}/")}
     expected = {ref.file(file.name): file.size_bytes for file in manifest.files}

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from app.cli import data_check, data_quarantine, output
-from app.cli.numbers import real
+from app.cli.numbers import number
 from app.data.pack import DEFAULT_SHARD_MIB, PackRules, pack
 
 SMALLEST_SHARD_MIB, LARGEST_SHARD_MIB = 2**-10, 2.0**20
@@ -52,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     packing.add_argument("--out", required=True, metavar="URL", help="a folder or s3:// prefix")
     packing.add_argument(
         "--shard-mib",
-        type=real(SMALLEST_SHARD_MIB, LARGEST_SHARD_MIB),
+        type=number(SMALLEST_SHARD_MIB, LARGEST_SHARD_MIB),
         default=DEFAULT_SHARD_MIB,
         metavar="N",
         help="largest shard, in MiB (default: %(default)s)",

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from app.cli import output
-from app.cli.numbers import real, whole
+from app.cli.numbers import integer, number
 from app.config.load import load_config
 from app.config.schema.data import parse_bucket
 from app.errors import DataError
@@ -52,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-tokens",
-        type=whole(1),
+        type=integer(1),
         default=MOST_TOKENS,
         metavar="N",
         help="longest caption, in tokens (default: %(default)s)",
@@ -66,7 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=whole(1, LARGEST_WORKERS),
+        type=integer(1, LARGEST_WORKERS),
         default=min(os.cpu_count() or 1, MOST_WORKERS),
         metavar="N",
         help="videos decoded at once (default: %(default)s)",
@@ -84,13 +84,13 @@ def _configure_clips(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fps",
-        type=real(LOWEST_FPS, HIGHEST_FPS),
+        type=number(LOWEST_FPS, HIGHEST_FPS),
         default=DEFAULT_FPS,
         help="frames per second of the clips (default: %(default)s)",
     )
     parser.add_argument(
         "--skip",
-        type=whole(0),
+        type=integer(0),
         default=0,
         metavar="N",
         help="frames left out at both ends of a video",

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+def integer(least: int, most: int | None = None) -> Callable[[str], int]:
     """A reader of whole numbers of a range, for `type=` of an argument."""
 
     def read(text: str) -> int:
@@ -23,7 +23,7 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def real(least: float, most: float) -> Callable[[str], float]:
+def number(least: float, most: float) -> Callable[[str], float]:
     """A reader of finite numbers of a range, for `type=` of an argument."""
 
     def read(text: str) -> float:

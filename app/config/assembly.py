@@ -31,7 +31,7 @@ from app.config.sections.deepspeed import (
 )
 from app.config.sections.encoders import check_clip_shares
 from app.config.sections.model import read_model
-from app.config.target import Part, Targets
+from app.config.target import Component, Registry
 from app.config.values import Values
 from app.errors import ConfigError
 
@@ -43,7 +43,7 @@ def assemble(
     merged: Merged,
     resolved: Values,
     registered: Mapping[str, str],
-    targets: Targets,
+    targets: Registry,
     problems: Problems,
 ) -> RunConfig | None:
     """Build the run's configuration; None if any mistake was recorded on the way."""
@@ -284,8 +284,8 @@ def _shared(
     return dataclasses.replace(model, network=_with_params(model.network, changed))
 
 
-def _with_params(part: Part[Any], params: Any) -> Part[Any]:
-    return Part(part.target, part.implementation, params)
+def _with_params(part: Component[Any], params: Any) -> Component[Any]:
+    return Component(part.target, part.implementation, params)
 
 
 def _report_recompute(

@@ -16,13 +16,13 @@ from app.config.layers import merge_layers
 from app.config.problems import Problems
 from app.config.reader import names_of
 from app.config.schema.run import CompatConfig, RunConfig
-from app.config.target import Target, Targets
+from app.config.target import Registry, RegistryRow
 from app.config.values import flag_value, resolve
 from app.errors import UsageError
 
 
 def load_config(
-    argv: Sequence[str], targets: Targets, parser: argparse.ArgumentParser | None = None
+    argv: Sequence[str], targets: Registry, parser: argparse.ArgumentParser | None = None
 ) -> RunConfig:
     """The configuration that a command line asks for.
 
@@ -38,7 +38,7 @@ def load_config(
     return config_of(read_command_line(argv, parser), targets)
 
 
-def config_of(line: CommandLine, targets: Targets) -> RunConfig:
+def config_of(line: CommandLine, targets: Registry) -> RunConfig:
     """The configuration of a command line that was read already; raises as `load_config`."""
     base = line.flags.get("base")
     if not base:
@@ -48,7 +48,7 @@ def config_of(line: CommandLine, targets: Targets) -> RunConfig:
             fix="give YAML files: --base configs/cogvideox_2b_lora.yaml configs/sft.yaml",
         )
     registered = _registered(line, targets)
-    table = {**targets, **{name: Target(dict, path) for name, path in registered.items()}}
+    table = {**targets, **{name: RegistryRow(dict, path) for name, path in registered.items()}}
     problems = Problems()
     merged = merge_layers(base, line.flags.get("deepspeed_config"), line.overrides, problems)
     if not merged.complete:
@@ -60,7 +60,7 @@ def config_of(line: CommandLine, targets: Targets) -> RunConfig:
     return config
 
 
-def _registered(line: CommandLine, targets: Targets) -> Mapping[str, str]:
+def _registered(line: CommandLine, targets: Registry) -> Mapping[str, str]:
     """Rows of `--register NAME=package.module:Class`; a name of ours cannot be taken over."""
     rows: dict[str, str] = {}
     for text in line.flags.get("register", ()):

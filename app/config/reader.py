@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from app.config.kinds import Kind
 from app.config.problems import Problems, nearest, suggestion
-from app.config.target import Target, Targets
+from app.config.target import Registry, RegistryRow
 
 
 class _Required:
@@ -36,7 +36,7 @@ class Field:
 class Context:
     """What every section needs: the table of names, and where mistakes go."""
 
-    targets: Targets
+    targets: Registry
     problems: Problems
 
 
@@ -127,11 +127,11 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenPart:
+class OpenComponent:
     """A `target:` section whose name was found in the table."""
 
     name: str
-    target: Target
+    target: RegistryRow
     node: Reader  # the section itself, for keys beside target and params
     params: Reader
 
@@ -141,7 +141,7 @@ class OpenPart:
         return self.target.params is dict
 
 
-def open_part(node: object, where: str, role: str, context: Context) -> OpenPart | None:
+def open_part(node: object, where: str, role: str, context: Context) -> OpenComponent | None:
     """Read `target` and find its row; None, with the mistake recorded, if there is none."""
     reader = Reader(node, where, context.problems)
     if not reader.values:
@@ -167,20 +167,20 @@ def open_part(node: object, where: str, role: str, context: Context) -> OpenPart
         if row is None:
             return None
     params = Reader(node, reader.path("params"), context.problems)
-    return OpenPart(name, row, reader, params)
+    return OpenComponent(name, row, reader, params)
 
 
-def names_of(role: str, targets: Targets) -> list[str]:
+def names_of(role: str, targets: Registry) -> list[str]:
     """Names that may stand in one place, sorted."""
     return sorted(name for name, row in targets.items() if row.role == role)
 
 
-def _meant(params: object, role: str, targets: Targets) -> Target | None:
+def _meant(params: object, role: str, targets: Registry) -> RegistryRow | None:
     """The row whose params these seem to be, so that a wrong name does not hide their mistakes."""
     if not isinstance(params, Mapping):
         return None
     rows = [row for row in targets.values() if row.role == role and is_dataclass(row.params)]
-    best: Target | None = None
+    best: RegistryRow | None = None
     most = 0
     for row in rows:
         shared = len({field.name for field in fields(row.params)} & set(params))
@@ -189,7 +189,9 @@ def _meant(params: object, role: str, targets: Targets) -> Target | None:
     return best
 
 
-def _report_target(name: str, row: Target | None, where: str, role: str, context: Context) -> None:
+def _report_target(
+    name: str, row: RegistryRow | None, where: str, role: str, context: Context
+) -> None:
     best = nearest(name, names_of(role, context.targets))
     hint = f"did you mean '{best}'? " if best else ""
     what = f"unknown target '{name}'" if row is None else f"target '{name}' is no {role}"

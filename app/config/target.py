@@ -17,7 +17,7 @@ Params = TypeVar("Params")
 
 
 @dataclass(frozen=True, slots=True)
-class Part(Generic[Params]):
+class Component(Generic[Params]):
     """A class chosen by name, with its typed parameters.
 
     `target` is the name in the YAML (upstream's), `implementation` our class as
@@ -30,7 +30,7 @@ class Part(Generic[Params]):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RegistryRow:
     """One name that a configuration may use.
 
     Attributes:
@@ -47,7 +47,7 @@ class Target:
     choice: str = ""
 
 
-Targets = Mapping[str, Target]
+Registry = Mapping[str, RegistryRow]
 
 
 def load_class(implementation: str, where: str) -> Any:

@@ -128,7 +128,7 @@ class ShardedTensors(Mapping[str, Tensor]):
                 )
 
     def __getitem__(self, name: str) -> Tensor:
-        return whole([shard[name] for shard in self._shards], name)
+        return joined_tensor([shard[name] for shard in self._shards], name)
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         return iter(self._shards[0])
@@ -137,7 +137,7 @@ class ShardedTensors(Mapping[str, Tensor]):
         return len(self._shards[0])
 
 
-def whole(parts: Sequence[Tensor], name: str) -> Tensor:
+def joined_tensor(parts: Sequence[Tensor], name: str) -> Tensor:
     """One tensor from its slices in rank order; the first one where all ranks have the same."""
     if len(parts) == 1:
         return parts[0]
@@ -152,7 +152,7 @@ def whole(parts: Sequence[Tensor], name: str) -> Tensor:
 
 
 def cut(tensor: Tensor, name: str, count: int) -> list[Tensor]:
-    """The slices of `count` ranks, of which `whole` makes the tensor again.
+    """The slices of `count` ranks, of which `joined_tensor` makes the tensor again.
 
     Raises:
         ConfigError: rows or columns do not divide into that many.

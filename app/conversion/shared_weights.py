@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from app.conversion.weights_file import Kind, WeightsFile, open_weights
-from app.distributed.agreement import heard, told
+from app.distributed.agreement import error_fields, error_from_fields
 from app.distributed.collectives import broadcast_json, broadcast_tensor
 from app.errors import CogvxError
 
@@ -104,7 +104,7 @@ def open_for_all(locate: Callable[[], Path], dtype: torch.dtype) -> Iterator[Rea
         file = opened.__enter__()
         header = _header(file)
     except CogvxError as problem:
-        _agreed({"error": told(problem)})
+        _agreed({"error": error_fields(problem)})
         raise
     try:
         yield _from_header(_agreed(header), dtype, file)
@@ -131,7 +131,7 @@ def _agreed(header: dict[str, Any] | None) -> dict[str, Any]:
     """Rank 0's header on every rank; on the others, rank 0's error is raised."""
     agreed: Any = broadcast_json(header)
     if "error" in agreed and dist.get_rank():
-        raise heard(agreed["error"])
+        raise error_from_fields(agreed["error"])
     return dict(agreed)
 
 

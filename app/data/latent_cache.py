@@ -227,7 +227,7 @@ class SampleRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class EncodePart:
     """One of several jobs that encode a dataset together."""
 
     index: int = 0
@@ -298,7 +298,9 @@ class LatentCache:
                 found.setdefault(record.name, []).append(record)
         return found
 
-    def write_records(self, dataset: str, part: Part, records: Sequence[SampleRecord]) -> None:
+    def write_records(
+        self, dataset: str, part: EncodePart, records: Sequence[SampleRecord]
+    ) -> None:
         """Publish a finished part; written last, so that whatever it names is there."""
         head = {"format_version": CACHE_VERSION, "dataset": dataset, "samples": len(records)}
         rows: Iterable[object] = (astuple(record) for record in records)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from app.data.object_cache import CachedObject, Check, Prefetcher, ShardCache
+from app.data.object_cache import CachedObject, Check, ObjectCache, Prefetcher
 from app.errors import AccessDeniedError, DataError, InputMissingError
 from app.storage.objects import Entry, Storage
 from app.storage.opening import is_remote
@@ -28,7 +28,7 @@ class LocalFiles:
         self,
         storage: Storage,
         entries: Mapping[str, Entry],
-        cache: ShardCache | None,
+        cache: ObjectCache | None,
         prefetcher: Prefetcher | None = None,
     ) -> None:
         self.storage = storage

@@ -66,7 +66,7 @@ class NoRoomError(Exception):
     """The bound is reached and every file is wanted; wait until one is not, or be urgent."""
 
 
-class ShardCache:
+class ObjectCache:
     """The directory and its bound. Safe to use from several threads and processes.
 
     Args:
@@ -281,7 +281,7 @@ class Prefetcher:
     reads is wanted; at most `ahead_bytes` of wanted objects are downloaded ahead.
     """
 
-    def __init__(self, cache: ShardCache, ahead_bytes: int, threads: int = 2) -> None:
+    def __init__(self, cache: ObjectCache, ahead_bytes: int, threads: int = 2) -> None:
         self._cache = cache
         self._ahead_bytes = ahead_bytes
         self._reads: dict[str, int] = {}  # name -> expected reads, in order of the first one

@@ -12,7 +12,7 @@ from app.config.schema.run import CompatConfig
 from app.config.target import load_class
 from app.data.batch import Collate
 from app.data.loader import Loader, LoaderSettings
-from app.data.order.choice import OrderWish, ordered
+from app.data.order.choice import OrderRequest, ordered
 from app.data.order.share import Share
 from app.data.sources.protocols import Source
 from app.data.sources.registered import MapSource
@@ -68,7 +68,7 @@ def open_loader(config: DataConfig, request: LoaderRequest) -> Loader:
     places = [url for path in request.paths for url in _urls(path, config)]
     if any(is_remote(url) for url in (*places, config.latent_cache or "")):
         settings = with_cache(settings, config.cache_gib, config.prefetch_gib)
-    sources = [open_source(config, path, settings, request) for path in request.paths]
+    sources = [open_dataset(config, path, settings, request) for path in request.paths]
     if request.replace is not None:
         pairs = zip(sources, request.paths, strict=True)
         sources = [request.replace(source, path, settings) for source, path in pairs]
@@ -90,7 +90,7 @@ def open_loader(config: DataConfig, request: LoaderRequest) -> Loader:
     )
 
 
-def open_source(
+def open_dataset(
     config: DataConfig, path: str, settings: SourceSettings, request: LoaderRequest
 ) -> Source:
     """One dataset: ours, or a registered class or function behind MapSource."""
@@ -127,7 +127,7 @@ class _Owner(JoinedSource):
             self._settings.cache.close()
 
 
-def _wish(config: DataConfig, request: LoaderRequest) -> OrderWish:
+def _wish(config: DataConfig, request: LoaderRequest) -> OrderRequest:
     lanes, window = _lanes_and_window(config)
     by_cost = config.bucket_batch == "cost"
     if by_cost and config.buckets and request.cost is None:
@@ -136,7 +136,7 @@ def _wish(config: DataConfig, request: LoaderRequest) -> OrderWish:
             where="data.bucket_batch: cost",
             fix="use bucket_batch: fixed",
         )
-    return OrderWish(
+    return OrderRequest(
         share=request.share,
         seed=request.seed,
         lanes=lanes,

@@ -21,11 +21,11 @@ from app import __version__
 from app.data.bad_clip import BadClipError
 from app.data.local_files import LocalFiles
 from app.data.shards.index import index_shard, safe_name
-from app.data.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, sizes_key
+from app.data.shards.manifest import MANIFEST_NAME, DatasetManifest, ShardEntry, sizes_key
 from app.data.shards.survey import IndexFiles, describe, file_sha256
 from app.data.sources.settings import ERROR, SourceSettings
 from app.data.sources.sft import LABELS, VIDEOS, CaptionFiles, is_video, no_videos, split_root
-from app.data.video.decoder import Decoder, VideoFacts
+from app.data.video.decoder import VideoDecoder, VideoFacts
 from app.data.video.sizes import ClipSize, size_of, sizes_to_json
 from app.errors import ConfigError, DataError
 from app.storage.objects import Entry, Storage
@@ -127,7 +127,7 @@ def pack(
     with tempfile.TemporaryDirectory(prefix="cogvx-pack-") as scratch:
         shards = _write_shards(clips.read(progress), target, rules, Path(scratch))
     listed = {entry.key: entry for entry in target.list()}
-    manifest = Manifest(
+    manifest = DatasetManifest(
         tuple(_as_listed(shard, listed) for shard in shards), f"cogvx {__version__}"
     )
     _delete_old(target, old, manifest)
@@ -179,7 +179,7 @@ class _Clips:
 
     def read(self, progress: Progress) -> Iterator[_Clip]:
         """Each clip; raises DataError at the end, or early when many are bad, naming them."""
-        decoder = Decoder()
+        decoder = VideoDecoder()
         problems: list[str] = []
         try:
             for done, key in enumerate(self._keys):
@@ -204,7 +204,7 @@ class _Clips:
                 fix="repair or remove them, then pack again",
             )
 
-    def _clip(self, decoder: Decoder, key: str) -> _Clip:
+    def _clip(self, decoder: VideoDecoder, key: str) -> _Clip:
         if self._files is None:
             video = self._storage.read_small(key)
         else:
@@ -306,7 +306,7 @@ def _as_listed(shard: ShardEntry, listed: dict[str, Entry]) -> ShardEntry:
     return replace(shard, etag=entry.etag or None, modified=entry.modified)
 
 
-def _old_manifest(target: Storage, rules: PackRules) -> Manifest | None:
+def _old_manifest(target: Storage, rules: PackRules) -> DatasetManifest | None:
     """The manifest that lies there already; refuse to replace it unless told."""
     if MANIFEST_NAME not in {entry.key for entry in target.list(MANIFEST_NAME)}:
         return None
@@ -317,10 +317,10 @@ def _old_manifest(target: Storage, rules: PackRules) -> Manifest | None:
             fix="choose another --out, or replace it with --overwrite",
         )
     data = target.read_small(MANIFEST_NAME)
-    return Manifest.from_json(data, f"{target.url}/{MANIFEST_NAME}")
+    return DatasetManifest.from_json(data, f"{target.url}/{MANIFEST_NAME}")
 
 
-def _delete_old(target: Storage, old: Manifest | None, new: Manifest) -> None:
+def _delete_old(target: Storage, old: DatasetManifest | None, new: DatasetManifest) -> None:
     """Remove shards of the replaced dataset that the new one does not have."""
     if old is not None:
         kept = set(new.by_name())

@@ -21,23 +21,23 @@ def on_rank_zero(rank: int, work: Callable[[], Any]) -> Any:
         try:
             answer = {"result": work()}
         except CogvxError as error:
-            answer = {"error": told(error)}
+            answer = {"error": error_fields(error)}
     answer = broadcast_json(answer)
     assert isinstance(answer, dict)
     if "error" in answer:
-        raise heard(answer["error"])
+        raise error_from_fields(answer["error"])
     return answer["result"]
 
 
-def told(error: CogvxError) -> list[str]:
+def error_fields(error: CogvxError) -> list[str]:
     """An error as texts that JSON can carry."""
     # The nearest class of app.errors: it has the exit code, wherever the leaf was defined.
     kinds = (kind for kind in type(error).__mro__ if kind in _PUBLIC_ERRORS.values())
     return [next(kinds).__name__, error.what, error.where, error.fix]
 
 
-def heard(texts: Sequence[str]) -> CogvxError:
-    """The error of `told`, made anew."""
+def error_from_fields(texts: Sequence[str]) -> CogvxError:
+    """The error of `error_fields`, made anew."""
     name, what, where, fix = texts
     return _PUBLIC_ERRORS[name](what, where=where, fix=fix)
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from app.launch.placement import LOOPBACK, Placement
+from app.launch.placement import LOOPBACK, RankLayout
 
 # These start one process per GPU; every other command is one process, wherever it runs.
 DISTRIBUTED = ("train", "sample")
@@ -32,7 +32,7 @@ class Start:
 
 
 def plan_start(
-    placement: Placement,
+    placement: RankLayout,
     command: Sequence[str],
     environ: Mapping[str, str],
     grace_s: float,
@@ -71,13 +71,13 @@ def plan_start(
     return Start(agent, variables, _master(placement))
 
 
-def _master(placement: Placement) -> tuple[str, int] | None:
+def _master(placement: RankLayout) -> tuple[str, int] | None:
     if not placement.node_rank:
         return None
     return placement.master_addr, placement.master_port
 
 
-def _plain_environment(placement: Placement, environ: Mapping[str, str]) -> dict[str, str]:
+def _plain_environment(placement: RankLayout, environ: Mapping[str, str]) -> dict[str, str]:
     variables = dict(environ)
     variables.setdefault("LOCAL_RANK", "0")
     variables.setdefault("LOCAL_WORLD_SIZE", str(placement.nproc_per_node))
@@ -86,7 +86,7 @@ def _plain_environment(placement: Placement, environ: Mapping[str, str]) -> dict
     return variables
 
 
-def _static_flags(placement: Placement) -> tuple[str, ...]:
+def _static_flags(placement: RankLayout) -> tuple[str, ...]:
     if placement.nodes == 1 and placement.master_port == 0:
         return ("--standalone", "--nnodes=1")
     return (
@@ -98,11 +98,11 @@ def _static_flags(placement: Placement) -> tuple[str, ...]:
     )
 
 
-def _elastic_flags(placement: Placement) -> tuple[str, ...]:
+def _elastic_flags(placement: RankLayout) -> tuple[str, ...]:
     # Everything else comes from PET_*, which torchrun reads by itself.
     return ("--standalone", "--nnodes=1") if placement.standalone else ()
 
 
-def _reachable(placement: Placement) -> str:
+def _reachable(placement: RankLayout) -> str:
     # A lone pod need not find its own name in the DNS, which lists it only once it is ready.
     return LOOPBACK if placement.nodes == 1 else placement.master_addr

@@ -17,7 +17,7 @@ from app.launch.devices import count_gpus
 from app.launch.placement import (
     ANY_PORT,
     LOOPBACK,
-    Placement,
+    RankLayout,
     Reading,
     contradiction,
     derived,
@@ -32,7 +32,7 @@ OPENMPI_PORT = 6000  # upstream's default when several processes have no MASTER_
 CountGpus = Callable[[Mapping[str, str]], int]
 
 
-def resolve_placement(environ: Mapping[str, str], gpus: CountGpus = count_gpus) -> Placement:
+def resolve_placement(environ: Mapping[str, str], gpus: CountGpus = count_gpus) -> RankLayout:
     """Read the environment once, by the first row that fits.
 
     Raises:
@@ -285,7 +285,7 @@ def _refuse_rank_beyond_world(env: Variables, rank_name: str, world_name: str) -
         )
 
 
-def _refuse_contradictions(env: Variables, placement: Placement) -> None:
+def _refuse_contradictions(env: Variables, placement: RankLayout) -> None:
     sources = placement.sources
     if placement.node_rank is not None and placement.node_rank >= placement.nodes:
         raise contradiction(

@@ -23,7 +23,7 @@ from app.launch.exit_codes import (
     is_permanent,
     meaning,
 )
-from app.launch.placement import Placement
+from app.launch.placement import RankLayout
 from app.launch.processes import Ending, Supervisor, watching_signals
 from app.launch.wait import connect_once, resolve_once, wait_for_master
 
@@ -74,7 +74,7 @@ def launch(command: Sequence[str], environ: Mapping[str, str], options: LaunchOp
 
 
 def _supervise(
-    placement: Placement,
+    placement: RankLayout,
     command: Sequence[str],
     environ: Mapping[str, str],
     options: LaunchOptions,

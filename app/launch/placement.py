@@ -16,7 +16,7 @@ ANY_PORT = 0  # one node: a free one is chosen when something is started
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
+class RankLayout:
     """The resolved table. `sources` names, for each field, the variable that gave it.
 
     Modes: `inside` a process that torchrun or OpenMPI started; `elastic` and `static` a node on
@@ -67,7 +67,7 @@ def derived(value: int, *parts: Found[int], sign: str = "/") -> Found[int]:
     return Found(value, f" {sign} ".join(names))
 
 
-def placed(reading: Reading) -> Placement:
+def placed(reading: Reading) -> RankLayout:
     """Fill in what follows from the rest."""
     world = reading.world
     if world is None:
@@ -76,7 +76,7 @@ def placed(reading: Reading) -> Placement:
     host = reading.host
     if not host.value and reading.nodes.value == 1:
         host = default(LOOPBACK)
-    return Placement(
+    return RankLayout(
         mode=reading.mode,
         node_rank=None if reading.node_rank is None else reading.node_rank.value,
         nodes=reading.nodes.value,
@@ -105,7 +105,7 @@ def contradiction(what: str, where: str, fix: str = "") -> ConfigError:
     )
 
 
-def placement_of_this_machine(nproc_per_node: int) -> Placement:
+def placement_of_this_machine(nproc_per_node: int) -> RankLayout:
     """`nproc_per_node` processes on one machine, where nobody set a variable."""
     return placed(
         Reading(

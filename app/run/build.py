@@ -18,7 +18,7 @@ from torch import Tensor
 from app.config.schema.diffusion import SamplerConfig
 from app.config.schema.encoders import ConditionerConfig
 from app.config.schema.model import ModelConfig
-from app.config.target import Part, load_class
+from app.config.target import Component, load_class
 from app.conversion.loading import load_network_weights, load_vae_weights
 from app.conversion.sat import sat_names
 from app.diffusion.denoiser import Denoiser
@@ -40,7 +40,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LoadOptions:
     """Where parts live: device and dtype of the weights, and where remote files are kept."""
 
     device: torch.device
@@ -68,7 +68,7 @@ class InitialWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Modules:
     """The parts of the engine. Network aside, all are frozen."""
 
     network: DiffusionTransformer
@@ -78,9 +78,13 @@ class Parts:
     sampler: Any
 
 
-def build_parts(
-    model: ModelConfig, network: DiffusionTransformer, place: Place, *, from_cache: bool = False
-) -> Parts:
+def build_modules(
+    model: ModelConfig,
+    network: DiffusionTransformer,
+    place: LoadOptions,
+    *,
+    from_cache: bool = False,
+) -> Modules:
     """Build the frozen parts with their weights around the network.
 
     Args:
@@ -93,7 +97,7 @@ def build_parts(
     denoiser = Denoiser(model.denoiser)
     vae = build_vae if model.noised_image_input or not from_cache else _visiting_vae
     conditioner = _visiting_conditioner if from_cache else build_conditioner
-    return Parts(
+    return Modules(
         network=network,
         vae=vae(model, place),
         conditioner=conditioner(model.conditioner, place),
@@ -143,7 +147,7 @@ def build_network(
     return network, report
 
 
-def build_vae(model: ModelConfig, place: Place) -> Any:
+def build_vae(model: ModelConfig, place: LoadOptions) -> Any:
     """The frozen VAE on its device, with the weights of `ckpt_path`."""
     part = model.first_stage
     vae_class = load_class(part.implementation, "model.first_stage_config.target")
@@ -165,7 +169,7 @@ def share_encoding(vae: Any, groups: ProcessGroups) -> None:
         vae.share_encoding(clips, has_same_clip=tensor.size % clips.size == 0)
 
 
-def build_conditioner(config: ConditionerConfig, place: Place) -> Conditioner:
+def build_conditioner(config: ConditionerConfig, place: LoadOptions) -> Conditioner:
     """The frozen text encoder with caption dropout."""
     where = "model.conditioner_config.params.emb_models[0].target"
     encoder_class = load_class(config.implementation, where)
@@ -175,16 +179,16 @@ def build_conditioner(config: ConditionerConfig, place: Place) -> Conditioner:
     return Conditioner(encoder, config.ucg_rate)
 
 
-def _visiting_vae(model: ModelConfig, place: Place) -> VisitingVae:
+def _visiting_vae(model: ModelConfig, place: LoadOptions) -> VisitingVae:
     return VisitingVae("VAE", lambda: build_vae(model, place))
 
 
-def _visiting_conditioner(config: ConditionerConfig, place: Place) -> Conditioner:
+def _visiting_conditioner(config: ConditionerConfig, place: LoadOptions) -> Conditioner:
     encoder = VisitingTextEncoder("text encoder", lambda: build_conditioner(config, place).encoder)
     return Conditioner(encoder, config.ucg_rate)
 
 
-def build_sampler(part: Part[SamplerConfig], denoiser: Denoiser) -> Any:
+def build_sampler(part: Component[SamplerConfig], denoiser: Denoiser) -> Any:
     """The sampler with its guidance."""
     guidance = part.params.guidance
     where = "model.sampler_config"

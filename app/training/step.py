@@ -50,7 +50,7 @@ class FirstStage(Protocol):
         ...
 
 
-class Parts(Protocol):
+class TrainingModules(Protocol):
     """The parts of the engine; only the network trains."""
 
     @property
@@ -102,7 +102,7 @@ class DiffusionModel:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: TrainingModules,
         config: ModelConfig,
         randomness: Randomness,
         *,

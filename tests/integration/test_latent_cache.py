@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from app.data.latent_cache import LatentEntry, Part
+from app.data.latent_cache import EncodePart, LatentEntry
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.share import Share
 from app.run.attempt.latents import CachedClips
@@ -110,7 +110,7 @@ def test_a_hurt_network_changes_no_entry_and_no_batch(
     with FaultProxy(rclone_server.port, FAULTS, seed=4) as proxy:
         set_environment(monkeypatch, rclone_server.behind(proxy.endpoint))
         for index in range(2):
-            inputs.encode(out=root, part=Part(index, 2))
+            inputs.encode(out=root, part=EncodePart(index, 2))
         found = stream(inputs, root)
         told = proxy.stats()
         hurt = told["requests"] - told["passed"]

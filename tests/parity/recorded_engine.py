@@ -12,7 +12,7 @@ from torch import Tensor
 
 from app.config.schema.model import ModelConfig
 from app.config.sections.parse import parse_model
-from app.config.target import Target
+from app.config.target import RegistryRow
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.loss import VideoDiffusionLoss
 from app.models.dit.transformer import DiffusionTransformer
@@ -26,8 +26,8 @@ from tests.parity.recorded_draws import RecordedDraws
 from tests.parity.recorded_network import network_of
 
 STUBS = {
-    "gstub.StubTextEmbedder": Target(dict, "tests.parity.recorded_engine:StubEncoder"),
-    "gstub.StubFirstStage": Target(dict, "tests.parity.recorded_engine:StubFirstStage"),
+    "gstub.StubTextEmbedder": RegistryRow(dict, "tests.parity.recorded_engine:StubEncoder"),
+    "gstub.StubFirstStage": RegistryRow(dict, "tests.parity.recorded_engine:StubFirstStage"),
 }
 IMAGE_NOISE = (-3.0, 0.5)  # mean and spread of the log; files hold the log itself
 

@@ -14,7 +14,7 @@ from app.data.bad_clip import BadClipError
 from app.data.sources.settings import SourceSettings
 from app.data.sources.sft import CaptionFiles, is_video
 from app.data.video import frames
-from app.data.video.frames import FrameWish
+from app.data.video.frames import FrameRequest
 from app.data.video.transforms import crop_origin, normalise, resize_and_crop, resized_size
 from app.errors import DataError
 from app.storage.opening import open_storage
@@ -35,7 +35,7 @@ def rows(section: str) -> list[Any]:
 
 @pytest.mark.parametrize("row", rows("sft_dataset"))
 def test_folder_rule_picks_the_recorded_frames(row: dict[str, Any]) -> None:
-    wish = FrameWish(row["max_num_frames"], row["target_fps"], row["skip_frms_num"])
+    wish = FrameRequest(row["max_num_frames"], row["target_fps"], row["skip_frms_num"])
 
     if "error" in row:
         with pytest.raises(BadClipError):
@@ -49,7 +49,7 @@ def test_folder_rule_picks_the_recorded_frames(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("row", rows("web_dataset"))
 def test_shard_rule_picks_the_recorded_frames(row: dict[str, Any]) -> None:
-    wish = FrameWish(row["num_frames"], row["target_fps"], row["skip_frms_num"])
+    wish = FrameRequest(row["num_frames"], row["target_fps"], row["skip_frms_num"])
     length = row["nb_read_frames"] or row["num_frames_in_file"]
     required_s = frames.sat_shards_duration_s(row["orig_fps"], wish)
 

@@ -19,7 +19,7 @@ from app.config.schema.diffusion import (
     ScheduleConfig,
 )
 from app.config.sections.parse import parse_denoiser, parse_sampler
-from app.config.target import Part
+from app.config.target import Component
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.guidance import ConstantGuidance, DynamicGuidance, Guidance
 from app.diffusion.samplers.ddim import DdimSampler
@@ -161,7 +161,7 @@ def sampler_with(
     kind: type[Sampler], shift: float, guidance: Guidance, num_steps: int = 50
 ) -> Sampler:
     schedule = ScheduleConfig(shift_scale=shift)
-    part = Part("", "", GuidanceConfig())
+    part = Component("", "", GuidanceConfig())
     config = SamplerConfig(num_steps=num_steps, guidance=part, schedule=schedule)
     denoiser = Denoiser(DenoiserConfig(schedule=schedule))
     return kind(config, denoiser, guidance, lambda u, c: torch.cat([u, c]))

@@ -14,7 +14,7 @@ import torch
 
 import app.run.encode.job
 from app.config.schema.run import RunConfig
-from app.data.latent_cache import Part
+from app.data.latent_cache import EncodePart
 from app.models.text.t5 import TinyT5, write_tiny_t5
 from app.models.vae.autoencoder import VideoAutoencoder
 from app.run.encode.job import EncodeReport, EncodeRequest, encode
@@ -53,9 +53,11 @@ class Inputs:
     def config(self, *overrides: str) -> RunConfig:
         return load(*self.words(*overrides))
 
-    def encode(self, *overrides: str, out: str = "", part: Part | None = None) -> EncodeReport:
+    def encode(
+        self, *overrides: str, out: str = "", part: EncodePart | None = None
+    ) -> EncodeReport:
         """What `cogvx encode` does, in this process."""
-        request = EncodeRequest(out=out or str(self.cache), part=part or Part(), workers=1)
+        request = EncodeRequest(out=out or str(self.cache), part=part or EncodePart(), workers=1)
         return encode(self.config(*overrides), request)
 
     def encode_twice_at_once(self, out: str = "") -> list[EncodeReport]:

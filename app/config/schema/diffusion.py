@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from app.config.target import Part
+from app.config.target import Component
 from app.errors import ConfigError
 
 
@@ -71,7 +71,7 @@ class SamplerConfig:
     """`sampler_config.params`."""
 
     num_steps: int
-    guidance: Part[GuidanceConfig]
+    guidance: Component[GuidanceConfig]
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     verbose: bool = False
     fixed_frames: int = 0

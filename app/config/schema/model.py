@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from app.config.schema.diffusion import DenoiserConfig, LossConfig, SamplerConfig
 from app.config.schema.encoders import ConditionerConfig, VAEConfig
-from app.config.target import Part
+from app.config.target import Component
 from app.errors import ConfigError
 
 _NETWORK = "model.network_config.params"
@@ -145,12 +145,12 @@ class DiTConfig:
 class ModelConfig:
     """Section `model:`: the network and everything around it."""
 
-    network: Part[DiTConfig]
+    network: Component[DiTConfig]
     denoiser: DenoiserConfig
     conditioner: ConditionerConfig
-    first_stage: Part[VAEConfig]
+    first_stage: Component[VAEConfig]
     loss: LossConfig
-    sampler: Part[SamplerConfig]
+    sampler: Component[SamplerConfig]
     scale_factor: float = 1.0  # latents seen by the network = scale_factor * VAE latents
     latent_input: bool = False  # batches hold unscaled latents instead of pixels
     noised_image_input: bool = False  # image-to-video

@@ -6,7 +6,7 @@ from typing import Any
 
 from app.config import upstream
 from app.config.kinds import boolean, choice, exactly, integer, optional, real
-from app.config.reader import Context, Field, OpenPart, Reader, open_part
+from app.config.reader import Context, Field, OpenComponent, Reader, open_part
 from app.config.schema.diffusion import (
     DenoiserConfig,
     GuidanceConfig,
@@ -15,7 +15,7 @@ from app.config.schema.diffusion import (
     ScheduleConfig,
     TimestepConfig,
 )
-from app.config.target import Part
+from app.config.target import Component
 
 SCHEDULE = (
     Field("linear_start", real(above=0, maximum=1), 0.00085),
@@ -113,7 +113,7 @@ def _timesteps(params: Reader, context: Context) -> TimestepConfig | None:
     return _built(TimestepConfig, values, context)
 
 
-def read_sampler(node: object, where: str, context: Context) -> Part[SamplerConfig] | None:
+def read_sampler(node: object, where: str, context: Context) -> Component[SamplerConfig] | None:
     """`sampler_config`."""
     part = open_part(node, where, "sampler", context)
     if part is None:
@@ -130,10 +130,12 @@ def read_sampler(node: object, where: str, context: Context) -> Part[SamplerConf
     if guidance is not None and part.target.choice != "constant":
         _check_steps(values["num_steps"], guidance, params)
     config = _built(SamplerConfig, values, context)
-    return Part(part.name, part.target.implementation, config) if config else None
+    return Component(part.name, part.target.implementation, config) if config else None
 
 
-def _check_steps(num_steps: int | None, guidance: Part[GuidanceConfig], params: Reader) -> None:
+def _check_steps(
+    num_steps: int | None, guidance: Component[GuidanceConfig], params: Reader
+) -> None:
     dynamic = guidance.implementation.endswith("DynamicGuidance")
     if dynamic and num_steps is not None and guidance.params.num_steps != num_steps:
         params.problems.warn(
@@ -143,7 +145,7 @@ def _check_steps(num_steps: int | None, guidance: Part[GuidanceConfig], params: 
         )
 
 
-def _guidance(params: Reader, context: Context) -> Part[GuidanceConfig] | None:
+def _guidance(params: Reader, context: Context) -> Component[GuidanceConfig] | None:
     part = _part(params, "guider_config", "guidance", context)
     if part is None:
         return None
@@ -159,12 +161,12 @@ def _guidance(params: Reader, context: Context) -> Part[GuidanceConfig] | None:
         values["scale"] = 1.0
     reader.close()
     config = _built(GuidanceConfig, values, context)
-    return Part(part.name, part.target.implementation, config) if config else None
+    return Component(part.name, part.target.implementation, config) if config else None
 
 
 def _part(
     owner: Reader, key: str, role: str, context: Context, *, close: bool = False
-) -> OpenPart | None:
+) -> OpenComponent | None:
     node = owner.values.get(key) if owner.has(key) else None
     part = open_part(node, owner.path(key), role, context)
     if part is not None:

@@ -17,7 +17,7 @@ from app.config.schema.encoders import (
     VAEPartConfig,
 )
 from app.config.schema.model import ModelConfig
-from app.config.target import Part
+from app.config.target import Component
 
 FIRST_STAGE = (
     Field("cp_size", integer(1), 1),
@@ -55,7 +55,7 @@ T5 = (Field("model_dir", text()), Field("max_length", integer(1), 77))
 GROUPS = 32  # of every group norm in this VAE
 
 
-def read_first_stage(node: object, where: str, context: Context) -> Part[VAEConfig] | None:
+def read_first_stage(node: object, where: str, context: Context) -> Component[VAEConfig] | None:
     """`first_stage_config`."""
     problems = context.problems
     part = open_part(node, where, "first stage", context)
@@ -65,7 +65,7 @@ def read_first_stage(node: object, where: str, context: Context) -> Part[VAEConf
     assert part.target.implementation is not None
     if part.registered:
         own: Any = dict(part.params.values)
-        return Part(part.name, part.target.implementation, own)
+        return Component(part.name, part.target.implementation, own)
     before = len(problems.errors)
     params = part.params
     params.dead(upstream.DEAD_FIRST_STAGE)
@@ -80,7 +80,7 @@ def read_first_stage(node: object, where: str, context: Context) -> Part[VAEConf
     if len(problems.errors) > before:
         return None
     config = problems.build(VAEConfig, values)
-    return Part(part.name, part.target.implementation, config) if config else None
+    return Component(part.name, part.target.implementation, config) if config else None
 
 
 def check_clip_shares(model: ModelConfig, data: DataConfig | None, problems: Problems) -> None:

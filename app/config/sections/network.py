@@ -6,9 +6,9 @@ from typing import Any
 
 from app.config import upstream
 from app.config.kinds import boolean, choice, exactly, integer, optional, real, sequence
-from app.config.reader import Context, Field, OpenPart, Reader, open_part
+from app.config.reader import Context, Field, OpenComponent, Reader, open_part
 from app.config.schema.model import DiTConfig, LoraConfig, PositionConfig
-from app.config.target import Part
+from app.config.target import Component
 
 NETWORK = (
     Field("num_layers", integer(1)),
@@ -54,7 +54,7 @@ LORA = (
 )
 
 
-def read_network(node: object, where: str, context: Context) -> Part[DiTConfig] | None:
+def read_network(node: object, where: str, context: Context) -> Component[DiTConfig] | None:
     """The network; None, with the mistakes recorded, if it cannot be read."""
     problems = context.problems
     before = len(problems.errors)
@@ -78,12 +78,12 @@ def read_network(node: object, where: str, context: Context) -> Part[DiTConfig] 
         values["inner_hidden_size"] = 4 * values["hidden_size"]
     config = problems.build(DiTConfig, values)
     assert part.target.implementation is not None
-    return Part(part.name, part.target.implementation, config) if config else None
+    return Component(part.name, part.target.implementation, config) if config else None
 
 
-def _own_class(part: OpenPart) -> Part[Any]:
+def _own_class(part: OpenComponent) -> Component[Any]:
     assert part.target.implementation is not None
-    return Part(part.name, part.target.implementation, dict(part.params.values))
+    return Component(part.name, part.target.implementation, dict(part.params.values))
 
 
 def _transformer_args(params: Reader) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _modules(params: Reader, values: dict[str, Any], context: Context) -> dict[s
     return found
 
 
-def _module(modules: Reader, key: str, role: str, context: Context) -> OpenPart | None:
+def _module(modules: Reader, key: str, role: str, context: Context) -> OpenComponent | None:
     node = modules.values.get(key) if modules.has(key) else None
     part = open_part(node, modules.path(key), role, context)
     if part is not None:

@@ -21,14 +21,14 @@ from app.config.sections.diffusion import read_denoiser, read_loss, read_sampler
 from app.config.sections.encoders import read_conditioner, read_first_stage
 from app.config.sections.model import read_model
 from app.config.sections.network import read_network
-from app.config.target import Part, Targets
+from app.config.target import Component, Registry
 
 Parsed = TypeVar("Parsed")
 Read = Callable[[object, str, Context], Parsed | None]
 
 
 def _parse(
-    read: Read[Parsed], node: object, where: str, targets: Targets, problems: Problems | None
+    read: Read[Parsed], node: object, where: str, targets: Registry, problems: Problems | None
 ) -> Parsed:
     problems = problems if problems is not None else Problems()
     parsed = read(node, where, Context(targets, problems))
@@ -38,56 +38,56 @@ def _parse(
 
 
 def parse_network(
-    node: object, where: str, targets: Targets, problems: Problems | None = None
-) -> Part[DiTConfig]:
+    node: object, where: str, targets: Registry, problems: Problems | None = None
+) -> Component[DiTConfig]:
     """`model.network_config`."""
     return _parse(read_network, node, where, targets, problems)
 
 
 def parse_first_stage(
-    node: object, where: str, targets: Targets, problems: Problems | None = None
-) -> Part[VAEConfig]:
+    node: object, where: str, targets: Registry, problems: Problems | None = None
+) -> Component[VAEConfig]:
     """`model.first_stage_config`."""
     return _parse(read_first_stage, node, where, targets, problems)
 
 
 def parse_conditioner(
-    node: object, where: str, targets: Targets, problems: Problems | None = None
+    node: object, where: str, targets: Registry, problems: Problems | None = None
 ) -> ConditionerConfig:
     """`model.conditioner_config`."""
     return _parse(read_conditioner, node, where, targets, problems)
 
 
 def parse_denoiser(
-    node: object, where: str, targets: Targets, problems: Problems | None = None
+    node: object, where: str, targets: Registry, problems: Problems | None = None
 ) -> DenoiserConfig:
     """`model.denoiser_config`."""
     return _parse(read_denoiser, node, where, targets, problems)
 
 
 def parse_loss(
-    node: object, where: str, targets: Targets, problems: Problems | None = None
+    node: object, where: str, targets: Registry, problems: Problems | None = None
 ) -> LossConfig:
     """`model.loss_fn_config`."""
     return _parse(read_loss, node, where, targets, problems)
 
 
 def parse_sampler(
-    node: object, where: str, targets: Targets, problems: Problems | None = None
-) -> Part[SamplerConfig]:
+    node: object, where: str, targets: Registry, problems: Problems | None = None
+) -> Component[SamplerConfig]:
     """`model.sampler_config`."""
     return _parse(read_sampler, node, where, targets, problems)
 
 
 def parse_model(
-    node: object, where: str, targets: Targets, problems: Problems | None = None
+    node: object, where: str, targets: Registry, problems: Problems | None = None
 ) -> ModelConfig:
     """Section `model`."""
     return _parse(read_model, node, where, targets, problems)
 
 
 def parse_data(
-    node: object, where: str, targets: Targets, problems: Problems | None = None
+    node: object, where: str, targets: Registry, problems: Problems | None = None
 ) -> DataConfig:
     """Section `data`, without the paths and loader settings that `args` holds."""
     return _parse(read_data, node, where, targets, problems)

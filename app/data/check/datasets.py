@@ -28,7 +28,7 @@ from app.data.shards.captions import (
 from app.data.shards.index import VIDEO, Member, ShardIndex, index_digest, walk_shard
 from app.data.shards.manifest import (
     MANIFEST_NAME,
-    Manifest,
+    DatasetManifest,
     ShardEntry,
     check_against_listing,
     sizes_key,
@@ -130,7 +130,7 @@ def _manifest(
     if MANIFEST_NAME not in entries:
         return {}
     try:
-        return Manifest.from_json(storage.read_small(MANIFEST_NAME), storage.url).by_name()
+        return DatasetManifest.from_json(storage.read_small(MANIFEST_NAME), storage.url).by_name()
     except DataError as problem:
         found.problems.append(Problem(storage.url, MANIFEST_NAME, "bad_manifest", problem.what))
         return {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.data.bad_clip import BadClipError
 from app.data.video.clip import caption_text
-from app.data.video.decoder import Decoder, VideoFacts
+from app.data.video.decoder import VideoDecoder, VideoFacts
 from app.data.video.mp4 import LARGEST_FILE_BYTES
 from app.data.video.sizes import ClipSize
 from app.data.video.transforms import resize
@@ -57,7 +57,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class MinimumClip:
     """The shortest clip that is of use: frames at a rate, some left out at both ends."""
 
     frames: int
@@ -81,7 +81,7 @@ class CheckRules:
     most_tokens: int = 226
     count_tokens: Callable[[str], int] | None = None
     may_lack_captions: bool = False
-    wanted: Wanted | None = None
+    wanted: MinimumClip | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class CheckedClip:
 
 
 def check_sample(
-    sample: Sample, rules: CheckRules, decoder: Decoder, *, show: bool
+    sample: Sample, rules: CheckRules, decoder: VideoDecoder, *, show: bool
 ) -> tuple[CheckedClip, list[Problem]]:
     """Read, decode and describe one sample; never raises for what is wrong with it.
 
@@ -188,7 +188,7 @@ def _check_caption(
 
 
 def _decode(
-    blob: bytes, decoder: Decoder, show: bool
+    blob: bytes, decoder: VideoDecoder, show: bool
 ) -> tuple[VideoFacts, ClipSize, Tensor | None]:
     """Decode the whole video: some damage shows nowhere else."""
     shape = (0, 0)

@@ -26,7 +26,7 @@ UPSTREAM = "sat"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OrderWish:
+class OrderRequest:
     """What the order follows from, besides the data.
 
     `weights`: how often each source counts; None or equal ones: every sample once per epoch.
@@ -52,7 +52,7 @@ class Ordered:
     identity: Cursor
 
 
-def ordered(sources: Sequence[Source], wish: OrderWish) -> Ordered:
+def ordered(sources: Sequence[Source], wish: OrderRequest) -> Ordered:
     """The order of the samples of all sources.
 
     Raises:
@@ -92,7 +92,7 @@ def ordered(sources: Sequence[Source], wish: OrderWish) -> Ordered:
 
 
 def _over_all(
-    counts: Sequence[Sequence[int]], batch: int, wish: OrderWish
+    counts: Sequence[Sequence[int]], batch: int, wish: OrderRequest
 ) -> EpochOrder | MixedOrder:
     """Every sample once per epoch, or a mixture by weights; datasets without a sample drop out."""
     weights = wish.weights
@@ -107,7 +107,7 @@ def _over_all(
 
 
 def _in_buckets(
-    sources: Sequence[Source], counts: Sequence[Sequence[int]], wish: OrderWish, sha256: str
+    sources: Sequence[Source], counts: Sequence[Sequence[int]], wish: OrderRequest, sha256: str
 ) -> Ordered:
     """An order whose steps take one bucket each."""
     of = assigned(sources, wish.buckets)

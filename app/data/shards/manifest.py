@@ -39,7 +39,7 @@ class ShardEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class DatasetManifest:
     """The shards of one folder, sorted by name."""
 
     shards: tuple[ShardEntry, ...]
@@ -60,7 +60,7 @@ class Manifest:
         return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> Manifest:
+    def from_json(cls, data: bytes, where: str) -> DatasetManifest:
         """Read a manifest.
 
         Raises:

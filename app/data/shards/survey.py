@@ -18,7 +18,7 @@ from app.data.shards.captions import sidecar_name
 from app.data.shards.index import RangeFile, ShardIndex, index_digest, index_shard
 from app.data.shards.manifest import (
     MANIFEST_NAME,
-    Manifest,
+    DatasetManifest,
     ShardEntry,
     changed,
     check_against_listing,
@@ -159,7 +159,7 @@ def survey(
             with ThreadPoolExecutor(SCAN_THREADS) as pool:
                 fresh |= {shard.name: shard for shard in pool.map(scan, [entries[n] for n in new])}
         known |= fresh
-        merged = Manifest(tuple(known[name] for name in sorted(known)), old.made_by)
+        merged = DatasetManifest(tuple(known[name] for name in sorted(known)), old.made_by)
         if merged.shards != old.shards:
             files.write(MANIFEST_NAME, merged.to_json())
     _report_left_out(storage.url, list(fresh.values()))
@@ -266,12 +266,12 @@ def wanted_shards(
     return found
 
 
-def _read_manifest(url: str, files: IndexFiles) -> Manifest:
+def _read_manifest(url: str, files: IndexFiles) -> DatasetManifest:
     """The manifest of the folder; an empty one when there is none."""
     data = files.read(MANIFEST_NAME)
     if data is None:
-        return Manifest((), f"cogvx {__version__}")
-    return Manifest.from_json(data, f"{url}/{MANIFEST_NAME}")
+        return DatasetManifest((), f"cogvx {__version__}")
+    return DatasetManifest.from_json(data, f"{url}/{MANIFEST_NAME}")
 
 
 def _checked(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.config.schema.data import DataConfig
 from app.config.schema.run import CompatConfig
-from app.data.object_cache import Prefetcher, ShardCache
+from app.data.object_cache import ObjectCache, Prefetcher
 from app.data.video.decoder import DecodeLimits, DecoderOfThread
 from app.distributed.mix import mix
 from app.errors import ConfigError
@@ -41,7 +41,7 @@ def settings_from_config(config: DataConfig, compat: CompatConfig, seed: int) ->
 
 def with_cache(settings: SourceSettings, cache_gib: float, prefetch_gib: float) -> SourceSettings:
     """The settings with a shard cache and a prefetcher: for runs that read a bucket."""
-    cache = ShardCache(settings.cache_dir, int(cache_gib * GIB))
+    cache = ObjectCache(settings.cache_dir, int(cache_gib * GIB))
     prefetcher = Prefetcher(cache, int(prefetch_gib * GIB))
     return replace(settings, cache=cache, prefetcher=prefetcher)
 
@@ -89,7 +89,7 @@ class SourceSettings:
     temporal_crop: str = START  # or RANDOM: where in a long video the clip begins
     on_changed_shard: str = ERROR  # or "rescan"
     cache_dir: Path = field(default_factory=lambda: node_folder("shards"))
-    cache: ShardCache | None = None  # needed for buckets
+    cache: ObjectCache | None = None  # needed for buckets
     prefetcher: Prefetcher | None = None
     decoders: DecoderOfThread = field(default_factory=DecoderOfThread)
 

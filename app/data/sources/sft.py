@@ -24,7 +24,7 @@ from app.data.sources.shapes import ClipShapes, kept_sizes, range_reader
 from app.data.video import frames
 from app.data.video.clip import ClipShape, caption_text, checked_caption, read_clip
 from app.data.video.decoder import VideoFacts
-from app.data.video.frames import FrameWish, Selection
+from app.data.video.frames import FrameRequest, Selection
 from app.data.video.sizes import ClipSize, Sizes, read_size
 from app.errors import DataError, InputMissingError
 from app.storage.objects import Entry, ObjectMissingError, Storage
@@ -55,7 +55,7 @@ class SFTSource:
         self._files = LocalFiles(self._storage, entries, settings.cache, settings.prefetcher)
         self._settings = settings
         self._crop_is_random = settings.temporal_crop == RANDOM
-        wish = FrameWish(params.max_num_frames, params.fps, params.skip_frms_num)
+        wish = FrameRequest(params.max_num_frames, params.fps, params.skip_frms_num)
         self._shapes = ClipShapes(ClipShape(wish, *params.video_size))
         self._fps = params.fps
         self._captions = CaptionFiles(self._storage, entries, settings)

@@ -34,7 +34,7 @@ from app.data.sources.shapes import ClipShapes, kept_sizes, range_reader
 from app.data.video import frames
 from app.data.video.clip import ClipShape, checked_caption, read_clip
 from app.data.video.decoder import VideoFacts
-from app.data.video.frames import FrameWish, Selection
+from app.data.video.frames import FrameRequest, Selection
 from app.data.video.sizes import ClipSize, Sizes, read_size, sizes_from_json
 from app.errors import DataError
 from app.storage.objects import ObjectMissingError, Storage
@@ -69,7 +69,7 @@ class ShardSource:
             del self._places[params.nshards :]
         self._counts = [place.shard.samples for place in self._places]
         self._ends = list(accumulate(self._counts))
-        wish = FrameWish(params.num_frames, params.fps, params.skip_frms_num)
+        wish = FrameRequest(params.num_frames, params.fps, params.skip_frms_num)
         self._shapes = ClipShapes(ClipShape(wish, *params.image_size))
         self._may_be_missing = settings.missing_captions == EMPTY or settings.caption_rule == SAT
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
@@ -354,7 +354,7 @@ class ShardSource:
         return records
 
     def _rule(
-        self, facts: Mapping[str, object], position: int, wish: FrameWish, video: VideoFacts
+        self, facts: Mapping[str, object], position: int, wish: FrameRequest, video: VideoFacts
     ) -> Selection:
         if self._settings.frame_rule != SAT:
             random_start = self._settings.temporal_crop == RANDOM

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from app.data.bad_clip import BadClipError
 from app.data.video.decoder import DecoderOfThread, VideoFacts
-from app.data.video.frames import FrameWish, Selection
+from app.data.video.frames import FrameRequest, Selection
 from app.data.video.transforms import frame_to_model_size
 
 LONGEST_CAPTION_BYTES = 64 << 10
@@ -23,7 +23,7 @@ Rule = Callable[[VideoFacts], Selection]
 class ClipShape:
     """Size of a clip, in frames and pixels."""
 
-    wish: FrameWish
+    wish: FrameRequest
     rows: int
     columns: int
 

@@ -87,7 +87,7 @@ class DecoderLostError(Exception):
         self.detail = detail
 
 
-class Decoder:
+class VideoDecoder:
     """One decoder process, used by one thread; started when first needed.
 
     `strict` decodes from the first frame on and refuses videos whose decoder reports damage; it
@@ -190,13 +190,13 @@ class DecoderOfThread:
         self._limits = limits
         self._strict = strict
         self._local = threading.local()
-        self._all: list[Decoder] = []
+        self._all: list[VideoDecoder] = []
         self._lock = threading.Lock()
 
-    def get(self) -> Decoder:
-        decoder: Decoder | None = getattr(self._local, "decoder", None)
+    def get(self) -> VideoDecoder:
+        decoder: VideoDecoder | None = getattr(self._local, "decoder", None)
         if decoder is None:
-            decoder = Decoder(self._limits, strict=self._strict)
+            decoder = VideoDecoder(self._limits, strict=self._strict)
             self._local.decoder = decoder
             with self._lock:
                 self._all.append(decoder)

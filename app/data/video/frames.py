@@ -23,7 +23,7 @@ TIME_TOLERANCE_S = 0.0015
 
 
 @dataclass(frozen=True, slots=True)
-class FrameWish:
+class FrameRequest:
     """What a clip should be: M frames at w frames per second, s frames left out at both ends."""
 
     num_frames: int
@@ -43,7 +43,7 @@ class Selection:
     num_frames: int
 
 
-def exact(times: np.ndarray, wish: FrameWish, crop: random.Random | None = None) -> Selection:
+def exact(times: np.ndarray, wish: FrameRequest, crop: random.Random | None = None) -> Selection:
     """Frames on the screen at start, start + 1/w, start + 2/w, ...
 
     The frame on the screen at a time is the last one that began at or before it, so a file with
@@ -77,7 +77,7 @@ def exact(times: np.ndarray, wish: FrameWish, crop: random.Random | None = None)
     return _filled(frames, wish.num_frames, keep=_largest_4k_plus_1(count))
 
 
-def sat_folder(length: int, fps: float, wish: FrameWish) -> Selection:
+def sat_folder(length: int, fps: float, wish: FrameRequest) -> Selection:
     """Upstream's rule for folders (SFTDataset).
 
     Raises:
@@ -110,13 +110,13 @@ def sat_folder(length: int, fps: float, wish: FrameWish) -> Selection:
     return _filled(range(skip, skip + kept), count, keep=kept)
 
 
-def sat_shards_duration_s(fps: float, wish: FrameWish) -> float:
+def sat_shards_duration_s(fps: float, wish: FrameRequest) -> float:
     """Seconds below which upstream leaves a clip of a shard out, before it looks at the video."""
     return wish.num_frames / wish.fps + 2 * wish.skip / fps
 
 
 def sat_shards(
-    length: int, fps: float, duration_s: float | None, wish: FrameWish, crop: random.Random
+    length: int, fps: float, duration_s: float | None, wish: FrameRequest, crop: random.Random
 ) -> Selection:
     """Upstream's rule for tar shards (VideoDataset): a random start, then every f/w-th frame.
 

@@ -22,7 +22,7 @@ BLOCK_NORM_EPS = 1e-5  # upstream asks for 1e-6 and runs with 1e-5 (upstream_dif
 HEAD_NORM_EPS = 1e-6
 
 
-class Placement(NamedTuple):
+class TensorOptions(NamedTuple):
     """A device and dtype for new parameters; None is torch's default."""
 
     device: torch.device | str | None = None
@@ -32,7 +32,7 @@ class Placement(NamedTuple):
         return self._asdict()
 
 
-class Steering(NamedTuple):
+class BlockContext(NamedTuple):
     """What every block of one forward shares, computed once."""
 
     embedding: Tensor  # (B, e), after SiLU
@@ -40,7 +40,7 @@ class Steering(NamedTuple):
     text_length: int  # n
 
 
-def make_norm(config: DiTConfig, place: Placement) -> nn.Module:
+def make_norm(config: DiTConfig, place: TensorOptions) -> nn.Module:
     """A norm over the hidden width, as blocks and the end of the transformer use it."""
     if config.rms_norm:
         affine = config.elementwise_affine
@@ -53,7 +53,7 @@ def make_norm(config: DiTConfig, place: Placement) -> nn.Module:
     return layer_norm(config.hidden_size, BLOCK_NORM_EPS, config, place)
 
 
-def layer_norm(width: int, eps: float, config: DiTConfig, place: Placement) -> nn.LayerNorm:
+def layer_norm(width: int, eps: float, config: DiTConfig, place: TensorOptions) -> nn.LayerNorm:
     affine = config.elementwise_affine
     return nn.LayerNorm(width, eps=eps, elementwise_affine=affine, **place.options())
 
@@ -69,7 +69,7 @@ class Attention(nn.Module):
     `app.models.dit.parallel` divides the heads among the ranks of a group.
     """
 
-    def __init__(self, config: DiTConfig, place: Placement) -> None:
+    def __init__(self, config: DiTConfig, place: TensorOptions) -> None:
         super().__init__()
         width = config.hidden_size
         self.group = ALONE
@@ -102,7 +102,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Linear, tanh-approximated GELU, Linear; with `swiglu`: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: DiTConfig, place: Placement) -> None:
+    def __init__(self, config: DiTConfig, place: TensorOptions) -> None:
         super().__init__()
         outer, inner = config.hidden_size, config.inner_hidden_size
         self.group = ALONE  # the ranks that share the inner features
@@ -125,7 +125,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Norm, modulate, attend, gate, add; norm, modulate, MLP, gate, add."""
 
-    def __init__(self, config: DiTConfig, place: Placement) -> None:
+    def __init__(self, config: DiTConfig, place: TensorOptions) -> None:
         super().__init__()
         self.norm_attention = make_norm(config, place)
         self.norm_mlp = make_norm(config, place)
@@ -137,7 +137,7 @@ class Block(nn.Module):
         self.attention = Attention(config, place)
         self.mlp = MLP(config, place)
 
-    def forward(self, tokens: Tensor, steering: Steering) -> Tensor:
+    def forward(self, tokens: Tensor, steering: BlockContext) -> Tensor:
         """(B, S, h) -> (B, S, h)."""
         parts = self.modulation(steering.embedding).chunk(12, dim=1)
         attention = _Modulation(image=parts[0:3], text=parts[6:9], n=steering.text_length)

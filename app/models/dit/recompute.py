@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from app.models.dit.block import Steering
+from app.models.dit.block import BlockContext
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def segments(num_blocks: int, plan: RecomputePlan) -> Iterator[tuple[range, bool
 
 
 def run_blocks(
-    blocks: Sequence[nn.Module], tokens: Tensor, steering: Steering, plan: RecomputePlan
+    blocks: Sequence[nn.Module], tokens: Tensor, steering: BlockContext, plan: RecomputePlan
 ) -> Tensor:
     """Apply all blocks to tokens (B, S, h).
 
@@ -53,7 +53,7 @@ def run_blocks(
     return tokens
 
 
-def _chain(blocks: Sequence[nn.Module], steering: Steering) -> Callable[[Tensor], Tensor]:
+def _chain(blocks: Sequence[nn.Module], steering: BlockContext) -> Callable[[Tensor], Tensor]:
     def run(tokens: Tensor) -> Tensor:
         for block in blocks:
             tokens = block(tokens, steering)

@@ -14,7 +14,7 @@ from app.config.schema.model import DiTConfig
 from app.distributed.rank_group import ALONE
 from app.errors import ShapeError
 from app.models.conditioning import Conditioning
-from app.models.dit.block import Block, Placement, Steering, layer_norm, make_norm, modulate
+from app.models.dit.block import Block, BlockContext, TensorOptions, layer_norm, make_norm, modulate
 from app.models.dit.input_shapes import check_sizes, checked_grid
 from app.models.dit.position import PositionTable, has_table
 from app.models.dit.recompute import RecomputePlan, run_blocks
@@ -29,7 +29,7 @@ FINAL_NORM_EPS = 1e-6
 class PatchEmbedding(nn.Module):
     """Linear maps of latent patches and of text embeddings to the hidden width."""
 
-    def __init__(self, config: DiTConfig, place: Placement) -> None:
+    def __init__(self, config: DiTConfig, place: TensorOptions) -> None:
         super().__init__()
         patch = config.patch
         features = config.in_channels * patch.frames * patch.rows * patch.columns
@@ -45,7 +45,7 @@ class PatchEmbedding(nn.Module):
 class FinalLayer(nn.Module):
     """Norm, modulate by the time embedding, project to the features of a patch."""
 
-    def __init__(self, config: DiTConfig, place: Placement) -> None:
+    def __init__(self, config: DiTConfig, place: TensorOptions) -> None:
         super().__init__()
         patch, width = config.patch, config.hidden_size
         features = config.out_channels * patch.frames * patch.rows * patch.columns
@@ -75,7 +75,7 @@ class DiffusionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(config)
-        place = Placement(device, dtype)
+        place = TensorOptions(device, dtype)
         self.config = config
         self.group = ALONE  # the ranks that share this network
         self.patch = PatchEmbedding(config, place)
@@ -125,7 +125,7 @@ class DiffusionTransformer(nn.Module):
         tokens = self.patch(latents, conditioning.text.to(dtype))
         if self.position is not None:
             tokens = tokens + self.position(grid).to(dtype)
-        steering = Steering(
+        steering = BlockContext(
             embedding=nn.functional.silu(self._embedding(timesteps, conditioning.ofs)),
             rotation=self._rotation(grid, tokens),
             text_length=tokens.shape[1] - grid.num_tokens,

@@ -18,8 +18,8 @@ from app.distributed.neighbours import broadcast_from, shapes_of_ranks
 from app.distributed.rank_group import ALONE, RankGroup
 from app.errors import ConfigError, ShapeError, WeightsError
 from app.models.vae.blocks import NORM_GROUPS
-from app.models.vae.decoder import Decoder, DecoderPast
-from app.models.vae.encoder import Encoder
+from app.models.vae.decoder import DecoderPast, VAEDecoder
+from app.models.vae.encoder import VAEEncoder
 from app.models.vae.gaussian import Gaussian
 from app.models.vae.parts import Cuts, decode_in_parts, encode_in_parts
 from app.models.vae.tiles import Tiling
@@ -77,8 +77,8 @@ class VideoAutoencoder(nn.Module):
         self.memory: VAEMemoryConfig = config.memory
         self._sharers: RankGroup = ALONE
         self._has_same_clip = False
-        self.encoder = Encoder(config.encoder, device=device, dtype=dtype)
-        self.decoder = Decoder(config.decoder, device=device, dtype=dtype)
+        self.encoder = VAEEncoder(config.encoder, device=device, dtype=dtype)
+        self.decoder = VAEDecoder(config.decoder, device=device, dtype=dtype)
 
     @property
     def time_stride(self) -> int:

@@ -61,7 +61,7 @@ class DecoderLevel(nn.Module):
             )
 
 
-class Decoder(nn.Module):
+class VAEDecoder(nn.Module):
     """One chunk of latents in, its frames out."""
 
     def __init__(

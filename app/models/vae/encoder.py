@@ -78,7 +78,7 @@ class Middle(nn.Module):
         )
 
 
-class Encoder(nn.Module):
+class VAEEncoder(nn.Module):
     """Whole clips in, moments out. Group norms see the whole clip: there is no chunked encode."""
 
     def __init__(

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from app.distributed.rank_group import RankGroup
-from app.models.vae.decoder import Decoder
-from app.models.vae.encoder import Encoder
+from app.models.vae.decoder import VAEDecoder
+from app.models.vae.encoder import VAEEncoder
 from app.models.vae.parking import parking
 from app.models.vae.tiles import Tiling
 from app.models.vae.time_split import ClipPart, check_shares, shares
@@ -48,7 +48,7 @@ class Cuts:
         return one_tile and self.group.size == 1 and self.encode_frames is None
 
 
-def encode_in_parts(encoder: Encoder, video: Tensor, cuts: Cuts) -> Tensor:
+def encode_in_parts(encoder: VAEEncoder, video: Tensor, cuts: Cuts) -> Tensor:
     """Moments (B, 2 c, t, h, w) of a clip (B, 3, T, H, W), T = 4k + 1; on every rank.
 
     Raises:
@@ -69,7 +69,9 @@ def encode_in_parts(encoder: Encoder, video: Tensor, cuts: Cuts) -> Tensor:
     return _gathered(cuts.tiling.blended(moments, 1), counts, group)
 
 
-def decode_in_parts(decoder: Decoder, latents: Tensor, chunks: Sequence[int], cuts: Cuts) -> Tensor:
+def decode_in_parts(
+    decoder: VAEDecoder, latents: Tensor, chunks: Sequence[int], cuts: Cuts
+) -> Tensor:
     """Frames (B, 3, T, H, W) of latents (B, c, t, h, w), chunk by chunk; on every rank.
 
     Args:

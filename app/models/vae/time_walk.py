@@ -26,8 +26,8 @@ from app.models.vae.blocks import (
     swish,
 )
 from app.models.vae.causal_conv import CausalConv3d, conv_in_pieces
-from app.models.vae.decoder import Decoder, DecoderLevel
-from app.models.vae.encoder import Encoder, EncoderLevel
+from app.models.vae.decoder import DecoderLevel, VAEDecoder
+from app.models.vae.encoder import EncoderLevel, VAEEncoder
 from app.models.vae.parking import Kept, Park, Parked
 from app.models.vae.statistics import GroupStatistics, apply_norm
 from app.models.vae.tiles import Core
@@ -82,7 +82,7 @@ class TimeWalk:
         self._pasts: list[Tensor] = []  # of the chunk before, in the order in which they came
         self._next_pasts: list[Tensor] = []
 
-    def encode(self, encoder: Encoder, tiles: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    def encode(self, encoder: VAEEncoder, tiles: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """Moments (B, 2 c, t, h, w) of this rank's part of a clip, per tile.
 
         Args:
@@ -101,7 +101,7 @@ class TimeWalk:
         x = self._conv(encoder.conv_out, x, self._normed(encoder.norm_out, x, None))
         return [torch.cat([piece.get() for piece in pieces], dim=2) for pieces in x.tiles]
 
-    def decode(self, decoder: Decoder, tiles: Sequence[Tensor], part: ClipPart) -> list[Tensor]:
+    def decode(self, decoder: VAEDecoder, tiles: Sequence[Tensor], part: ClipPart) -> list[Tensor]:
         """Frames (B, 3, T, 8 h, 8 w) per tile, of this rank's part (B, c, t, h, w) of a chunk."""
         self._part = part
         self._pasts, self._next_pasts = self._next_pasts, []

@@ -38,9 +38,9 @@ from app.run.attempt.validation import Evaluator
 from app.run.build import (
     DTYPES,
     InitialWeights,
-    Place,
+    LoadOptions,
+    build_modules,
     build_network,
-    build_parts,
     share_encoding,
 )
 from app.storage.node_disk import node_folder
@@ -178,9 +178,9 @@ class Attempt:
         )
         if model.compile_model:
             network.compile_blocks()
-        place = Place(device, dtype, node_folder("weights"))
+        place = LoadOptions(device, dtype, node_folder("weights"))
         from_cache = self.data.latent_cache is not None
-        parts = build_parts(model, network.to(device), place, from_cache=from_cache)
+        parts = build_modules(model, network.to(device), place, from_cache=from_cache)
         share_encoding(parts.vae, self.groups)
         log.info(
             "parameters",

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from app import __version__
-from app.checkpoint.attempts import Attempt, begin_attempt, end_attempt, note_resumed
+from app.checkpoint.attempts import AttemptRecord, begin_attempt, end_attempt, note_resumed
 from app.checkpoint.catalog import find_newest
 from app.checkpoint.json_file import canonical_json
 from app.checkpoint.layout import COMPLETE, RUN, CheckpointRef, config_key, run_url
@@ -32,7 +32,7 @@ class RunFolder:
     """An open run: its storage, this start of it, and the checkpoint that it continues."""
 
     storage: Storage
-    attempt: Attempt
+    attempt: AttemptRecord
     newest: CheckpointRef | None  # None: start from the initial weights
     config_sha256: str
 
@@ -58,7 +58,7 @@ def open_run(config: RunConfig, rank: int, world: Mapping[str, int]) -> RunFolde
         return None
     assert isinstance(found, dict)
     newest = CheckpointRef.parse(found["newest"]) if found["newest"] else None
-    return RunFolder(storage, Attempt(**found["attempt"]), newest, digest(text))
+    return RunFolder(storage, AttemptRecord(**found["attempt"]), newest, digest(text))
 
 
 def finish_run(run: RunFolder, step: int) -> None:

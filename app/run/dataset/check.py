@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.config.schema.data import Bucket, SFTDataConfig, ShardDataConfig
 from app.config.schema.run import RunConfig
-from app.data.check.sample import CheckRules, Wanted
+from app.data.check.sample import CheckRules, MinimumClip
 from app.data.check.scan import Census, Progress, ScanSettings, check_dataset
 from app.data.order.buckets import best_bucket
 from app.data.shards.captions import TextRules
@@ -141,7 +141,9 @@ def check_data(request: CheckRequest, progress: Progress = lambda done, total: N
         _check_writable(request.png)
     shortest = min(bucket.frames for bucket in request.buckets)
     rules = CheckRules(
-        wanted=Wanted(shortest, request.fps, request.skip_frames) if request.must_fill else None,
+        wanted=MinimumClip(shortest, request.fps, request.skip_frames)
+        if request.must_fill
+        else None,
         most_tokens=request.most_tokens,
         count_tokens=_counter(request.t5) if request.t5 else None,
         may_lack_captions=request.may_lack_captions,

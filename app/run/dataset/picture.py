@@ -53,15 +53,15 @@ def data_picture(census: Census, buckets: Mapping[str, int]) -> bytes:
     """
     sized = [clip.size for clip in census.clips if clip.size is not None]
     drawn = [
-        numbers("SECONDS", [clip.duration_s for clip in census.clips if clip.size is not None]),
-        numbers("FRAMES PER SECOND", [size.fps for size in sized]),
-        numbers("FRAMES", [size.frames for size in sized]),
-        numbers("ROWS", [size.rows for size in sized]),
-        numbers("COLUMNS", [size.columns for size in sized]),
-        numbers("CAPTION TOKENS", [clip.tokens for clip in census.clips if clip.tokens]),
-        numbers("MIB", [clip.size_bytes / 2**20 for clip in census.clips]),
-        numbers("PROBLEMS PER KIND", [], words=_by_reason(census)),
-        numbers("CLIPS PER BUCKET", [], words=buckets),
+        histogram("SECONDS", [clip.duration_s for clip in census.clips if clip.size is not None]),
+        histogram("FRAMES PER SECOND", [size.fps for size in sized]),
+        histogram("FRAMES", [size.frames for size in sized]),
+        histogram("ROWS", [size.rows for size in sized]),
+        histogram("COLUMNS", [size.columns for size in sized]),
+        histogram("CAPTION TOKENS", [clip.tokens for clip in census.clips if clip.tokens]),
+        histogram("MIB", [clip.size_bytes / 2**20 for clip in census.clips]),
+        histogram("PROBLEMS PER KIND", [], words=_by_reason(census)),
+        histogram("CLIPS PER BUCKET", [], words=buckets),
     ]
     head = f"{census.samples} SAMPLES  {len(census.problems)} PROBLEMS"
     page = [_title(head), *(_line(drawn[i : i + PER_LINE]) for i in range(0, 9, PER_LINE))]
@@ -73,7 +73,7 @@ def data_picture(census: Census, buckets: Mapping[str, int]) -> bytes:
     return png(picture)
 
 
-def numbers(
+def histogram(
     title: str, values: Sequence[float], *, words: Mapping[str, int] | None = None
 ) -> Histogram:
     """Numbers counted in 24 equal ranges; or words with their counts, one bar each."""

@@ -29,8 +29,15 @@ from app.config.schema.model import ModelConfig
 from app.config.schema.run import RunConfig
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
-from app.data.latent_cache import LatentCache, LatentEntry, Part, SampleRecord, damaged, shard_key
-from app.data.opening import LoaderRequest, open_source
+from app.data.latent_cache import (
+    EncodePart,
+    LatentCache,
+    LatentEntry,
+    SampleRecord,
+    damaged,
+    shard_key,
+)
+from app.data.opening import LoaderRequest, open_dataset
 from app.data.order.choice import assigned
 from app.data.order.share import Share
 from app.data.sources.latents import content_of, sample_identity, sample_name
@@ -38,7 +45,7 @@ from app.data.sources.protocols import Source
 from app.data.sources.settings import settings_from_config, with_cache
 from app.data.video.transforms import normalise
 from app.errors import ConfigError, DataError
-from app.run.build import DTYPES, Place, build_conditioner, build_vae
+from app.run.build import DTYPES, LoadOptions, build_conditioner, build_vae
 from app.run.encode.settings import cache_settings
 from app.storage.node_disk import node_folder
 from app.storage.opening import open_storage
@@ -65,7 +72,7 @@ class EncodeRequest:
     """
 
     out: str
-    part: Part = field(default_factory=Part)
+    part: EncodePart = field(default_factory=EncodePart)
     workers: int = 2
 
 
@@ -105,7 +112,7 @@ class Prepared:
 class ClipEncoder:
     """The VAE and the text encoder, loaded when the first clip needs them."""
 
-    def __init__(self, model: ModelConfig, place: Place) -> None:
+    def __init__(self, model: ModelConfig, place: LoadOptions) -> None:
         self._model = _alone(model)
         self._place = place
         self._vae: Any = None
@@ -172,7 +179,7 @@ def encode(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     assert config.training is not None, "checked by cache_settings"
     dtype = DTYPES[config.training.precision]
-    place = Place(device, dtype, node_folder("weights"))
+    place = LoadOptions(device, dtype, node_folder("weights"))
     with ExitStack() as stack:
         datasets = _datasets(config, cache, args, stack)
         job = _Job(cache, request, ClipEncoder(config.model, place), datasets)
@@ -381,7 +388,7 @@ def _datasets(
         request = LoaderRequest(
             paths=[path], share=Share(0, 1, 1), seed=seed, compat=config.compat, args=args
         )
-        source = open_source(config.data, path, settings, request)
+        source = open_dataset(config.data, path, settings, request)
         stack.callback(source.close)
         sizeless: frozenset[int] = frozenset()
         if config.data.buckets:

@@ -24,9 +24,9 @@ from app.models.dit.transformer import DiffusionTransformer
 from app.run.build import (
     DTYPES,
     InitialWeights,
-    Place,
+    LoadOptions,
+    build_modules,
     build_network,
-    build_parts,
 )
 from app.run.sample.request import OwnOptions, VideoSize
 from app.run.weights.export import ExportRequest, run_step, run_weights
@@ -110,8 +110,8 @@ def open_studio(config: RunConfig, own: OwnOptions, groups: ProcessGroups) -> St
     model = _for_sampling(config.model)
     dtype = DTYPES[_precision(config)]
     network = _network(config, model, own, dtype)
-    place = Place(groups.device, dtype, node_folder("weights"))
-    parts = build_parts(model, network.to(groups.device).eval().requires_grad_(False), place)
+    place = LoadOptions(groups.device, dtype, node_folder("weights"))
+    parts = build_modules(model, network.to(groups.device).eval().requires_grad_(False), place)
     seed = int(str(config.arguments["seed"]))
     diffusion = DiffusionModel(
         parts,

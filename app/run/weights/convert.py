@@ -43,8 +43,8 @@ from app.conversion.verify import (
 from app.errors import ConfigError, UsageError
 from app.run.build import DTYPES
 from app.run.weights.description import read_beside
-from app.run.weights.source import Source, SourceRequest, Tell, open_source
-from app.run.weights.target import Target, open_target
+from app.run.weights.source import SourceRequest, Tell, WeightsSource, open_weights_source
+from app.run.weights.target import Destination, open_target
 
 COMMAND = "cogvx convert"
 T5_FOLDER = "t5-v1_1-xxl"  # what stock model files call it
@@ -117,8 +117,8 @@ class _Work:
     """One conversion under way."""
 
     request: ConvertRequest
-    source: Source
-    target: Target
+    source: WeightsSource
+    target: Destination
     report: ConvertReport
     tell: Tell
     network: NetworkWeights | None = None  # what was written, before any cast
@@ -148,7 +148,7 @@ def convert(
         UsageError: there are weights in the target already.
     """
     tell(f"reading {source}")
-    found = open_source(source, request.part, request.source, cache_dir)
+    found = open_weights_source(source, request.part, request.source, cache_dir)
     work = _Work(request, found, open_target(target, request.overwrite), ConvertReport(), tell)
     with work.target.staging() as folder:
         if request.part != "vae":

@@ -29,7 +29,7 @@ _T5_DECODER = ("decoder.", "lm_head.")  # the whole T5 was given
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ModelPart:
     """One part of a model, checked.
 
     Attributes:
@@ -99,7 +99,7 @@ def _is_t5(path: Path) -> bool:
     return (path / "spiece.model").is_file() and (path / "config.json").is_file()
 
 
-def checked_transformer(path: Path, config: DiTConfig | None) -> tuple[Part, DiTConfig]:
+def checked_transformer(path: Path, config: DiTConfig | None) -> tuple[ModelPart, DiTConfig]:
     """A network whose every tensor is there in the right shape.
 
     Raises:
@@ -120,18 +120,18 @@ def checked_transformer(path: Path, config: DiTConfig | None) -> tuple[Part, DiT
     dtype = str(next(iter(read.tensors.values())).dtype).removeprefix("torch.")
     facts = {"layout": read.kind, "tensors": len(read.tensors), "dtype": dtype, **sizes}
     entry = path.name if path.is_file() else ""
-    return Part("transformer", _files(path, read.kind == "sat"), entry, facts), read.config
+    return ModelPart("transformer", _files(path, read.kind == "sat"), entry, facts), read.config
 
 
-def checked_vae(path: Path) -> Part:
+def checked_vae(path: Path) -> ModelPart:
     """A VAE whose every tensor is there; raises WeightsError."""
     read = read_vae(path)
     layout = "sat" if path.is_file() else "diffusers"
     facts = {"layout": layout, "tensors": len(read.tensors)}
-    return Part("vae", _files(path, False), path.name if path.is_file() else "", facts)
+    return ModelPart("vae", _files(path, False), path.name if path.is_file() else "", facts)
 
 
-def checked_t5(path: Path, width: int | None) -> Part:
+def checked_t5(path: Path, width: int | None) -> ModelPart:
     """A text encoder with its tokenizer, in one folder or in two as a pipeline has them.
 
     Args:
@@ -169,7 +169,7 @@ def checked_t5(path: Path, width: int | None) -> Part:
     files: dict[str, Path] = {}
     for place in (path / "text_encoder", path / "tokenizer") if apart else (path,):
         files |= {f"{place.name}/{k}" if apart else k: p for k, p in _files(place, False).items()}
-    return Part("t5", files, "", {"tensors": len(wanted), "width": own})
+    return ModelPart("t5", files, "", {"tensors": len(wanted), "width": own})
 
 
 def _t5_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -20,7 +20,7 @@ from app.errors import DataError, InputMissingError, UsageError
 from app.run.weights.description import describe_files
 from app.run.weights.parts import (
     PARTS,
-    Part,
+    ModelPart,
     checked_t5,
     checked_transformer,
     checked_vae,
@@ -180,7 +180,7 @@ def _opened(url: str, scratch: Path, name: str) -> Path:
 
 def _checked(
     found: Mapping[str, Path], config: DiTConfig | None, tell: Tell
-) -> tuple[list[Part], DiTConfig | None]:
+) -> tuple[list[ModelPart], DiTConfig | None]:
     parts = []
     network = config
     for name, path in found.items():
@@ -195,7 +195,7 @@ def _checked(
     return parts, network
 
 
-def _digested(parts: list[Part], tell: Tell) -> dict[str, dict[str, Any]]:
+def _digested(parts: list[ModelPart], tell: Tell) -> dict[str, dict[str, Any]]:
     """Key in the target -> size and sha256 of the local file."""
     records = {}
     for part in parts:
@@ -209,7 +209,7 @@ def _digested(parts: list[Part], tell: Tell) -> dict[str, dict[str, Any]]:
 
 def _upload(
     storage: Storage,
-    wanted: tuple[list[Part], Mapping[str, Any], list[str]],
+    wanted: tuple[list[ModelPart], Mapping[str, Any], list[str]],
     request: PutRequest,
     report: PutReport,
     tell: Tell,

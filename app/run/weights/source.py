@@ -55,7 +55,7 @@ class SourceRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class WeightsSource:
     """An open source. Nothing is read before it is asked for."""
 
     url: str
@@ -124,7 +124,9 @@ class Source:
         return found or released_facts(config)
 
 
-def open_source(url: str, part: str, request: SourceRequest, cache_dir: Path) -> Source:
+def open_weights_source(
+    url: str, part: str, request: SourceRequest, cache_dir: Path
+) -> WeightsSource:
     """Find the source, and fetch what of it is needed.
 
     Args:
@@ -141,8 +143,8 @@ def open_source(url: str, part: str, request: SourceRequest, cache_dir: Path) ->
     if run is not None:
         section = describe(run_model_section(run[0]), f"{run[0]}: model")
         merged = given if request.base else section
-        return Source(url, request, merged, None, run, cache_dir)
-    return Source(url, request, given, _fetched(url, part, cache_dir), None, cache_dir)
+        return WeightsSource(url, request, merged, None, run, cache_dir)
+    return WeightsSource(url, request, given, _fetched(url, part, cache_dir), None, cache_dir)
 
 
 def _run_of(url: str, step: int | None) -> tuple[str, int | None] | None:

@@ -30,7 +30,7 @@ FOLDERS = ("", "1/", "transformer/", "transformer/1/", "vae/")  # where weights 
 
 
 @dataclass(slots=True)
-class Target:
+class Destination:
     """A place to write to.
 
     Attributes:
@@ -114,9 +114,9 @@ class Target:
         return sorted(path.name for path in place.iterdir() if path.is_file())
 
 
-def open_target(url: str, overwrite: bool) -> Target:
+def open_target(url: str, overwrite: bool) -> Destination:
     """The place that a URL names."""
     parent, slash, name = url.rstrip("/").rpartition("/")
     if name.endswith(FILE_ENDS):
-        return Target(parent if slash else ".", name, overwrite)
-    return Target(url.rstrip("/") or "/", None, overwrite)
+        return Destination(parent if slash else ".", name, overwrite)
+    return Destination(url.rstrip("/") or "/", None, overwrite)

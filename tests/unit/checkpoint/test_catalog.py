@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.checkpoint.attempts import (
-    Attempt,
+    AttemptRecord,
     begin_attempt,
     end_attempt,
     in_lineage,
@@ -138,8 +138,8 @@ def test_an_attempt_records_what_it_continued_and_how_it_ended(storage: LocalSto
     assert found.ended is not None
 
 
-def attempt_of(number: int, resumed_from: str | None, *, decided: bool = True) -> Attempt:
-    return Attempt(
+def attempt_of(number: int, resumed_from: str | None, *, decided: bool = True) -> AttemptRecord:
+    return AttemptRecord(
         number=number,
         owner="00000000",
         started="",

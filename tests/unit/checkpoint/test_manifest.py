@@ -11,15 +11,15 @@ from app.checkpoint.json_file import canonical_json
 from app.checkpoint.layout import CheckpointRef
 from app.checkpoint.manifest import (
     CheckpointIdentity,
+    CheckpointManifest,
     FileRecord,
     FragmentRecord,
-    Manifest,
     ParameterRecord,
     check_tiling,
 )
 from app.errors import CheckpointError
 
-MANIFEST = Manifest(
+MANIFEST = CheckpointManifest(
     identity=CheckpointIdentity(
         run_id="my-run",
         attempt=7,
@@ -47,7 +47,7 @@ MANIFEST = Manifest(
 
 
 def test_a_manifest_comes_back() -> None:
-    assert Manifest.from_json(MANIFEST.to_json("x"), "x") == MANIFEST
+    assert CheckpointManifest.from_json(MANIFEST.to_json("x"), "x") == MANIFEST
 
 
 def test_the_fields_are_those_of_the_format() -> None:
@@ -74,13 +74,13 @@ def test_a_flipped_bit_is_found(at: int) -> None:
     data[at] ^= 1
 
     with pytest.raises(CheckpointError, match=r"manifest\.json"):
-        Manifest.from_json(bytes(data), "a/manifest.json")
+        CheckpointManifest.from_json(bytes(data), "a/manifest.json")
 
 
 @pytest.mark.parametrize("length", [0, 1, 100])
 def test_a_cut_manifest_is_refused(length: int) -> None:
     with pytest.raises(CheckpointError):
-        Manifest.from_json(MANIFEST.to_json("x")[:length], "x")
+        CheckpointManifest.from_json(MANIFEST.to_json("x")[:length], "x")
 
 
 def resealed(change: Callable[[dict[str, Any]], None]) -> bytes:
@@ -131,13 +131,13 @@ def test_a_manifest_that_contradicts_itself_is_refused(lie: str) -> None:
     change, message = LIES[lie]
 
     with pytest.raises(CheckpointError, match=message):
-        Manifest.from_json(resealed(change), "x")
+        CheckpointManifest.from_json(resealed(change), "x")
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"null", b"\xff", b"{" * 100_000])
 def test_what_is_no_json_object_is_refused(data: bytes) -> None:
     with pytest.raises(CheckpointError):
-        Manifest.from_json(data, "x")
+        CheckpointManifest.from_json(data, "x")
 
 
 def test_a_parameter_without_entries_needs_no_fragment() -> None:

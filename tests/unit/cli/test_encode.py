@@ -12,7 +12,7 @@ import pytest
 import app.run.encode.job
 from app.cli import encode as command
 from app.cli.main import main
-from app.data.latent_cache import Part
+from app.data.latent_cache import EncodePart
 from app.errors import ConfigError, UsageError
 from app.run.encode.job import EncodeReport, EncodeRequest
 from tests.support.configs import TINY, load
@@ -47,7 +47,7 @@ def test_the_report_is_a_line_and_bad_clips_are_told(
         "latent cache: s3://b/latents/ab",
     ]
     assert "c/videos/x.mp4: truncated: cut at 7" in told.err
-    assert asked == [EncodeRequest(out="s3://b/latents", part=Part(0, 1), workers=4)]
+    assert asked == [EncodeRequest(out="s3://b/latents", part=EncodePart(0, 1), workers=4)]
 
 
 def test_json_holds_everything(
@@ -71,7 +71,11 @@ def test_the_pod_of_an_indexed_job_knows_its_part(
     assert main(["encode", *TINY, "--out", "x", "--part", "2", "--parts", "8"]) == 0
     assert main(["encode", *TINY, "--out", "x"]) == 0  # no parts: everything
 
-    assert [request.part for request in asked] == [Part(5, 8), Part(2, 8), Part(0, 1)]
+    assert [request.part for request in asked] == [
+        EncodePart(5, 8),
+        EncodePart(2, 8),
+        EncodePart(0, 1),
+    ]
 
 
 def test_the_cache_of_the_configuration_is_the_default(asked: list[EncodeRequest]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.config.sections.parse import parse_conditioner, parse_first_stage
-from app.config.target import Target
+from app.config.target import RegistryRow
 from app.errors import ConfigErrors
 from app.registry import TARGETS
 from tests.support.configs import TINY, base, load, mistakes, section
@@ -157,7 +157,11 @@ def test_conditioner_needs_exactly_one_embedder() -> None:
 
 
 def test_registered_classes_keep_their_params_unchecked() -> None:
-    table = {**TARGETS, "mine.VAE": Target(dict, "my.vae:VAE"), "mine.T": Target(dict, "my.t:T")}
+    table = {
+        **TARGETS,
+        "mine.VAE": RegistryRow(dict, "my.vae:VAE"),
+        "mine.T": RegistryRow(dict, "my.t:T"),
+    }
     embedder = {"target": "mine.T", "params": {"width": 3}, "ucg_rate": 0.5}
 
     vae = parse_first_stage({"target": "mine.VAE", "params": {"a": 1}}, "x", table)

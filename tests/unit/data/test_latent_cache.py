@@ -13,9 +13,9 @@ import torch
 from app.data.latent_cache import (
     SETTINGS_NAME,
     CacheSettings,
+    EncodePart,
     LatentCache,
     LatentEntry,
-    Part,
     SampleRecord,
     dataset_folder,
     shard_key,
@@ -89,7 +89,7 @@ def test_only_whole_entries_are_present(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("total", "count"), [(10, 3), (2, 5), (0, 2), (7, 1), (64, 8)])
 def test_parts_together_are_everything_once_and_even(total: int, count: int) -> None:
-    parts = [list(Part(index, count).of(total)) for index in range(count)]
+    parts = [list(EncodePart(index, count).of(total)) for index in range(count)]
 
     assert [number for part in parts for number in part] == list(range(total))
     assert all(abs(len(a) - len(b)) <= 1 for a, b in pairwise(parts))
@@ -99,9 +99,9 @@ def test_lists_of_several_parts_come_together_by_name(tmp_path: Path) -> None:
     made = cache(tmp_path)
     first = [SampleRecord("a", "1", "k" * 64, 7, "a.mp4")]
     second = [SampleRecord("b", "2", "", 0, "b.mp4", "truncated", "cut at 7", "ff" * 32)]
-    made.write_records("s3://clips", Part(0, 2), first)
-    made.write_records("s3://clips", Part(1, 2), second)
-    made.write_records("s3://other", Part(0, 1), [SampleRecord("c", "3")])
+    made.write_records("s3://clips", EncodePart(0, 2), first)
+    made.write_records("s3://clips", EncodePart(1, 2), second)
+    made.write_records("s3://other", EncodePart(0, 1), [SampleRecord("c", "3")])
 
     assert made.records("s3://clips") == {"a": first, "b": second}
     assert made.records("s3://nothing") == {}
@@ -110,8 +110,8 @@ def test_lists_of_several_parts_come_together_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [1, 40, -5])
 def test_a_cut_list_is_refused_with_its_name(tmp_path: Path, cut: int) -> None:
     made = cache(tmp_path)
-    made.write_records("d", Part(), [SampleRecord("a", "1"), SampleRecord("b", "2")])
-    key = f"{dataset_folder('d')}{Part().name}"
+    made.write_records("d", EncodePart(), [SampleRecord("a", "1"), SampleRecord("b", "2")])
+    key = f"{dataset_folder('d')}{EncodePart().name}"
     made.storage.write_small(key, made.storage.read_small(key)[:cut])
 
     with pytest.raises(DataError, match="cannot be read") as caught:

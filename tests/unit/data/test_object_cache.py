@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.data.object_cache import CachedObject, NoRoomError, Prefetcher, ShardCache
+from app.data.object_cache import CachedObject, NoRoomError, ObjectCache, Prefetcher
 from app.errors import ConfigError, DataError
 from app.storage.local import LocalStorage
 from app.storage.objects import Entry, Receipt
@@ -41,8 +41,8 @@ def bucket(tmp_path: Path) -> CountingStorage:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Iterator[ShardCache]:
-    opened = ShardCache(tmp_path / "cache", limit_bytes=25 * KIB)
+def cache(tmp_path: Path) -> Iterator[ObjectCache]:
+    opened = ObjectCache(tmp_path / "cache", limit_bytes=25 * KIB)
     yield opened
     opened.close()
 
@@ -51,11 +51,11 @@ def wanted(bucket: CountingStorage, key: str) -> CachedObject:
     return CachedObject(bucket, bucket.stat(key))
 
 
-def cached(cache: ShardCache) -> int:
+def cached(cache: ObjectCache) -> int:
     return len(list(cache.folder.glob("*.obj")))
 
 
-def test_an_object_is_fetched_once(bucket: CountingStorage, cache: ShardCache) -> None:
+def test_an_object_is_fetched_once(bucket: CountingStorage, cache: ObjectCache) -> None:
     first = cache.get(wanted(bucket, "a"))
     second = cache.get(wanted(bucket, "a"))
 
@@ -65,7 +65,7 @@ def test_an_object_is_fetched_once(bucket: CountingStorage, cache: ShardCache) -
 
 
 def test_the_same_name_in_two_buckets_is_two_files(
-    bucket: CountingStorage, cache: ShardCache, tmp_path: Path
+    bucket: CountingStorage, cache: ObjectCache, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a").write_bytes(b"x" * 10 * KIB)
@@ -75,7 +75,7 @@ def test_the_same_name_in_two_buckets_is_two_files(
     assert cache.get(wanted(other, "a")).read_bytes()[:1] == b"x"
 
 
-def test_a_replaced_object_is_another_file(bucket: CountingStorage, cache: ShardCache) -> None:
+def test_a_replaced_object_is_another_file(bucket: CountingStorage, cache: ObjectCache) -> None:
     cache.get(wanted(bucket, "a"))
     path = Path(bucket.url) / "a"
     path.write_bytes(b"z" * 10 * KIB)
@@ -85,7 +85,7 @@ def test_a_replaced_object_is_another_file(bucket: CountingStorage, cache: Shard
 
 
 def test_the_least_recently_used_file_makes_room(
-    bucket: CountingStorage, cache: ShardCache
+    bucket: CountingStorage, cache: ObjectCache
 ) -> None:
     a, b = cache.get(wanted(bucket, "a")), cache.get(wanted(bucket, "b"))
     os.utime(a, (10, 10))
@@ -99,7 +99,7 @@ def test_the_least_recently_used_file_makes_room(
     assert cached(cache) == 2
 
 
-def test_wanted_files_stay_until_someone_waits(bucket: CountingStorage, cache: ShardCache) -> None:
+def test_wanted_files_stay_until_someone_waits(bucket: CountingStorage, cache: ObjectCache) -> None:
     for key in ("a", "b"):
         cache.get(wanted(bucket, key))
     cache.want([wanted(bucket, "a").name, wanted(bucket, "b").name])
@@ -112,9 +112,9 @@ def test_wanted_files_stay_until_someone_waits(bucket: CountingStorage, cache: S
 
 
 def test_files_that_another_process_wants_go_last(
-    bucket: CountingStorage, cache: ShardCache
+    bucket: CountingStorage, cache: ObjectCache
 ) -> None:
-    neighbour = ShardCache(cache.folder, cache.limit_bytes)
+    neighbour = ObjectCache(cache.folder, cache.limit_bytes)
     theirs, mine = cache.get(wanted(bucket, "a")), cache.get(wanted(bucket, "b"))
     os.utime(theirs, (5, 5))
     neighbour.want([wanted(bucket, "a").name])
@@ -129,8 +129,8 @@ def test_files_that_another_process_wants_go_last(
     assert not mine.exists()
 
 
-def test_someone_who_waits_is_never_refused(bucket: CountingStorage, cache: ShardCache) -> None:
-    neighbour = ShardCache(cache.folder, cache.limit_bytes)
+def test_someone_who_waits_is_never_refused(bucket: CountingStorage, cache: ObjectCache) -> None:
+    neighbour = ObjectCache(cache.folder, cache.limit_bytes)
     for key in ("a", "b"):
         cache.get(wanted(bucket, key))
     neighbour.want([wanted(bucket, "a").name, wanted(bucket, "b").name])
@@ -144,7 +144,7 @@ def test_someone_who_waits_is_never_refused(bucket: CountingStorage, cache: Shar
 def test_a_file_larger_than_the_cache_is_a_configuration_error(
     bucket: CountingStorage, tmp_path: Path
 ) -> None:
-    small = ShardCache(tmp_path / "small", limit_bytes=5 * KIB)
+    small = ObjectCache(tmp_path / "small", limit_bytes=5 * KIB)
 
     with pytest.raises(ConfigError, match="does not fit") as caught:
         small.get(wanted(bucket, "a"))
@@ -154,7 +154,7 @@ def test_a_file_larger_than_the_cache_is_a_configuration_error(
 
 
 def test_a_download_waits_for_space_that_another_one_reserves(
-    bucket: CountingStorage, cache: ShardCache
+    bucket: CountingStorage, cache: ObjectCache
 ) -> None:
     reserved = cache.folder / ("e" * 32 + ".reserved")
     with reserved.open("wb") as file:
@@ -167,7 +167,9 @@ def test_a_download_waits_for_space_that_another_one_reserves(
     assert time.monotonic() - began > 0.3
 
 
-def test_wishes_of_a_dead_process_count_nothing(bucket: CountingStorage, cache: ShardCache) -> None:
+def test_wishes_of_a_dead_process_count_nothing(
+    bucket: CountingStorage, cache: ObjectCache
+) -> None:
     for key in ("a", "b"):
         cache.get(wanted(bucket, key))
     dead = cache.folder / "gone-1.want"
@@ -178,7 +180,7 @@ def test_wishes_of_a_dead_process_count_nothing(bucket: CountingStorage, cache: 
     assert not dead.exists()
 
 
-def test_a_damaged_download_is_repeated_once(bucket: CountingStorage, cache: ShardCache) -> None:
+def test_a_damaged_download_is_repeated_once(bucket: CountingStorage, cache: ObjectCache) -> None:
     seen: list[bytes] = []
 
     def check(path: Path) -> None:
@@ -193,7 +195,7 @@ def test_a_damaged_download_is_repeated_once(bucket: CountingStorage, cache: Sha
 
 
 def test_an_object_that_stays_damaged_is_an_error_and_leaves_nothing(
-    bucket: CountingStorage, cache: ShardCache
+    bucket: CountingStorage, cache: ObjectCache
 ) -> None:
     def check(path: Path) -> None:
         raise DataError("flipped", where="a", fix="again")
@@ -206,7 +208,7 @@ def test_an_object_that_stays_damaged_is_an_error_and_leaves_nothing(
 
 
 def test_a_cut_file_in_the_cache_is_fetched_again(
-    bucket: CountingStorage, cache: ShardCache
+    bucket: CountingStorage, cache: ObjectCache
 ) -> None:
     path = cache.get(wanted(bucket, "a"))
     path.write_bytes(b"a" * 100)
@@ -225,7 +227,7 @@ def test_leftovers_of_killed_downloads_are_removed_and_running_ones_are_kept(
     with (folder / f"{alive}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
-        ShardCache(folder, 100).close()
+        ObjectCache(folder, 100).close()
 
         assert [path.name for path in folder.iterdir() if ".lock" not in path.name] == [
             f"{alive}.part"
@@ -234,7 +236,7 @@ def test_leftovers_of_killed_downloads_are_removed_and_running_ones_are_kept(
 
 def fetch_in_process(root: Path, folder: Path, counter: str) -> None:
     storage = CountingStorage(root, delay_s=0.3)
-    cache = ShardCache(folder, 10**6)
+    cache = ObjectCache(folder, 10**6)
     cache.get(CachedObject(storage, storage.stat("a")))
     with open(counter, "a") as file:
         file.write("x" * len(storage.downloads))
@@ -262,7 +264,7 @@ def test_a_folder_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -
     (tmp_path / "file").write_text("")
 
     with pytest.raises(ConfigError, match="cannot be used"):
-        ShardCache(tmp_path / "file" / "cache", 10)
+        ObjectCache(tmp_path / "file" / "cache", 10)
 
 
 def wait_for(check: Callable[[], bool], seconds: float = 10.0) -> bool:
@@ -277,7 +279,7 @@ def wait_for(check: Callable[[], bool], seconds: float = 10.0) -> bool:
 def test_prefetch_follows_the_order_and_stops_at_its_bound(
     bucket: CountingStorage, tmp_path: Path
 ) -> None:
-    cache = ShardCache(tmp_path / "cache", 10**6)
+    cache = ObjectCache(tmp_path / "cache", 10**6)
     prefetcher = Prefetcher(cache, ahead_bytes=21 * KIB, threads=1)
     for key in ("c", "a", "b"):
         prefetcher.expect(wanted(bucket, key))
@@ -292,7 +294,7 @@ def test_prefetch_follows_the_order_and_stops_at_its_bound(
 
 
 def test_prefetch_waits_for_room_and_goes_on(bucket: CountingStorage, tmp_path: Path) -> None:
-    cache = ShardCache(tmp_path / "cache", 15 * KIB)
+    cache = ObjectCache(tmp_path / "cache", 15 * KIB)
     prefetcher = Prefetcher(cache, ahead_bytes=10**6, threads=2)
     for key in ("a", "b"):
         prefetcher.expect(wanted(bucket, key))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from app.config.schema.diffusion import DenoiserConfig, GuidanceConfig, SamplerConfig
-from app.config.target import Part
+from app.config.target import Component
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.guidance import ConstantGuidance
 from app.diffusion.samplers.dpmpp_2m import SdeSampler
@@ -27,7 +27,7 @@ def network(x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
 
 def sampler(fixed_frames: int = 0) -> SdeSampler:
     config = SamplerConfig(
-        num_steps=4, guidance=Part("", "", GuidanceConfig()), fixed_frames=fixed_frames
+        num_steps=4, guidance=Component("", "", GuidanceConfig()), fixed_frames=fixed_frames
     )
     guidance = ConstantGuidance(GuidanceConfig(scale=3.0))
     return SdeSampler(config, Denoiser(DenoiserConfig()), guidance, lambda u, c: torch.cat([u, c]))

@@ -12,10 +12,10 @@ import pytest
 
 from app.errors import ConfigError
 from app.launch.environment import resolve_placement
-from app.launch.placement import Placement, placement_of_this_machine
+from app.launch.placement import RankLayout, placement_of_this_machine
 
 
-def resolve(gpus: int = 0, **environ: str) -> Placement:
+def resolve(gpus: int = 0, **environ: str) -> RankLayout:
     return resolve_placement(environ, lambda _: gpus)
 
 
@@ -44,7 +44,7 @@ ELASTIC = {
 }
 
 
-def facts(placement: Placement) -> tuple[object, ...]:
+def facts(placement: RankLayout) -> tuple[object, ...]:
     return (
         placement.mode,
         placement.node_rank,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from app.checkpoint.attempts import Attempt
+from app.checkpoint.attempts import AttemptRecord
 from app.checkpoint.layout import CheckpointRef
 from app.run.attempt.folder import RunFolder
 from app.storage.local import LocalStorage
@@ -16,7 +16,9 @@ WORLD = {"world_size": 1, "micro_batch": 2}
 
 def run_folder(root: Path, *, attempt: int = 1, newest: CheckpointRef | None = None) -> RunFolder:
     """An attempt as `open_run` gives it, without writing anything."""
-    begun = Attempt(number=attempt, owner="3f9c2a1b", started="2026-01-01T00:00:00", world=WORLD)
+    begun = AttemptRecord(
+        number=attempt, owner="3f9c2a1b", started="2026-01-01T00:00:00", world=WORLD
+    )
     return RunFolder(LocalStorage(root), begun, newest, config_sha256="c" * 64)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from app.config.schema.model import ModelConfig
-from app.config.target import Part
+from app.config.target import Component
 from app.conversion.export import export_safetensors
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.guidance import ConstantGuidance, DynamicGuidance
@@ -25,11 +25,11 @@ from app.models.text.t5 import TinyT5, write_tiny_t5
 from app.models.vae.autoencoder import VideoAutoencoder
 from app.run.build import (
     InitialWeights,
-    Place,
+    LoadOptions,
     VisitingTextEncoder,
     VisitingVae,
+    build_modules,
     build_network,
-    build_parts,
     build_sampler,
 )
 from app.training.step import DiffusionModel
@@ -154,7 +154,7 @@ def test_force_keeps_the_start_of_a_module_that_the_file_lacks(
 
 def test_a_class_that_cannot_be_imported_is_named_with_its_place(tmp_path: Path) -> None:
     model = model_of()
-    part = Part("mine", "no_such_package.nets:Net", model.network.params)
+    part = Component("mine", "no_such_package.nets:Net", model.network.params)
 
     with pytest.raises(ConfigError, match=r"no_such_package\.nets:Net|no_such_package") as caught:
         build_network(replace(model, network=part), torch.float32, initial(tmp_path))
@@ -198,7 +198,7 @@ def test_frozen_parts_come_with_their_weights_in_evaluation_mode(tmp_path: Path)
     config = model_of("tiny", f"{text}={tmp_path}/t5", f"{first_stage}={tmp_path}/3d-vae.pt")
     network, _ = build_network(config, torch.float32, initial(tmp_path))
 
-    parts = build_parts(config, network, Place(CPU, torch.float32, tmp_path))
+    parts = build_modules(config, network, LoadOptions(CPU, torch.float32, tmp_path))
 
     assert parts.network is network
     assert not parts.vae.training
@@ -207,7 +207,7 @@ def test_frozen_parts_come_with_their_weights_in_evaluation_mode(tmp_path: Path)
     assert all(torch.equal(t, stored[name]) for name, t in parts.vae.state_dict().items())
     assert parts.conditioner.ucg_rate == 0.1
     assert parts.conditioner.embed(["clip 1", "clip 2"], None).shape == (2, 16, width)
-    bf16 = build_parts(config, network, Place(CPU, torch.bfloat16, tmp_path))
+    bf16 = build_modules(config, network, LoadOptions(CPU, torch.bfloat16, tmp_path))
     assert {p.dtype for p in bf16.vae.parameters()} == {torch.bfloat16}
 
 

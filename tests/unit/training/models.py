@@ -18,7 +18,7 @@ from app.config.schema.diffusion import (
 )
 from app.config.schema.encoders import ConditionerConfig, T5Config, VAEConfig, VAEPartConfig
 from app.config.schema.model import ModelConfig
-from app.config.target import Part
+from app.config.target import Component
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.guidance import ConstantGuidance
 from app.diffusion.loss import VideoDiffusionLoss
@@ -81,17 +81,17 @@ class TinyParts:
 def model_config(kind: str, **fields: Any) -> ModelConfig:
     part = VAEPartConfig(ch=32, num_res_blocks=1)
     settings: dict[str, Any] = {
-        "network": Part("net", "app:Net", tiny(kind)),
+        "network": Component("net", "app:Net", tiny(kind)),
         "denoiser": DenoiserConfig(),
         "conditioner": ConditionerConfig(
             target="text", implementation="app:Text", text=T5Config(model_dir="t5"), ucg_rate=0.5
         ),
-        "first_stage": Part("vae", "app:Vae", VAEConfig(encoder=part, decoder=part)),
+        "first_stage": Component("vae", "app:Vae", VAEConfig(encoder=part, decoder=part)),
         "loss": LossConfig(timesteps=TimestepConfig(uniform_sampling=True)),
-        "sampler": Part(
+        "sampler": Component(
             "sampler",
             "app:Sampler",
-            SamplerConfig(num_steps=2, guidance=Part("cfg", "app:Cfg", GuidanceConfig())),
+            SamplerConfig(num_steps=2, guidance=Component("cfg", "app:Cfg", GuidanceConfig())),
         ),
         "scale_factor": SCALE,
         "noised_image_input": kind.endswith("i2v"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.data.bad_clip import BadClipError
-from app.data.check.sample import CheckRules, Wanted, estimated_tokens
+from app.data.check.sample import CheckRules, MinimumClip, estimated_tokens
 from app.data.check.scan import Census, ScanSettings, check_dataset
 from app.data.shards.captions import TextRules
 from app.data.shards.manifest import MANIFEST_NAME
@@ -167,7 +167,7 @@ def test_nothing_is_written_beside_the_data(tmp_path: Path, video: bytes) -> Non
 def test_clips_shorter_than_wanted_are_faults_only_where_a_size_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": "20 frames", "b": "21 frames"})
 
-    wanted = CheckRules(wanted=Wanted(21, 8.0, 0))
+    wanted = CheckRules(wanted=MinimumClip(21, 8.0, 0))
 
     assert reasons(check(tmp_path)) == []
     assert reasons(check(tmp_path, wanted)) == [("videos/a.mp4", "too_short")]
@@ -204,11 +204,11 @@ def test_an_empty_place_and_a_command_are_errors(tmp_path: Path) -> None:
 def test_a_painted_over_fault_is_no_fault_for_a_decoder_that_is_not_strict(
     planted: tuple[Census, dict[str, str]],
 ) -> None:
-    from app.data.video.decoder import Decoder
+    from app.data.video.decoder import VideoDecoder
 
     garbled = next(clip for clip in planted[0].clips if clip.key == "videos/garbled.mp4")
     blob = Path(garbled.source, garbled.key).read_bytes()
-    plain, strict = Decoder(), Decoder(strict=True)
+    plain, strict = VideoDecoder(), VideoDecoder(strict=True)
     seen: list[str] = []
     try:
         plain.decode(

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from app.config.schema.data import Bucket
 from app.data.loader import Loader, LoaderSettings
-from app.data.order.choice import OrderWish, ordered
+from app.data.order.choice import OrderRequest, ordered
 from app.data.order.cursor import Cursor
 from app.data.order.share import Share
 from app.data.sources.protocols import Source
 from app.data.sources.views import JoinedSource, part_of
 from app.data.video.clip import ClipShape
-from app.data.video.frames import FrameWish
+from app.data.video.frames import FrameRequest
 from app.data.video.sizes import ClipSize
 
 BUCKETS = (Bucket(9, 32, 48), Bucket(9, 48, 32), Bucket(5, 32, 48))
@@ -32,7 +32,7 @@ class Numbers:
     """Shards of numbered samples whose size follows from their number."""
 
     sample_bytes = 0
-    shape = ClipShape(FrameWish(9, 8.0), 32, 48)
+    shape = ClipShape(FrameRequest(9, 8.0), 32, 48)
 
     def __init__(self, counts: Sequence[int], name: str) -> None:
         self._counts = list(counts)
@@ -65,7 +65,7 @@ class Numbers:
 
 
 def loader_of(
-    counts: Sequence[Sequence[int]], wish: OrderWish, workers: int, shares: Sequence[float]
+    counts: Sequence[Sequence[int]], wish: OrderRequest, workers: int, shares: Sequence[float]
 ) -> Loader:
     whole = [Numbers(part, "ab"[number]) for number, part in enumerate(counts)]
     sources: list[Source] = [part_of(one, shares, "train", "here") for one in whole]
@@ -102,7 +102,7 @@ def check_stream(data: st.DataObject) -> None:
     batch = data.draw(st.integers(1, 12))
     kind = data.draw(st.sampled_from(["plain", "weights", "buckets", "cost"]))
     shares = data.draw(st.sampled_from([(1.0, 0.0, 0.0), (0.7, 0.3, 0.0), (0.5, 0.25, 0.25)]))
-    wish = OrderWish(
+    wish = OrderRequest(
         share=Share(0, 1, batch),
         seed=data.draw(st.integers(0, 2**40)),
         lanes=data.draw(st.integers(1, 8)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.data.shards.manifest import MANIFEST_NAME, Manifest, fingerprint
+from app.data.shards.manifest import MANIFEST_NAME, DatasetManifest, fingerprint
 from app.data.shards.survey import Folder, SurveyRules, file_sha256, survey
 from app.data.shards.urls import parse_shard_path
 from app.errors import ConfigError, DataError, InputMissingError
@@ -149,14 +149,14 @@ def test_rescan_takes_a_changed_shard_as_it_is_now(shards: Path) -> None:
 def test_a_copy_of_a_shard_with_a_known_digest_is_accepted_by_its_content(shards: Path) -> None:
     look(shards)
     path = shards / MANIFEST_NAME
-    manifest = Manifest.from_json(path.read_bytes(), "m")
+    manifest = DatasetManifest.from_json(path.read_bytes(), "m")
     known = [
         type(s)(
             **{**{f: getattr(s, f) for f in s.__slots__}, "sha256": file_sha256(shards / s.name)}
         )
         for s in manifest.shards
     ]
-    path.write_bytes(Manifest(tuple(known), "test").to_json())
+    path.write_bytes(DatasetManifest(tuple(known), "test").to_json())
     os.utime(shards / "a-000.tar", (1_000_000, 1_000_000))
 
     assert len(look(shards).shards) == 3  # touched, same content

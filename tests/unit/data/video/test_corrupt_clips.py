@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from app.data.bad_clip import BadClipError
-from app.data.video.decoder import DecodeLimits, Decoder, VideoFacts
-from app.data.video.frames import FrameWish, exact
+from app.data.video.decoder import DecodeLimits, VideoDecoder, VideoFacts
+from app.data.video.frames import FrameRequest, exact
 from tests.support import corrupt_clips
 from tests.support.clip_files import encode, number_of, run_ffmpeg
 from tests.support.corrupt_clips import BAD, FRAMES, plain
@@ -28,19 +28,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    shared = Decoder()
+def decoder() -> Iterator[VideoDecoder]:
+    shared = VideoDecoder()
     yield shared
     shared.close()
 
 
-def frames_of(decoder: Decoder, blob: bytes, wanted: list[int]) -> dict[int, np.ndarray]:
+def frames_of(decoder: VideoDecoder, blob: bytes, wanted: list[int]) -> dict[int, np.ndarray]:
     taken: dict[int, np.ndarray] = {}
     decoder.decode(blob, lambda facts: wanted, taken.__setitem__)
     return taken
 
 
-def reason_of(decoder: Decoder, blob: bytes) -> str:
+def reason_of(decoder: VideoDecoder, blob: bytes) -> str:
     """Why a file is refused when all of its frames are wanted."""
     with pytest.raises(BadClipError) as caught:
         decoder.decode(blob, lambda facts: range(facts.frames), lambda place, frame: None)
@@ -49,7 +49,7 @@ def reason_of(decoder: Decoder, blob: bytes) -> str:
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_damaged_file_has_one_reason_and_the_next_one_is_read(
-    name: str, decoder: Decoder, folder: Path
+    name: str, decoder: VideoDecoder, folder: Path
 ) -> None:
     make, reason = BAD[name]
 
@@ -57,7 +57,7 @@ def test_a_damaged_file_has_one_reason_and_the_next_one_is_read(
     assert number_of(frames_of(decoder, plain(folder), [7])[0]) == 7
 
 
-def test_every_cut_of_a_file_is_noticed(decoder: Decoder, folder: Path) -> None:
+def test_every_cut_of_a_file_is_noticed(decoder: VideoDecoder, folder: Path) -> None:
     for data in (plain(folder), corrupt_clips.faststart(folder)):
         for kept in range(1100, len(data), 97):
             assert reason_of(decoder, data[:kept]) in {"truncated", "damaged"}
@@ -66,14 +66,14 @@ def test_every_cut_of_a_file_is_noticed(decoder: Decoder, folder: Path) -> None:
 # files that are odd and in order
 
 
-def test_a_single_frame_fills_a_clip(decoder: Decoder, tmp_path: Path) -> None:
+def test_a_single_frame_fills_a_clip(decoder: VideoDecoder, tmp_path: Path) -> None:
     facts = decoder.probe(encode(tmp_path / "one.mp4", 1).read_bytes())
 
     assert facts.frames == 1
-    assert exact(facts.times, FrameWish(9, 8.0)).frames == (0,) * 9
+    assert exact(facts.times, FrameRequest(9, 8.0)).frames == (0,) * 9
 
 
-def test_4k_hevc_with_10_bits_is_decoded(decoder: Decoder, folder: Path) -> None:
+def test_4k_hevc_with_10_bits_is_decoded(decoder: VideoDecoder, folder: Path) -> None:
     options = "-c:v libx265 -preset ultrafast -pix_fmt yuv420p10le -tag:v hvc1 -x265-params"
     source = corrupt_clips.moving_picture("3840x2160", 0.375)
     blob = corrupt_clips.made(folder, "4k.mp4", f"{source} {options} log-level=none:pools=1")
@@ -85,7 +85,7 @@ def test_4k_hevc_with_10_bits_is_decoded(decoder: Decoder, folder: Path) -> None
     assert np.abs(taken[0].astype(int) - taken[1]).max() > 50  # the picture moves
 
 
-def test_frames_of_uneven_length_keep_their_times(decoder: Decoder, tmp_path: Path) -> None:
+def test_frames_of_uneven_length_keep_their_times(decoder: VideoDecoder, tmp_path: Path) -> None:
     whole = encode(tmp_path / "whole.mp4", 20, fps=10.0)
     uneven = tmp_path / "uneven.mp4"
     kept = "select=not(between(n\\,5\\,11))"
@@ -93,7 +93,7 @@ def test_frames_of_uneven_length_keep_their_times(decoder: Decoder, tmp_path: Pa
     taken: dict[int, np.ndarray] = {}
 
     def choose(facts: VideoFacts) -> list[int]:
-        return sorted(set(exact(facts.times, FrameWish(9, 5.0)).frames))
+        return sorted(set(exact(facts.times, FrameRequest(9, 5.0)).frames))
 
     facts = decoder.decode(uneven.read_bytes(), choose, taken.__setitem__)
 
@@ -103,7 +103,7 @@ def test_frames_of_uneven_length_keep_their_times(decoder: Decoder, tmp_path: Pa
 
 
 def test_a_film_that_compresses_a_thousandfold_is_decoded_within_bounded_memory(
-    decoder: Decoder, folder: Path
+    decoder: VideoDecoder, folder: Path
 ) -> None:
     source = corrupt_clips.black("1920x1080", 240)
     blob = corrupt_clips.made(folder, "black.mp4", f"{source} -c:v libx264 -preset ultrafast")
@@ -120,7 +120,7 @@ def test_a_film_that_compresses_a_thousandfold_is_decoded_within_bounded_memory(
 
 
 def test_a_decoder_that_wants_too_much_memory_costs_one_clip(folder: Path) -> None:
-    decoder = Decoder(DecodeLimits(memory_bytes=700 << 20))
+    decoder = VideoDecoder(DecodeLimits(memory_bytes=700 << 20))
     assert decoder.probe(plain(folder)).frames == FRAMES
 
     reason = reason_of(decoder, corrupt_clips.disguised_bomb(folder))
@@ -139,7 +139,7 @@ def test_a_decoder_that_wants_too_much_memory_costs_one_clip(folder: Path) -> No
 def test_a_clip_that_kills_or_stops_two_decoders_is_bad(
     signal_number: int, reason: str, folder: Path
 ) -> None:
-    decoder = Decoder(DecodeLimits(deadline_s=0.3))
+    decoder = VideoDecoder(DecodeLimits(deadline_s=0.3))
     killed: list[int] = []
 
     def choose(facts: VideoFacts) -> list[int]:
@@ -157,7 +157,7 @@ def test_a_clip_that_kills_or_stops_two_decoders_is_bad(
 
 
 def test_no_clip_gets_more_than_twelve_times_the_deadline(folder: Path) -> None:
-    decoder = Decoder(DecodeLimits(deadline_s=0.1))
+    decoder = VideoDecoder(DecodeLimits(deadline_s=0.1))
     decoder.probe(plain(folder))
     assert decoder._process is not None
     decoder._pace.append(1.0)  # as if a pixel took a second
@@ -179,7 +179,7 @@ def test_no_clip_gets_more_than_twelve_times_the_deadline(folder: Path) -> None:
 
 
 def test_an_error_in_the_reader_does_not_leave_frames_for_the_next_clip(folder: Path) -> None:
-    decoder = Decoder()
+    decoder = VideoDecoder()
 
     def fail(place: int, frame: np.ndarray) -> None:
         raise ZeroDivisionError
@@ -231,7 +231,7 @@ def listener() -> Iterator[Listener]:
 
 
 def test_files_that_point_elsewhere_are_refused_and_nothing_is_asked_for(
-    decoder: Decoder, folder: Path, listener: Listener, tmp_path: Path
+    decoder: VideoDecoder, folder: Path, listener: Listener, tmp_path: Path
 ) -> None:
     other = encode(tmp_path / "other.mp4")
     hostile = {

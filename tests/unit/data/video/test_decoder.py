@@ -16,7 +16,7 @@ import pytest
 from app.data.bad_clip import BadClipError
 from app.data.video import decoder as decode
 from app.data.video import worker as decode_worker
-from app.data.video.decoder import DecodeLimits, Decoder, DecoderOfThread
+from app.data.video.decoder import DecodeLimits, DecoderOfThread, VideoDecoder
 from tests.support.clip_files import encode, number_of, run_ffmpeg
 
 
@@ -27,19 +27,19 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    shared = Decoder()
+def decoder() -> Iterator[VideoDecoder]:
+    shared = VideoDecoder()
     yield shared
     shared.close()
 
 
-def frames_of(decoder: Decoder, blob: bytes, wanted: list[int]) -> dict[int, np.ndarray]:
+def frames_of(decoder: VideoDecoder, blob: bytes, wanted: list[int]) -> dict[int, np.ndarray]:
     taken: dict[int, np.ndarray] = {}
     decoder.decode(blob, lambda facts: wanted, taken.__setitem__)
     return taken
 
 
-def test_facts_of_a_plain_file(decoder: Decoder, video: bytes) -> None:
+def test_facts_of_a_plain_file(decoder: VideoDecoder, video: bytes) -> None:
     facts = decoder.probe(video)
 
     assert (facts.frames, facts.reported) == (30, 30)
@@ -47,7 +47,7 @@ def test_facts_of_a_plain_file(decoder: Decoder, video: bytes) -> None:
     np.testing.assert_allclose(facts.times, np.arange(30) / 8, atol=1e-4)
 
 
-def test_each_wanted_frame_comes_in_its_place(decoder: Decoder, video: bytes) -> None:
+def test_each_wanted_frame_comes_in_its_place(decoder: VideoDecoder, video: bytes) -> None:
     wanted = [0, 1, 7, 8, 13, 29]
 
     taken = frames_of(decoder, video, wanted)
@@ -72,7 +72,7 @@ def test_frames_in_pieces_equal_frames_at_once(
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-def test_an_edit_list_hides_the_first_frames(decoder: Decoder, tmp_path: Path) -> None:
+def test_an_edit_list_hides_the_first_frames(decoder: VideoDecoder, tmp_path: Path) -> None:
     whole = encode(tmp_path / "whole.mp4", frames=50, fps=10.0, options=["-g", "20", "-bf", "0"])
     cut = tmp_path / "cut.mp4"
     run_ffmpeg(["-ss", "2.5", "-i", str(whole), "-c", "copy", str(cut)])
@@ -88,7 +88,7 @@ def test_an_edit_list_hides_the_first_frames(decoder: Decoder, tmp_path: Path) -
 
 @pytest.mark.parametrize("size", [(64, 48), (64, 32), (32, 16), (50, 66)])
 def test_narrow_videos_keep_their_pixels(
-    decoder: Decoder, tmp_path: Path, size: tuple[int, int]
+    decoder: VideoDecoder, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     blob = encode(tmp_path / "narrow.mp4", frames=60, size=size).read_bytes()
 
@@ -99,7 +99,7 @@ def test_narrow_videos_keep_their_pixels(
     assert max(float(frame.std()) for frame in taken.values()) < 1  # plain gray: nothing shifted
 
 
-def test_a_turned_video_is_decoded_upright(decoder: Decoder, tmp_path: Path) -> None:
+def test_a_turned_video_is_decoded_upright(decoder: VideoDecoder, tmp_path: Path) -> None:
     plain = encode(tmp_path / "plain.mp4")
     turned = tmp_path / "turned.mp4"
     run_ffmpeg(["-display_rotation", "90", "-i", str(plain), "-c", "copy", str(turned)])
@@ -110,7 +110,7 @@ def test_a_turned_video_is_decoded_upright(decoder: Decoder, tmp_path: Path) -> 
 
 
 def test_garbled_pictures_are_an_error_of_the_file_and_the_decoder_goes_on(
-    decoder: Decoder, video: bytes
+    decoder: VideoDecoder, video: bytes
 ) -> None:
     start, stop = video.index(b"mdat") + 4, video.index(b"moov") - 4
     garbled = video[:start] + b"\xa5" * (stop - start) + video[stop:]
@@ -122,7 +122,7 @@ def test_garbled_pictures_are_an_error_of_the_file_and_the_decoder_goes_on(
 
 
 def test_a_crash_costs_one_process_and_the_second_try_works(video: bytes) -> None:
-    decoder = Decoder()
+    decoder = VideoDecoder()
     decoder.probe(video)
     assert decoder._process is not None
     os.kill(decoder._process._child.pid, signal.SIGSEGV)
@@ -136,7 +136,7 @@ def test_a_crash_costs_one_process_and_the_second_try_works(video: bytes) -> Non
 def test_a_hanging_decoder_is_killed_twice_and_then_blamed_on_the_file(
     video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = Decoder(DecodeLimits(deadline_s=0.2))
+    decoder = VideoDecoder(DecodeLimits(deadline_s=0.2))
     pids: list[int] = []
 
     def choose_and_freeze(facts: decode.VideoFacts) -> list[int]:
@@ -157,7 +157,7 @@ def test_a_hanging_decoder_is_killed_twice_and_then_blamed_on_the_file(
 
 
 def test_closing_from_another_thread_ends_a_running_read(video: bytes) -> None:
-    decoder = Decoder()
+    decoder = VideoDecoder()
     frozen, outcome = threading.Event(), []
 
     def choose(facts: decode.VideoFacts) -> list[int]:
@@ -223,7 +223,7 @@ def test_the_worker_sees_no_credentials_and_imports_no_torch(
     video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    decoder = Decoder()
+    decoder = VideoDecoder()
     decoder.probe(video)
     assert decoder._process is not None
     proc = Path(f"/proc/{decoder._process._child.pid}")
@@ -239,7 +239,9 @@ def test_the_worker_sees_no_credentials_and_imports_no_torch(
     assert "Max file size             0" in limits
 
 
-def test_a_codec_that_the_decoder_cannot_read_is_named(decoder: Decoder, tmp_path: Path) -> None:
+def test_a_codec_that_the_decoder_cannot_read_is_named(
+    decoder: VideoDecoder, tmp_path: Path
+) -> None:
     path = tmp_path / "av1.mp4"
     source = ["-f", "lavfi", "-i", "testsrc2=s=128x128:d=0.5:r=8"]
     codec = ["-c:v", "libaom-av1", "-cpu-used", "8", "-usage", "realtime"]

@@ -13,7 +13,7 @@ from app.data.pack import PackRules, pack
 from app.data.sources.settings import SourceSettings
 from app.data.sources.sft import SIZES_NAME, SFTSource
 from app.data.sources.webdataset import ShardSource
-from app.data.video.decoder import Decoder
+from app.data.video.decoder import VideoDecoder
 from app.data.video.sizes import ClipSize, read_size, sizes_from_json, sizes_to_json
 from app.errors import ConfigError
 from tests.support.clip_files import encode, write_folder
@@ -29,7 +29,7 @@ def size_in(path: Path, probes: list[bytes]) -> ClipSize | None:
 
     def probe(blob: bytes) -> object:
         probes.append(blob)
-        decoder = Decoder()
+        decoder = VideoDecoder()
         try:
             return decoder.probe(blob)
         finally:
@@ -43,7 +43,7 @@ def test_the_movie_box_says_what_a_decoder_shows(tmp_path: Path, name: str) -> N
     path = tmp_path / "a.mp4"
     FINE[name](path)
     shown: list[tuple[int, int]] = []
-    decoder = Decoder()
+    decoder = VideoDecoder()
     probes: list[bytes] = []
 
     try:

@@ -10,7 +10,7 @@ from app.config.schema.diffusion import (
     SamplerConfig,
     ScheduleConfig,
 )
-from app.config.target import Part
+from app.config.target import Component
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.guidance import ConstantGuidance
 from app.diffusion.samplers.ddim import DdimSampler
@@ -26,7 +26,7 @@ TEXT = torch.tensor([[1.0], [-1.0]])
 def sampler_of(kind: type[Sampler], num_steps: int = 5, **changes: object) -> Sampler:
     config = SamplerConfig(
         num_steps=num_steps,
-        guidance=Part("", "", GuidanceConfig()),
+        guidance=Component("", "", GuidanceConfig()),
         **changes,  # type: ignore[arg-type]
     )
     guidance = ConstantGuidance(GuidanceConfig(scale=2.0))

@@ -22,7 +22,7 @@ from app.distributed.seeding import KeyedDraws
 from app.errors import ConfigError
 from app.run.attempt.attempt import Attempt, Seams
 from app.run.attempt.latents import CachedClips
-from app.run.build import InitialWeights, Place, Visitor, build_network, build_parts
+from app.run.build import InitialWeights, LoadOptions, Visitor, build_modules, build_network
 from app.run.encode.settings import cache_settings, encode_command
 from app.storage.local import LocalStorage
 from app.telemetry.logging import LogContext
@@ -86,8 +86,8 @@ def losses(config: RunConfig, cached: CachedClips | None) -> tuple[list[float], 
     assert model is not None
     scratch = InitialWeights(None, is_resumed=False, force=False, seed=1, cache_dir=Path("unused"))
     network, _ = build_network(model, torch.float32, scratch)
-    place = Place(CPU, torch.float32, Path("unused"))
-    parts = build_parts(model, network, place, from_cache=cached is not None)
+    place = LoadOptions(CPU, torch.float32, Path("unused"))
+    parts = build_modules(model, network, place, from_cache=cached is not None)
     randomness = Randomness(
         partial(KeyedDraws, 3), partial(Strata.from_positions, total=MICRO_BATCH, seed=3)
     )

@@ -13,13 +13,13 @@ import torch
 import app.run.encode.job
 from app.config.schema.data import SFTDataConfig
 from app.data.batch import Item
-from app.data.latent_cache import LatentCache, LatentEntry, Part, SampleRecord
+from app.data.latent_cache import EncodePart, LatentCache, LatentEntry, SampleRecord
 from app.data.pack import PackRules, pack
 from app.data.sources.settings import SourceSettings
 from app.data.sources.sft import SFTSource
 from app.data.video.transforms import normalise
 from app.errors import ConfigError, DataError
-from app.run.build import Place, build_conditioner, build_vae
+from app.run.build import LoadOptions, build_conditioner, build_vae
 from app.run.encode.job import EncodeReport, EncodeRequest, encode
 from app.run.encode.settings import cache_settings
 from app.storage.local import LocalStorage
@@ -92,7 +92,7 @@ def test_an_entry_is_what_the_networks_give_for_the_clip(inputs: Inputs, precisi
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = inputs.config().model
     assert model is not None
-    place = Place(torch.device("cpu"), dtype, inputs.folder)
+    place = LoadOptions(torch.device("cpu"), dtype, inputs.folder)
     video = clip_2(inputs)["mp4"]
     posterior = build_vae(model, place).encode(normalise(video, dtype)[None])
     text = build_conditioner(model.conditioner, place).embed([CAPTIONS["c2"] or ""], None)
@@ -230,7 +230,7 @@ def test_a_registered_dataset_is_keyed_by_its_pixels(
 
 
 def test_parts_together_are_the_whole(inputs: Inputs, request: pytest.FixtureRequest) -> None:
-    reports = [inputs.encode(part=Part(index, 3)) for index in range(3)]
+    reports = [inputs.encode(part=EncodePart(index, 3)) for index in range(3)]
     request.getfixturevalue("no_networks")
 
     whole = inputs.encode()
