@@ -53,6 +53,7 @@ CACHE = (
     Field("on_changed_shard", choice("error", "rescan"), "error"),
     Field("decode_deadline_s", real(above=0), 5.0),
     Field("decode_memory_gib", real(0.5), 3.0),
+    Field("bucket_batch", choice("fixed", "cost"), "fixed"),
 )
 PARAMS: dict[type, tuple[Field, ...]] = {SFTDataConfig: SFT, ShardDataConfig: SHARDS}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.config.schema.buckets import Bucket
 from app.config.schema.data import OrderConfig, QuarantineConfig, SFTDataConfig, ShardDataConfig
 from app.config.sections.deepspeed import TOP_KEYS, ZERO_KEYS
 from tests.support.configs import TINY, base, layer, load, mistakes
@@ -44,6 +45,20 @@ def test_our_keys_beside_target() -> None:
     assert data is not None
     assert data.order == OrderConfig(lanes=4, window=8)
     assert (data.cache_dir, data.cache_gib) == ("/c", 1.5)
+
+
+def test_buckets_and_how_their_batches_are_counted() -> None:
+    data = load(*TINY, "data.buckets=[9x32x64, 9x64x32]", "data.bucket_batch=cost").data
+    plain = load(*TINY).data
+
+    assert data is not None
+    assert plain is not None
+    assert (data.buckets, data.bucket_batch) == (
+        (Bucket(9, 32, 64), Bucket(9, 64, 32)),
+        "cost",
+    )
+    assert (plain.buckets, plain.bucket_batch) == ((), "fixed")
+    assert len(mistakes(*TINY, "data.bucket_batch=time")) == 1
 
 
 def test_what_a_run_bears_of_bad_clips() -> None:
