@@ -2,9 +2,11 @@
 
 Run it in the folder above `examples`:
 
-    PYTHONPATH=. cogvx train --register stills=examples.still_images:StillImages \
-        --base configs/cogvideox_2b_lora.yaml configs/sft.yaml examples/still_images.yaml \
-        --train-data ./pictures
+```sh
+PYTHONPATH=. cogvx train --register stills=examples.still_images:StillImages \
+    --base configs/cogvideox_2b_lora.yaml configs/sft.yaml examples/still_images.yaml \
+    --load s3://weights/2b/transformer --train-data ./pictures --valid-data ./pictures
+```
 
 The class needs `create_dataset_function`, `__len__` and `__getitem__`; nothing of cogvx is
 imported. Pictures are binary PPM files, because those need no library: use what you like.
