@@ -25,7 +25,7 @@ from app.config.runnable import check_encodable, check_runnable, check_samplable
 from app.errors import CogvxError
 from app.registry import TARGETS
 from app.rehearsal.chart import Release, merge_values, read_values, render
-from app.run.sample_request import OwnOptions, prompts_of, request_of
+from app.run.sample.request import OwnOptions, prompts_of, request_of
 from tests.docs.documents import Refused
 from tests.docs.pages import ROOT
 

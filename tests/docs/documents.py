@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from app.config.command_line import read_command_line
+from app.config.layers import SECTIONS
 from app.config.load import config_of
-from app.config.merge import SECTIONS
 from app.config.runnable import check_runnable
 from app.config.schema.run import RunConfig
 from app.registry import TARGETS

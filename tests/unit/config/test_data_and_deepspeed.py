@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 
-from app.config.schema.buckets import Bucket
-from app.config.schema.data import OrderConfig, QuarantineConfig, SFTDataConfig, ShardDataConfig
+from app.config.schema.data import (
+    Bucket,
+    OrderConfig,
+    QuarantineConfig,
+    SFTDataConfig,
+    ShardDataConfig,
+)
 from app.config.sections.deepspeed import TOP_KEYS, ZERO_KEYS
 from tests.support.configs import TINY, base, layer, load, mistakes
 
