@@ -89,14 +89,17 @@ test-gpu: ## Run tests/gpu with GPU_PYTHON and write the figures to benchmarks/r
 test-all: setup ## Run all tests (up to 75 minutes)
 	$(TEST_ENV) $(BIN)/python -m pytest --durations=20
 
+COPIES := deploy/helm/files/configs deploy/kustomize/base/config
 manifests: ## Copy configs/ into the chart and the kustomize base
 	rm -rf deploy/helm/files/configs && mkdir -p deploy/helm/files/configs
 	cp configs/*.yaml deploy/helm/files/configs/
 	cp configs/cogvideox_2b_lora.yaml deploy/kustomize/base/config/00-cogvideox_2b_lora.yaml
 	cp configs/sft.yaml deploy/kustomize/base/config/01-sft.yaml
+	for folder in $(COPIES); do echo '{"$$ref": "../../../../configs/schema.json"}' > $$folder/schema.json; done
 
-docs: setup ## Write the generated pages of docs/
+docs: setup ## Write the generated pages of docs/ and the schema for editors
 	$(BIN)/cogvx config arguments --write docs/configuration.md
+	$(BIN)/cogvx config schema configs > configs/schema.json
 
 lock: setup ## Write requirements/*.txt from this environment
 	$(BIN)/python requirements/lock.py

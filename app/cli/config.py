@@ -1,8 +1,9 @@
-"""`cogvx config check|show|arguments`: the merged configuration, without torch.
+"""`cogvx config check|show|arguments|schema`: the merged configuration, without torch.
 
 check      every mistake at once; warnings for what a run would still lack
 show       the merged configuration; with --origin, who set each key
 arguments  the table of all arguments, as docs/configuration.md and schemas have it
+schema     JSON schema of the files, for editors
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from app.cli import output
 from app.config.arguments.page import as_records, table_page, with_table
+from app.config.editor_schema import editor_schema
 from app.config.load import load_config
 from app.config.runnable import lacking
 from app.config.schema.run import RunConfig
@@ -21,7 +23,7 @@ from app.config.snapshot import digest, masked, snapshot
 from app.errors import CogvxError, ConfigErrors, UsageError
 from app.registry import TARGETS
 
-ACTIONS = ("check", "show", "arguments")
+ACTIONS = ("check", "show", "arguments", "schema")
 EPILOG = """
 examples:
   cogvx config check --base configs/cogvideox_2b_lora.yaml configs/sft.yaml
@@ -48,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     as_json = _take(words, "--json")
     if arguments.action == "arguments":
         return _arguments(words, as_json=as_json)
+    if arguments.action == "schema":
+        return _schema(words)
     with_origin = _take(words, "--origin")
     if arguments.action == "show":
         return _show(load_config(words, TARGETS), as_json=as_json, with_origin=with_origin)
@@ -173,4 +177,15 @@ def _arguments(words: list[str], *, as_json: bool) -> int:
         )
     path = Path(words[1])
     path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+def _schema(words: list[str]) -> int:
+    if len(words) != 1 or not Path(words[0]).is_dir():
+        raise UsageError(
+            f"'{' '.join(words)}' is not a folder",
+            where="cogvx config schema",
+            mend="give the folder of the stock files: cogvx config schema configs",
+        )
+    output.as_json(editor_schema(Path(words[0]), TARGETS))
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 TRUE_WORDS = frozenset({"true", "yes", "on", "1"})
@@ -24,6 +24,8 @@ class Kind:
     json_type: str | tuple[str, ...] = "string"  # JSON schema type(s), for derived schemas
     choices: tuple[str, ...] = ()
     item: Kind | None = None  # of a list
+    single: bool = False  # whether one bare item counts as a list of one
+    limits: Mapping[str, Any] = field(default_factory=dict)  # keywords of JSON schema
 
 
 def _as_float(value: object) -> float:
@@ -44,6 +46,11 @@ def _limits(minimum: float | None, maximum: float | None, above: float | None) -
     if maximum is not None:
         parts.append(f"at most {maximum:g}")
     return " " + " and ".join(parts) if parts else ""
+
+
+def _keywords(minimum: float | None, maximum: float | None, above: float | None) -> dict[str, Any]:
+    named = {"minimum": minimum, "maximum": maximum, "exclusiveMinimum": above}
+    return {name: limit for name, limit in named.items() if limit is not None}
 
 
 def _check(value: float, minimum: float | None, maximum: float | None, above: float | None) -> None:
@@ -69,7 +76,8 @@ def integer(minimum: int | None = None, maximum: int | None = None) -> Kind:
         _check(number, minimum, maximum, None)
         return number
 
-    return Kind(f"an integer{_limits(minimum, maximum, None)}", convert, "integer")
+    noun = f"an integer{_limits(minimum, maximum, None)}"
+    return Kind(noun, convert, "integer", limits=_keywords(minimum, maximum, None))
 
 
 def real(
@@ -82,7 +90,8 @@ def real(
         _check(number, minimum, maximum, above)
         return number
 
-    return Kind(f"a number{_limits(minimum, maximum, above)}", convert, "number")
+    noun = f"a number{_limits(minimum, maximum, above)}"
+    return Kind(noun, convert, "number", limits=_keywords(minimum, maximum, above))
 
 
 def boolean() -> Kind:
@@ -138,7 +147,9 @@ def sequence(item: Kind, *, length: int | None = None, single: bool = False) -> 
         return tuple(item.convert(entry) for entry in value)
 
     size = f"{length} values" if length is not None else "values"
-    return Kind(f"a list of {size}, each {item.noun}", convert, "array", item=item)
+    limits = {} if length is None else {"minItems": length, "maxItems": length}
+    noun = f"a list of {size}, each {item.noun}"
+    return Kind(noun, convert, "array", item=item, single=single, limits=limits)
 
 
 def optional(kind: Kind) -> Kind:
@@ -150,7 +161,7 @@ def optional(kind: Kind) -> Kind:
         return kind.convert(value)
 
     types = (kind.json_type,) if isinstance(kind.json_type, str) else kind.json_type
-    return Kind(f"{kind.noun}, or null", convert, (*types, "null"), kind.choices, kind.item)
+    return replace(kind, noun=f"{kind.noun}, or null", convert=convert, json_type=(*types, "null"))
 
 
 def exactly(expected: object, why: str) -> Kind:
@@ -162,7 +173,7 @@ def exactly(expected: object, why: str) -> Kind:
         return value
 
     shown = str(expected).lower() if isinstance(expected, bool) else repr(expected)
-    return Kind(f"{shown} ({why})", convert)
+    return Kind(f"{shown} ({why})", convert, limits={"enum": [expected]})
 
 
 def mapping() -> Kind:

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from app.config.kinds import Kind
 from app.errors import ConfigError, ConfigErrors
 
 Built = TypeVar("Built")
@@ -21,6 +22,8 @@ class Problems:
         self.origins: Mapping[str, str] = origins or {}
         self.errors: list[ConfigError] = []
         self.warnings: list[str] = []
+        # Every key that a reader of a section asked for: editors get their schema from it.
+        self.accepted: dict[str, Kind | None] = {}
         self.broken: set[str] = set()  # paths already reported whose value was taken out
 
     def add(self, what: str, *, where: str, fix: str) -> None:
@@ -30,6 +33,10 @@ class Problems:
         error = ConfigError(what, where=self.locate(where), fix=fix)
         if str(error) not in [str(known) for known in self.errors]:
             self.errors.append(error)
+
+    def accept(self, path: str, kind: Kind | None = None) -> None:
+        """Note that the key at a dotted path is read, and what it takes (None: anything)."""
+        self.accepted[path] = kind or self.accepted.get(path)
 
     def warn(self, text: str, *, where: str | None = None) -> None:
         """Record a warning once; `where` is the dotted path it is about."""

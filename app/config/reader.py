@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Final
 
-from app.config.kinds import Kind
+from app.config.kinds import Kind, choice
 from app.config.problems import Problems, nearest, suggestion
 from app.config.target import Registry, RegistryRow
 
@@ -68,6 +68,7 @@ class Reader:
 
     def value(self, field: Field) -> Any:
         """The converted value of one field; its default (or None) after a mistake."""
+        self.problems.accept(self.path(field.key), field.kind)
         if not self.has(field.key):
             if field.default is REQUIRED:
                 self.problems.add(
@@ -117,6 +118,8 @@ class Reader:
 
     def close(self) -> None:
         """Report every key that nobody asked for."""
+        for key in self.known:
+            self.problems.accept(self.path(key))
         for key in self.values:
             if key not in self.known:
                 self.problems.add(
@@ -157,6 +160,7 @@ def open_part(node: object, where: str, role: str, context: Context) -> OpenComp
             fix="valid here: " + ", ".join(names_of(role, context.targets)),
         )
         return None
+    context.problems.accept(reader.path("target"), choice(*names_of(role, context.targets)))
     name = str(reader.values["target"])
     row = context.targets.get(name)
     reader.has("params")

@@ -87,7 +87,9 @@ def patch_size_kind() -> Kind:
             raise ValueError
         return PatchSize(frames=sizes[0], rows=sizes[1], columns=sizes[2])
 
-    return Kind("an integer p, or [frames, rows, columns], each at least 1", convert)
+    noun = "an integer p, or [frames, rows, columns], each at least 1"
+    limits = {"minimum": 1, "minItems": 3, "maxItems": 3}
+    return Kind(noun, convert, ("integer", "array"), limits=limits)
 
 
 def interpolation_nodes(network: Reader, position: Reader | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.cli.main import main
-from tests.support.configs import ROOT, TINY, base, layer
+from tests.support.configs import CONFIGS, ROOT, TINY, base, layer
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> Any:
@@ -137,3 +137,15 @@ def test_check_needs_no_torch_and_little_time() -> None:
 
     assert done.returncode == 0
     assert time.monotonic() - started < 20  # about 0.4 s on an idle machine
+
+
+def test_schema_of_the_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["config", "schema", str(CONFIGS)]) == 0
+    assert json.loads(capsys.readouterr().out)["properties"].keys() == {
+        "args",
+        "data",
+        "deepspeed",
+        "model",
+    }
+    assert main(["config", "schema", str(tmp_path / "none")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
