@@ -185,7 +185,7 @@ def _schema(words: list[str]) -> int:
         raise UsageError(
             f"'{' '.join(words)}' is not a folder",
             where="cogvx config schema",
-            mend="give the folder of the stock files: cogvx config schema configs",
+            fix="give the folder of the stock files: cogvx config schema configs",
         )
     output.as_json(editor_schema(Path(words[0]), TARGETS))
     return 0

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.config.arguments import ARGUMENTS
+from app.config.arguments.table import ARGUMENTS
 from app.config.kinds import FALSE_WORDS, TRUE_WORDS, Kind
-from app.config.merge import SECTIONS, merge_layers
+from app.config.layers import SECTIONS, merge_layers
 from app.config.problems import Problems
-from app.config.reading import Context, names_of
+from app.config.reader import Context, names_of
 from app.config.sections.data import read_data
 from app.config.sections.deepspeed import HOMES, check_section, read_optimizer
 from app.config.sections.model import read_model
-from app.config.target import Targets
+from app.config.target import Registry
 
 INTERPOLATION = r"\$\{.+\}"
 SWITCHES = sorted(
@@ -63,7 +63,7 @@ def _types(kind: Kind) -> set[str]:
     return {kind.json_type} if isinstance(kind.json_type, str) else set(kind.json_type)
 
 
-def accepted_keys(folder: Path, targets: Targets) -> dict[str, Kind | None]:
+def accepted_keys(folder: Path, targets: Registry) -> dict[str, Kind | None]:
     """Every key outside `args` that is read while the files of a folder are, by dotted path."""
     problems = Problems()
     context = Context(targets, problems)
@@ -82,7 +82,7 @@ def accepted_keys(folder: Path, targets: Targets) -> dict[str, Kind | None]:
     return problems.accepted | homes
 
 
-def editor_schema(folder: Path, targets: Targets) -> dict[str, Any]:
+def editor_schema(folder: Path, targets: Registry) -> dict[str, Any]:
     """The schema of a configuration file; `folder` holds files that reach every section."""
     root: dict[str, Any] = {"properties": {name: {} for name in SECTIONS}}
     for path, kind in accepted_keys(folder, targets).items():
