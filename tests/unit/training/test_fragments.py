@@ -1,8 +1,44 @@
-"""Which rank saves what of replicated state."""
+"""Which rank saves what of replicated state, and what a filled optimizer continues."""
 
 from __future__ import annotations
 
-from app.training.fragments import dealt_out
+import torch
+from torch import Tensor
+
+from app.training.fragments import OwnedState, Slot, dealt_out
+
+GRADIENT = torch.tensor([1.0, -2.0, 0.5, 4.0])
+
+
+class Stepped:
+    """A flat tensor of four entries, all of them of parameter `w`, under Adam."""
+
+    def __init__(self) -> None:
+        self.flat = torch.nn.Parameter(torch.zeros(4))
+        self.optimizer = torch.optim.AdamW([self.flat], lr=0.1)
+        slot = Slot("w", group=0, flat=self.flat, offset=0, start=0, numel=4)
+        self.state = OwnedState([slot], self.optimizer, average=None)
+
+    def step(self) -> None:
+        self.flat.grad = GRADIENT.clone()
+        self.optimizer.step()
+
+
+def test_adam_continues_at_the_step_that_is_filled_in() -> None:
+    undisturbed, filled = Stepped(), Stepped()
+    for _ in range(3):
+        undisturbed.step()
+    saved = {fragment.kind: fragment.values for fragment in undisturbed.state.fragments()}
+
+    def read(name: str, kind: str, start: int, numel: int) -> Tensor:
+        return saved[kind][start : start + numel]
+
+    filled.state.fill(read, undisturbed.state.adam_steps(), ema_updates=None)
+
+    assert filled.state.adam_steps() == {"0": 3}
+    undisturbed.step()
+    filled.step()
+    assert filled.flat.equal(undisturbed.flat)
 
 
 def test_parameters_are_dealt_by_size_to_the_least_loaded_rank() -> None:
