@@ -265,6 +265,25 @@ def test_a_file_that_lies_there_shorter_is_found_before_publishing(tmp_path: Pat
     assert find_newest(storage) is None
 
 
+class OverwrittenStorage(LocalStorage):
+    """Another process writes its own manifest over ours as soon as it is there."""
+
+    def write_small(self, key: str, data: bytes) -> None:
+        super().write_small(key, data)
+        if key.endswith("manifest.json"):
+            super().write_small(key, data.replace(b"3f9c2a1b", b"00000000"))
+
+
+def test_a_manifest_that_comes_back_changed_is_an_error(tmp_path: Path) -> None:
+    storage = OverwrittenStorage(tmp_path / "run")
+
+    [result] = save(storage, tmp_path / "s", step=3)
+
+    assert isinstance(result, CheckpointError)
+    assert result.what == "the manifest came back changed"
+    assert result.where.endswith("step-0000000003.000001/manifest.json")
+
+
 def test_a_hole_between_fragments_is_found_before_publishing(
     storage: LocalStorage, tmp_path: Path
 ) -> None:
