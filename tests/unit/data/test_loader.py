@@ -146,6 +146,44 @@ def test_every_expected_read_happens_or_is_released() -> None:
     assert len(source.expected) > 10
 
 
+class GatedSource(NumbersSource):
+    """Reads of position 1 and later wait at a gate; tells what was begun and what was released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[int] = []
+        self.released: list[int] = []
+        self.waits, self.gate = threading.Event(), threading.Event()
+
+    def read(self, index: int, position: int) -> Item:
+        self.begun.append(index)
+        if position:
+            self.waits.set()
+            assert self.gate.wait(30)
+        return super().read(index, position)
+
+    def release(self, index: int) -> None:
+        self.released.append(index)
+
+
+def test_closing_releases_the_reads_that_did_not_begin_and_no_other() -> None:
+    source = GatedSource()
+    with loader_of(source, Share(0, 1, 1), workers=1, prefetch=4) as loader:
+        iterator = loader.batches(0, 6)
+        next(iterator)
+        assert source.waits.wait(30)
+        # One thread: position 1 is being read, 2 and 3 are queued, 4 and 5 are only announced.
+        iterator.close()
+        released = list(source.released)
+        source.gate.set()
+
+        indices = [loader.order.index(position) for position in range(6)]
+
+    assert source.expected == indices
+    assert source.begun == indices[:2]
+    assert released == source.released == indices[2:]
+
+
 def test_closing_ends_threads_and_source() -> None:
     before = threading.active_count()
     source = NumbersSource()
