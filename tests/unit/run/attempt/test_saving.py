@@ -137,6 +137,33 @@ def test_what_was_saved_is_put_back_to_the_last_bit(saver: Build, tmp_path: Path
     }
 
 
+def test_a_rank_leaves_a_save_only_when_all_have_come_and_the_manifest_is_there(
+    saver: Build, groups: ProcessGroups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = LocalStorage(tmp_path / "run")
+    met: list[list[int]] = []  # steps of the complete checkpoints whenever a rank is at the barrier
+    monkeypatch.setattr(
+        "app.run.saving.barrier",
+        lambda: met.append([ref.step for ref, _ in complete_checkpoints(storage)]),
+    )
+    first, second = (
+        replace(
+            saver("--keep-checkpoints", "1"),
+            groups=replace(groups, rank=replace(groups.rank, rank=rank, world_size=2)),
+        )
+        for rank in (0, 1)
+    )
+    owns_nothing: Any = second.engine
+    owns_nothing.fragments = lambda: iter(())
+
+    for step in (2, 4):
+        second.save(LoopState(step=step))  # it waits for nobody before the barrier
+        first.save(LoopState(step=step))  # takes what the second gave, publishes, meets it
+
+    assert met == [[], [2], [2], [4, 2]]  # old checkpoints go after the barrier
+    assert [ref.step for ref, _ in complete_checkpoints(storage)] == [4]
+
+
 def test_the_count_of_averages_is_kept(saver: Build, tmp_path: Path) -> None:
     first = saver()
     first.engine.average = SimpleNamespace(updates=9)
