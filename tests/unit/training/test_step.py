@@ -151,6 +151,20 @@ def test_images_are_dropped_one_by_one_or_all_at_once() -> None:
     assert sum(kept(at_once=True)) in (0, 8)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(("dropout", "kept"), [(0.0, 64), (0.1, 58), (0.9, 6), (1.0, 0)])
+def test_noised_image_dropout_is_the_share_of_images_that_are_dropped(
+    dropout: float, kept: int, at_once: bool
+) -> None:
+    model = tiny_model("5b_i2v", at_once=at_once, noised_image_dropout=dropout)
+    batches = [batch_of(count=1, frames=1, first=position) for position in range(64)]
+
+    images = [model.encode(b, draws(*b["positions"])).conditioning.image for b in batches]
+
+    found = sum(bool(image.any()) for image in images if image is not None)
+    assert found == pytest.approx(kept, abs=0 if dropout in (0.0, 1.0) else 8)  # 3 deviations
+
+
 def test_only_models_that_embed_ofs_are_given_the_constant() -> None:
     with_ofs, without = tiny_model("1.5_i2v").ofs(), tiny_model("5b_i2v").ofs()
 
