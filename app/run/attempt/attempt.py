@@ -232,7 +232,7 @@ class Attempt:
             part=PARTS[0] if data.valid else PARTS[1],
             share=Share(copies.rank, copies.size, training.evaluation.batch_size),
             seed=training.seed,
-            compat=replace(self.config.compat, order="epoch"),
+            compat=self.config.compat,
             args=self.args,
             create=seams.create_dataset,
             replace=cached.where_it_can if cached is not None else None,

@@ -145,6 +145,20 @@ def test_validation_reads_the_callers_dataset_and_collates_as_the_caller_does(
     assert made.collate is collate
 
 
+@pytest.mark.parametrize("order", ["epoch", "sat"])
+def test_validation_takes_the_first_samples_whatever_the_order_of_training(
+    order: str, groups: ProcessGroups, tmp_path: Path
+) -> None:
+    trained = attempt(groups, tmp_path, "--sample-order", order)
+    with ExitStack() as stack:
+        made = trained.evaluator(seams(create_dataset=create), NOTHING, NOTHING, stack)
+
+        assert made is not None
+        keys = [made.source.read(index, index)["key"] for index in range(4)]
+
+    assert [Path(key).name for key in keys] == ["0", "1", "2", "3"]
+
+
 # around the steps
 
 
