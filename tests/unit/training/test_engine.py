@@ -1,4 +1,4 @@
-"""The engine in a world of one process: what a skipped step leaves, how a restored run continues."""
+"""The engine of a single process: what a skipped step leaves, and how a restored run continues."""
 
 from __future__ import annotations
 
