@@ -143,7 +143,7 @@ def test_a_rank_leaves_a_save_only_when_all_have_come_and_the_manifest_is_there(
     storage = LocalStorage(tmp_path / "run")
     met: list[list[int]] = []  # steps of the complete checkpoints whenever a rank is at the barrier
     monkeypatch.setattr(
-        "app.run.saving.barrier",
+        "app.run.attempt.saving.barrier",
         lambda: met.append([ref.step for ref, _ in complete_checkpoints(storage)]),
     )
     first, second = (
