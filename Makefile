@@ -13,6 +13,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKS := requirements/light.txt requirements/train.txt requirements/rehearse.txt requirements/test.txt
 # Tests run with one thread each, so that results do not depend on the machine's cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_CBWR=COMPATIBLE
+# Processes that share the tests; 0: all of them in pytest's own, for example for a debugger.
+WORKERS ?= 2
+# Each worker gets one half of the tests in their order, so a module's fixtures are made once; who
+# is done first takes over from the other. With a file as the unit the last long file decides.
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20
+# A test starts many processes that import torch: without compiled modules, each compiles it anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup check-python venv install-torch install-dependencies install-app install-light \
         install-train install-all demo lint format test test-gpu test-all lock manifests docs clean
@@ -78,8 +85,8 @@ format: setup ## Fix what the formatter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup ## Run the tests (under 15 minutes on 2 cores)
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" --durations=20
+test: setup ## Run the tests with WORKERS=2 processes (under 15 minutes on 2 cores)
+	$(PYTEST) -m "not slow"
 
 # Another Python than ours will do: the tests need torch, numpy, safetensors and pytest.
 GPU_PYTHON ?= $(BIN)/python
@@ -87,7 +94,7 @@ test-gpu: ## Run tests/gpu with GPU_PYTHON and write the figures to benchmarks/r
 	$(GPU_PYTHON) -m pytest tests/gpu -o addopts=--import-mode=importlib
 
 test-all: setup ## Run all tests (up to 75 minutes)
-	$(TEST_ENV) $(BIN)/python -m pytest --durations=20
+	$(PYTEST)
 
 COPIES := deploy/helm/files/configs deploy/kustomize/base/config
 manifests: ## Copy configs/ into the chart and the kustomize base

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.distributed.rank import free_port
+from tests.support.ports import reserved_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +36,7 @@ def run_gang(
 
     Every process that is alive at the time-out is killed and has the code -9.
     """
-    port = free_port()
+    port = reserved_port()
     started = [
         subprocess.Popen(
             [sys.executable, *command],

@@ -6,12 +6,12 @@ import json
 import subprocess
 import sys
 
-from app.distributed.rank import free_port
 from tests.distributed.gang import ROOT, environment
+from tests.support.ports import reserved_port
 
 
 def test_a_signal_to_one_rank_ends_both_after_the_same_saved_step() -> None:
-    port = free_port()
+    port = reserved_port()
     ranks = [
         subprocess.Popen(
             [sys.executable, "tests/distributed/looper.py"],

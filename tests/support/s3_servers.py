@@ -8,7 +8,6 @@ from __future__ import annotations
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from app.rehearsal.embedded_s3 import EmbeddedS3
+from tests.support.ports import reserved_port
 
 START_TIMEOUT_S = 60.0
 
@@ -63,9 +63,7 @@ def rclone(folder: Path, *, etags: bool = False) -> Iterator[RunningServer]:
 
 @contextmanager
 def moto() -> Iterator[RunningServer]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = reserved_port()
     # As a program of its own: in this process it would patch botocore for every other test.
     process = subprocess.Popen(
         [sys.executable, "-c", _MOTO, str(os.getpid()), str(port)],

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from app.distributed.rank import free_port
 from app.rehearsal.processes import LocalPods
 from app.rehearsal.substitutions import LocalProcess
+from tests.support.ports import reserved_port
 
 WAIT_S = 150.0  # for whatever a run does next, importing torch included
 SETTLE_S = 30.0  # for the others, after one of them failed
@@ -32,7 +32,7 @@ def ranks_by_hand(
         environment: of each; its TMPDIR is the working directory.
         ranks: the RANK of each; they differ unless a test wants a clash.
     """
-    port, count = str(free_port()), str(len(ranks))
+    port, count = str(reserved_port()), str(len(ranks))
     processes = []
     for number, rank in enumerate(ranks):
         variables = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,13 +19,15 @@ import pytest
 from app.launch.causes import Cause
 from app.launch.launcher import conclude
 from app.launch.processes import Ending
+from tests.support.ports import reserved_port
 
 STUB = Path(__file__).with_name("trainer_stub.py")
 DRIVER = """
-import json, os, sys
+import json, logging, os, sys
 from pathlib import Path
 from app.errors import CogvxError
 from app.launch.launcher import LaunchOptions, launch
+logging.basicConfig(level=logging.INFO, filename=sys.argv[2] + ".log")
 options = LaunchOptions(
     wait_for_master_s=float(sys.argv[3]), grace_s=float(sys.argv[4]),
     termination_log=Path(sys.argv[2]), program=(sys.argv[1],),
@@ -59,10 +60,10 @@ def start(
     )
 
 
-def wait_for_file(path: Path) -> str:
+def wait_for_file(path: Path, words: str = "") -> str:
     deadline = time.monotonic() + 30
-    while not path.exists() or not path.read_text():
-        assert time.monotonic() < deadline, f"{path} did not come"
+    while not path.exists() or not path.read_text() or words not in path.read_text():
+        assert time.monotonic() < deadline, f"{path} with {words!r} did not come"
         time.sleep(0.02)
     return path.read_text()
 
@@ -176,12 +177,11 @@ def test_a_master_that_never_comes_is_retryable_and_nothing_is_started(tmp_path:
 
 
 def test_sigterm_while_waiting_for_the_master_is_a_preemption(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = reserved_port()
     environ = PLAIN | {"PET_NPROC_PER_NODE": "2", "WORLD_SIZE": "4", "MASTER_PORT": str(port)}
 
     process = start(tmp_path, "train", "exit", "0", environ=environ)
-    time.sleep(1.5)
+    wait_for_file(tmp_path / "termination-log.log", "waiting for the master")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
 
@@ -209,8 +209,7 @@ def test_a_rank_killed_below_torchrun_ends_the_pod_with_137(tmp_path: Path) -> N
 
 
 def test_two_nodes_of_two_processes_find_each_other(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = reserved_port()
     nodes = []
     for node in ("1", "0"):  # the worker comes first and waits
         (tmp_path / node).mkdir()

@@ -8,6 +8,7 @@ import pytest
 
 from app.errors import PreemptedError, RetryableError
 from app.launch.wait import connect_once, resolve_once, wait_for_master
+from tests.support.ports import reserved_port
 
 
 def never(_: float) -> bool:
@@ -54,7 +55,7 @@ def test_the_pauses_grow_and_are_bounded() -> None:
 
 def test_the_deadline_is_retryable_and_names_the_address() -> None:
     with pytest.raises(RetryableError) as caught:
-        wait_for_master(("127.0.0.1", _closed_port()), 0.0, never)
+        wait_for_master(("127.0.0.1", reserved_port()), 0.0, never)
 
     assert caught.value.exit_code == 138
     assert "127.0.0.1:" in caught.value.where
@@ -62,7 +63,7 @@ def test_the_deadline_is_retryable_and_names_the_address() -> None:
 
 def test_a_signal_while_waiting_is_a_preemption() -> None:
     with pytest.raises(PreemptedError) as caught:
-        wait_for_master(("127.0.0.1", _closed_port()), 60.0, lambda _: True)
+        wait_for_master(("127.0.0.1", reserved_port()), 60.0, lambda _: True)
 
     assert caught.value.exit_code == 143
 
@@ -75,9 +76,4 @@ def test_an_unknown_name_cannot_be_resolved() -> None:
 
 def test_a_closed_port_refuses() -> None:
     with pytest.raises(OSError):
-        connect_once("127.0.0.1", _closed_port())
-
-
-def _closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+        connect_once("127.0.0.1", reserved_port())
