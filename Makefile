@@ -1,4 +1,4 @@
-# Everything a person or CI does with this project. `make` alone prints this help.
+# Everything that you or CI do with this project. `make` alone prints the help.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Another package index for torch, e.g. one with CUDA builds; empty: the index pip is set up with.
+# Another package index for torch, e.g. one with CUDA builds; empty: pip's configured index.
 TORCH_INDEX ?=
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -29,7 +29,7 @@ help: ## Print this help
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
-setup: $(VENV)/.stamp ## Make .venv with everything in it (cogvx, trainer, rehearsal, tests)
+setup: $(VENV)/.stamp ## Create .venv with everything in it (cogvx, trainer, rehearsal, tests)
 
 $(VENV)/.stamp: $(LOCKS) pyproject.toml | check-python
 	@echo "[setup] virtual environment in $(VENV) ($$($(PYTHON) --version))"
@@ -48,7 +48,7 @@ check-python:
 	  echo "  where: its modules venv and ensurepip"; \
 	  echo "  fix:   apt-get install python3-venv"; exit 66; }
 
-# The steps of the image (Dockerfile) and of `make setup` are the same lines.
+# The Dockerfile and `make setup` run the same targets.
 venv: | check-python
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 
@@ -60,7 +60,7 @@ install-light: ## Install the light client (no torch)
 	$(PIP) install --no-compile --no-deps -r requirements/light.txt
 	$(PIP) install --no-deps .
 
-install-dependencies: ## Install what the trainer needs, at the locked versions
+install-dependencies: ## Install the trainer's dependencies at the locked versions
 	$(PIP) install --no-compile --no-deps -r requirements/light.txt -r requirements/train.txt
 
 install-app: ## Install the program itself
@@ -75,7 +75,7 @@ install-all: install-train
 demo: setup ## Run the whole job on this machine: bucket, fine-tune, kill, resume, LoRA, export
 	$(BIN)/cogvx demo
 
-lint: setup ## Style, types and the direction of imports
+lint: setup ## Check style, types and import direction
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -88,9 +88,9 @@ format: setup ## Fix what the formatter can fix
 test: setup ## Run the tests with WORKERS=2 processes (under 15 minutes on 2 cores)
 	$(PYTEST) -m "not slow"
 
-# Another Python than ours will do: the tests need torch, numpy, safetensors and pytest.
+# Any Python with torch, numpy, safetensors and pytest can run these tests.
 GPU_PYTHON ?= $(BIN)/python
-test-gpu: ## Run tests/gpu with GPU_PYTHON and write the figures to benchmarks/results
+test-gpu: ## Run tests/gpu with GPU_PYTHON and write the measurements to benchmarks/results
 	$(GPU_PYTHON) -m pytest tests/gpu -o addopts=--import-mode=importlib
 
 test-all: setup ## Run all tests (up to 75 minutes)
@@ -104,12 +104,12 @@ manifests: ## Copy configs/ into the chart and the kustomize base
 	cp configs/sft.yaml deploy/kustomize/base/config/01-sft.yaml
 	for folder in $(COPIES); do echo '{"$$ref": "../../../../configs/schema.json"}' > $$folder/schema.json; done
 
-docs: setup ## Write the generated pages of docs/ and the schema for editors
+docs: setup ## Write the generated pages of docs/ and the JSON schema for editors
 	$(BIN)/cogvx config arguments --write docs/configuration.md
 	$(BIN)/cogvx config schema configs > configs/schema.json
 
 lock: setup ## Write requirements/*.txt from this environment
 	$(BIN)/python requirements/lock.py
 
-clean: ## Remove the environment and what the demo wrote
+clean: ## Remove the environment and the demo's output
 	rm -rf $(VENV) build *.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

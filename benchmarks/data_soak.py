@@ -3,9 +3,9 @@
     python benchmarks/data_soak.py [--samples 20000] > benchmarks/results/data_soak_<cpu>_<date>.md
     python benchmarks/data_soak.py --samples 60 --clips 6 --size 49x480x720    # memory of one rank
 
-Clips half as large again as what is cut out of them, from an S3 server on this machine, in the
-global order, epoch after epoch. Counted are the reading process and its decoders; the server is
-a process of its own and is not.
+Reads clips from an S3 server on this machine, in the global order, epoch after epoch. The clips are
+1.5 times as large as what is cropped from them. The reading process and its decoders are measured;
+the server is a separate process and is not.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WORDS = [
 
 
 def resident_mib(pid: int) -> float:
-    """Resident memory of a process and of all below it that are children of it."""
+    """Resident memory of a process and its children."""
     total = 0
     for name in [str(pid), *children(pid)]:
         try:
@@ -60,7 +60,7 @@ def children(pid: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is read."""
+    """The samples to read."""
 
     samples: int
     clips: int

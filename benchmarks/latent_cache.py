@@ -1,11 +1,11 @@
-"""Seconds of a training step that encodes its clips, and of one that reads them from the cache.
+"""Time of a training step that encodes its clips, and of one that reads them from the cache.
 
     python benchmarks/latent_cache.py > benchmarks/results/latent_cache_<machine>_<yyyymmdd>.md
 
 The tiny network with its VAE and text encoder (random weights), fp32, one process: reading,
-encoding, forward, backward and a step of gradient descent; DeepSpeed is not part of it. What a
-cached step saves is the decoding, the VAE and the text encoder, whatever the network costs: on a
-real model compare the seconds of the network's step with those of `vae_encode` in train_step.py.
+encoding, forward, backward and a step of gradient descent, without DeepSpeed. A cached step saves
+the decoding, the VAE and the text encoder, whatever the network costs: for a real model, compare
+the time of the network's step with that of `vae_encode` in train_step.py.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def words_of(size: tuple[int, int, int], kind: str) -> list[str]:
 def step_seconds(config: RunConfig, cached: CachedClips | None, steps: int) -> tuple[float, float]:
     """Seconds of the shortest step, and CPU seconds of the mean step of this process.
 
-    The CPU seconds of the decoder, a process of its own, are not part of the second.
+    The second excludes the CPU seconds of the decoder, which is a separate process.
     """
     assert config.model is not None
     assert config.data is not None

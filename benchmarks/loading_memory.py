@@ -3,10 +3,10 @@
     python benchmarks/loading_memory.py [--layers 12] [--ranks 2] \\
         > benchmarks/results/loading_memory_<cpu>_<date>.md
 
-A network of the 2B width in bf16, as a safetensors file, is loaded on this machine's CPU by
-several ranks: each by itself, rank 0 for all, and rank 0 for ranks that share the network.
-Counted is anonymous memory, which the kernel cannot drop, summed over the ranks at every moment,
-less what the processes hold before; pages of the file are shared and can be dropped.
+Several ranks on this machine's CPU load a network of the 2B width in bf16 from a safetensors file:
+each for itself, rank 0 for all, and rank 0 for ranks that share the network. The figure is the peak
+of anonymous memory, which the kernel cannot drop, summed over the ranks, minus what the processes
+hold before; pages of the file are shared and can be dropped.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def measure(path: Path, layers: int, way: str, ranks: int) -> dict[str, Any]:
         time.sleep(POLL_S)
     reports.append(json.loads(line))
     reports += [json.loads(p.stdout.readline()) for p in processes[1:] if p.stdout is not None]
-    for process in processes:  # all of them, before one is waited for
+    for process in processes:  # all of them, before waiting for any
         print(file=process.stdin, flush=True)
     for process in processes:
         process.wait(timeout=120)

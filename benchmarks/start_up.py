@@ -1,10 +1,10 @@
-"""How long a person waits before anything happens: `cogvx config check`, and the first step.
+"""Start-up time: `cogvx config check`, and a run up to its first step.
 
     python benchmarks/start_up.py [--runs 5] > benchmarks/results/start_up_<machine>_<yyyymmdd>.md
 
-The check is compared with `import torch` in the same run, since a checker built on it could not
-be faster. The first step is that of the tiny model on two processes of this machine, from the
-start of the processes to the end of optimizer step 1, S3 server and validation left out.
+The check is compared with `import torch` in the same run, because a checker that imports torch
+could not be faster. The first step is that of the tiny model in two processes on this machine, from
+the start of the processes to the end of optimizer step 1, without an S3 server or validation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BASE = ["--base", "configs/tiny/tiny.yaml", "configs/tiny/tiny_sft.yaml"]
 
 
 def call(words: Sequence[str]) -> str:
-    """Run python with words; standard error of a failure is shown."""
+    """Run python with arguments, and return its standard error; exit with it on a failure."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
@@ -77,16 +77,14 @@ def main() -> None:
         call(["-m", "app.rehearsal.tiny_parts", str(folder / "tiny"), *BASE, "--seed", "1"])
         make = "from pathlib import Path; from app.rehearsal.clips import make_clips; "
         call(["-c", f"{make}make_clips(Path('{folder}/clips'), 8, (32, 64), 8, 2.0, 1)"])
-        for number in range(runs):  # one after another, so that all see the same machine
+        for number in range(runs):  # interleaved, so that all see the same load of the machine
             checks.append(seconds(["-m", "app", "config", "check", *stock]))
             torches.append(seconds(["-c", "import torch"]))
             steps.append(first_step(folder, number))
     versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "deepspeed", "omegaconf"))
     ratio = statistics.median(c / t for c, t in zip(checks, torches, strict=True))
     print(f"# Start-up, {os.cpu_count()} cores, {platform.machine()}, no GPU\n")
-    print(
-        f"Python {platform.python_version()}, {versions}. {runs} runs, in turn, after one another."
-    )
+    print(f"Python {platform.python_version()}, {versions}. {runs} runs, interleaved.")
     print("Command: `python benchmarks/start_up.py`.\n")
     print("| seconds | median | minimum | maximum |\n|---|---|---|---|")
     print(row("`cogvx config check`, stock files", checks))

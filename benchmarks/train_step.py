@@ -1,11 +1,11 @@
-"""Seconds, peak memory and MFU of the network's forward and backward, and of one VAE encode.
+"""Time, peak memory and MFU of the network's forward and backward, and of one VAE encode.
 
     python benchmarks/train_step.py [--runs 5] > benchmarks/results/train_step_<gpu>_<yyyymmdd>.md
 
 Stock sizes with random weights in bf16, one clip of 49x480x720, every block recomputed. Needs torch
-and a GPU; DeepSpeed, the optimizer and the data are not part of it. MFU is model FLOPs (counted by
-torch on the meta device; recomputation does not count; with LoRA no gradient of frozen weights) by
-the dense bf16 peak of the GPU.
+and a GPU; DeepSpeed, the optimizer and the data are not included. MFU is model FLOPs (counted by
+torch on the meta device, without recomputation and, with LoRA, without gradients of frozen weights)
+divided by the dense bf16 peak of the GPU.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Measurement:
     name: str
     seconds: float  # median of the runs
     spread_s: float  # slowest - fastest
-    peak_bytes: int  # 0 where the device does not count
+    peak_bytes: int  # 0 where the device does not report it
     model_flops: float
 
     def mfu(self, peak_tflops: float | None) -> float | None:
@@ -64,7 +64,7 @@ class Measurement:
 
 
 def peak_of(device: torch.device) -> float | None:
-    """TFLOP/s of the device in dense bf16; None where it is not known."""
+    """TFLOP/s of the device in dense bf16; None if unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -149,7 +149,7 @@ def counted(call: Callable[[], object]) -> float:
 
 
 def timed(call: Callable[[], object], device: torch.device, runs: int) -> tuple[list[float], int]:
-    """Seconds of each run after warming up, and the most bytes that were in use."""
+    """Seconds of each run after warming up, and the peak of bytes in use."""
     on_gpu = device.type == "cuda"
     for _ in range(WARM_UPS):
         call()
@@ -205,7 +205,7 @@ def measure_all(
     device: torch.device,
     runs: int,
 ) -> list[Measurement]:
-    """A row per network, and one for the VAE; one after the other, so that memory is each one's."""
+    """A row per network and one for the VAE, one after the other to keep their memory apart."""
     rows = []
     for name, config in networks:
         rows.append(network_step(name, config, clip, device, runs))
@@ -216,7 +216,7 @@ def measure_all(
 
 
 def stock_networks() -> list[tuple[str, DiTConfig]]:
-    """2B whole and 5B with LoRA of rank 128, as released."""
+    """2B in full and 5B with LoRA of rank 128, in the released sizes."""
     from tests.support.networks import stock
 
     lora = replace(stock("5b"), lora=LoraConfig(rank=128))

@@ -1,11 +1,11 @@
-"""Peak memory of VAE encodes and decodes by the ways in which a clip can be cut.
+"""Peak memory of VAE encodes and decodes, for each way to split a clip.
 
     python benchmarks/vae_memory.py > benchmarks/results/vae_memory_<machine>_<yyyymmdd>.md
     python benchmarks/vae_memory.py --ch 128 --rows 480 --columns 720 --frames 49 81   # a GPU
 
-Random weights; on a GPU in bf16, else in fp32 with a small VAE. Every figure is a process of its
-own: on a GPU the peak of the allocator, on a CPU what the resident set grew by while at work. The
-weights and the input are not part of it, the result is.
+Random weights; on a GPU in bf16, otherwise in fp32 with a small VAE. Every measurement runs in its
+own process: on a GPU it is the allocator's peak, on a CPU the growth of the resident set during the
+call. It excludes the weights and the input, and includes the result.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ENCODES = {
 
 
 def ways(rows: int, columns: int) -> dict[str, VAEMemoryConfig]:
-    """Every way by its name; tiles are half as high and as wide as the frame, and a bit."""
+    """Every way by its name; a tile has 5/8 of the frame's height and width."""
     size = (rows * 5 // 8 // 8 * 8, columns * 5 // 8 // 8 * 8)
     overlap = min(size) // 5 // 8 * 8
     tiled = VAEMemoryConfig(tile_size=size, tile_overlap=overlap, parking="disk")
@@ -47,7 +47,7 @@ def ways(rows: int, columns: int) -> dict[str, VAEMemoryConfig]:
 
 
 def measure(way: str, frames: int, rows: int, columns: int, ch: int) -> dict[str, float]:
-    """Peak bytes above what was there before, and seconds."""
+    """Peak bytes above the memory in use before, and seconds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     blocks = 3 if ch == 128 else 1
@@ -56,7 +56,7 @@ def measure(way: str, frames: int, rows: int, columns: int, ch: int) -> dict[str
     vae = VideoAutoencoder(config, device=device, dtype=dtype).eval().requires_grad_(False)
     video = torch.rand(1, frames, 3, rows, columns, device=device, dtype=dtype) * 2 - 1
     latents = torch.randn(1, (frames - 1) // 4 + 1, 16, rows // 8, columns // 8).to(device, dtype)
-    vae.encode(video[:, :5, :, :32, :32])  # libraries load their code
+    vae.encode(video[:, :5, :, :32, :32])  # makes the libraries load their code
     before = _start_counting(device)
     started = time.perf_counter()
     if way.startswith("encode"):
@@ -72,7 +72,7 @@ def _start_counting(device: torch.device) -> int:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is the present from here on
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current value
     return _status_bytes("VmRSS")
 
 
@@ -89,9 +89,9 @@ def _status_bytes(name: str) -> int:
 
 
 def in_process(way: str, size: Mapping[str, int]) -> dict[str, float]:
-    """`measure` in a process of its own."""
+    """`measure` in its own process."""
     flags = [word for name, value in size.items() for word in (f"--{name}", str(value))]
-    # Every tensor is given back to the system when it is freed.
+    # Memory of a freed tensor goes back to the system immediately.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, __file__, "--way", way, *flags],

@@ -89,6 +89,16 @@ def blocks_of(page: Page) -> list[Block]:
     return found
 
 
+def prose_of(page: Page) -> Iterator[tuple[int, str]]:
+    """Line numbers and lines of a page outside its fenced blocks."""
+    lines = enumerate(page.text.splitlines(), 1)
+    for number, line in lines:
+        if fence := _FENCE.match(line):
+            list(_until(fence[1], lines))
+        else:
+            yield number, line
+
+
 def _until(fence: str, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
     for _, line in lines:
         closing = line.strip()

@@ -1,9 +1,9 @@
-{{/* Name of the application: stays the same over upgrades. */}}
+{{/* Name of the application: stays the same across upgrades. */}}
 {{- define "cogvx.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 41 | trimSuffix "-" }}
 {{- end }}
 
-{{/* Release and chart name, once; 41 letters leave room for "-" and the 8 of the hash. */}}
+{{/* Release and chart name, without repetition; 41 characters leave room for "-" and 8 of the hash. */}}
 {{- define "cogvx.fullname" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride | trunc 41 | trimSuffix "-" }}
@@ -14,7 +14,7 @@
 {{- end }}
 {{- end }}
 
-{{/* Labels that select: on pods, so nothing that changes with the chart's version. */}}
+{{/* Selector labels. They are on pods, so none may change with the chart's version. */}}
 {{- define "cogvx.stableLabels" -}}
 app.kubernetes.io/name: {{ include "cogvx.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -61,7 +61,7 @@ app.kubernetes.io/part-of: cogvx-train
 {{- end }}
 
 {{/*
-File names of the layers, one a line, in order: the number in front keeps it, whatever lists them.
+File names of the layers, one per line; the number in front keeps the order however they are listed.
 */}}
 {{- define "cogvx.layerNames" -}}
 {{- range $index, $layer := .Values.config.layers }}
@@ -87,8 +87,8 @@ File names of the layers, one a line, in order: the number in front keeps it, wh
 {{- end }}
 
 {{/*
-The part of the names that changes with whatever the pods would run: running pods never see a new
-configuration, and a recreated pod never joins a gang of the old one.
+The part of the names that changes with what the pods run: running pods never see a new
+configuration, and a recreated pod never joins ranks that run an older one.
 */}}
 {{- define "cogvx.digest" -}}
 {{- $pod := include "cogvx.podTemplate" (dict "root" . "configMap" "") }}
@@ -99,7 +99,7 @@ configuration, and a recreated pod never joins a gang of the old one.
 {{- printf "%s-%s" (include "cogvx.fullname" .) (include "cogvx.digest" .) }}
 {{- end }}
 
-{{/* Everything that the schema cannot say, all at once. */}}
+{{/* Checks that the schema cannot express; all failures are reported together. */}}
 {{- define "cogvx.validate" -}}
 {{- $wrong := list }}
 {{- $fullname := include "cogvx.fullname" . }}
