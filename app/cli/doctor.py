@@ -21,8 +21,8 @@ from importlib import metadata
 from app import __version__
 from app.cli import output
 from app.errors import CogvxError, DataError
-from app.launch.devices import count_gpus
-from app.launch.environment import resolve_placement
+from app.distributed.devices import count_gpus
+from app.distributed.environment import resolve_layout
 
 PACKAGES = (
     *("torch", "deepspeed", "transformers", "safetensors", "einops", "decord", "webdataset"),
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _rank(environ: Mapping[str, str], problems: list[CogvxError]) -> dict[str, object] | None:
     try:
-        return resolve_placement(environ).as_dict()
+        return resolve_layout(environ).as_dict()
     except CogvxError as problem:
         problems.append(problem)
         return None

@@ -15,7 +15,7 @@ from app.config.load import config_of
 from app.config.runnable import check_encodable
 from app.config.schema.run import RunConfig
 from app.errors import UsageError
-from app.launch.variables import Variables
+from app.distributed.variables import Variables
 from app.registry import TARGETS
 
 if TYPE_CHECKING:

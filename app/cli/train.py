@@ -16,8 +16,8 @@ from app.config.load import config_of
 from app.config.runnable import check_runnable
 from app.config.schema.run import RunConfig
 from app.launch.causes import record_cause
-from app.launch.devices import count_gpus
-from app.launch.environment import resolve_placement
+from app.distributed.devices import count_gpus
+from app.distributed.environment import resolve_layout
 from app.launch.launcher import LaunchOptions, launch
 from app.registry import TARGETS
 
@@ -50,10 +50,10 @@ def run_words(words: Sequence[str]) -> int:
 
 def started_by_us(config: RunConfig, environ: Mapping[str, str]) -> dict[str, str] | None:
     """Variables for the processes that we must start; None when this process is a rank itself."""
-    placement = resolve_placement(environ)
-    if placement.mode in ("inside", "plain"):
+    layout = resolve_layout(environ)
+    if layout.mode in ("inside", "plain"):
         return None
-    if placement.mode != "single":
+    if layout.mode != "single":
         return {}  # a pod whose entry point is this command: its variables say it all
     asked = config.arguments["nproc_per_node"]
     count = int(str(asked)) if asked is not None else count_gpus(environ)

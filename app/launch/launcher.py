@@ -14,7 +14,7 @@ from pathlib import Path
 from app.errors import CogvxError
 from app.launch.causes import STATUS_FILE, Cause, cause_of, first_cause, read_causes
 from app.launch.commands import PROGRAM, plan_start
-from app.launch.environment import resolve_placement
+from app.distributed.environment import resolve_layout
 from app.launch.exit_codes import (
     FINISHED,
     PREEMPTED,
@@ -23,7 +23,7 @@ from app.launch.exit_codes import (
     is_permanent,
     meaning,
 )
-from app.launch.placement import RankLayout
+from app.distributed.layout import RankLayout
 from app.launch.processes import Ending, Supervisor, watching_signals
 from app.launch.wait import connect_once, resolve_once, wait_for_master
 
@@ -58,15 +58,15 @@ def launch(command: Sequence[str], environ: Mapping[str, str], options: LaunchOp
         ConfigError: the environment contradicts itself; nothing was started.
     """
     try:
-        placement = resolve_placement(environ)
+        layout = resolve_layout(environ)
     except CogvxError as problem:
         _leave_message(options.termination_log, cause_of(problem))
         raise
-    log.info("placement", extra={"rank": placement.as_dict()})
+    log.info("placement", extra={"rank": layout.as_dict()})
     with watching_signals(), tempfile.TemporaryDirectory(prefix="cogvx-") as folder:
         status_file = Path(folder) / "status"
         variables = {**environ, STATUS_FILE: str(status_file)}
-        outcome = _supervise(placement, command, variables, options)
+        outcome = _supervise(layout, command, variables, options)
     if outcome.cause is not None:
         _leave_message(options.termination_log, outcome.cause)
     log.info("ended", extra={"exit_code": outcome.exit_code, "means": meaning(outcome.exit_code)})
@@ -74,12 +74,12 @@ def launch(command: Sequence[str], environ: Mapping[str, str], options: LaunchOp
 
 
 def _supervise(
-    placement: RankLayout,
+    layout: RankLayout,
     command: Sequence[str],
     environ: Mapping[str, str],
     options: LaunchOptions,
 ) -> Outcome:
-    start = plan_start(placement, command, environ, options.grace_s, options.program)
+    start = plan_start(layout, command, environ, options.grace_s, options.program)
     supervisor = Supervisor(max(1.0, options.grace_s - 10))
     try:
         if start.wait_for is not None:
