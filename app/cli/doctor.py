@@ -20,9 +20,9 @@ from importlib import metadata
 
 from app import __version__
 from app.cli import output
-from app.errors import CogvxError, DataError
 from app.distributed.devices import count_gpus
 from app.distributed.environment import resolve_layout
+from app.errors import CogvxError, DataError
 
 PACKAGES = (
     *("torch", "deepspeed", "transformers", "safetensors", "einops", "decord", "webdataset"),

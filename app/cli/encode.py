@@ -14,8 +14,8 @@ from app.config.command_line import add_arguments, own_parser, read_command_line
 from app.config.load import config_of
 from app.config.runnable import check_encodable
 from app.config.schema.run import RunConfig
-from app.errors import UsageError
 from app.distributed.variables import Variables
+from app.errors import UsageError
 from app.registry import TARGETS
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from app.config.command_line import make_parser, read_command_line
 from app.config.load import config_of
 from app.config.runnable import check_runnable
 from app.config.schema.run import RunConfig
-from app.launch.causes import record_cause
 from app.distributed.devices import count_gpus
 from app.distributed.environment import resolve_layout
+from app.launch.causes import record_cause
 from app.launch.launcher import LaunchOptions, launch
 from app.registry import TARGETS
 

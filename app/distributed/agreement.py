@@ -1,4 +1,4 @@
-"""One rank works, all ranks know: its result, or the error that it met."""
+"""One rank works, all ranks know: its result, or the error that it raised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import app.errors
-from app.distributed.collectives import broadcast_json
+from app.distributed.rank_group import world
 from app.errors import CogvxError, ConfigErrors
 
 
@@ -16,17 +16,16 @@ def on_rank_zero(rank: int, work: Callable[[], Any]) -> Any:
     Raises:
         CogvxError: on every rank, the one that `work` raised on rank 0.
     """
-    answer: object = None
+    answer: dict[str, Any] | None = None
     if rank == 0:
         try:
             answer = {"result": work()}
         except CogvxError as error:
             answer = {"error": error_fields(error)}
-    answer = broadcast_json(answer)
-    assert isinstance(answer, dict)
-    if "error" in answer:
-        raise error_from_fields(answer["error"])
-    return answer["result"]
+    agreed = world().broadcast_json(answer)
+    if "error" in agreed:
+        raise error_from_fields(agreed["error"])
+    return agreed["result"]
 
 
 def error_fields(error: CogvxError) -> list[str]:

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.distributed.environment import resolve_layout
+from app.distributed.layout import RankLayout
 from app.errors import CogvxError
 from app.launch.causes import STATUS_FILE, Cause, cause_of, first_cause, read_causes
 from app.launch.commands import PROGRAM, plan_start
-from app.distributed.environment import resolve_layout
 from app.launch.exit_codes import (
     FINISHED,
     PREEMPTED,
@@ -23,7 +24,6 @@ from app.launch.exit_codes import (
     is_permanent,
     meaning,
 )
-from app.distributed.layout import RankLayout
 from app.launch.processes import Ending, Supervisor, watching_signals
 from app.launch.wait import connect_once, resolve_once, wait_for_master
 

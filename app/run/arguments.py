@@ -114,8 +114,7 @@ def start_distributed(args: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     from app.distributed.groups import found_groups, process_groups
-    from app.distributed.neighbours import share_clips
-    from app.distributed.tensor_parallel import split_ranks
+    from app.distributed.sharing import share_clips, split_ranks
 
     args.cuda = torch.cuda.is_available()
     args.device = f"cuda:{args.local_rank}" if args.cuda else "cpu"

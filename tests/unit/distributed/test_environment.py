@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from app.errors import ConfigError
 from app.distributed.environment import resolve_layout
 from app.distributed.layout import RankLayout
+from app.errors import ConfigError
 
 
 def resolve(gpus: int = 0, **environ: str) -> RankLayout:

@@ -18,57 +18,33 @@ from app.distributed.rank import RankInfo
 from app.errors import ConfigError
 from app.launch.commands import Start, plan_start
 
-MASTER = {
-    "MASTER_ADDR": "cogvx-master-0",
-    "MASTER_PORT": "23456",
-    "PET_MASTER_ADDR": "cogvx-master-0",
-    "PET_MASTER_PORT": "23456",
-}
+MASTER = (
+    "MASTER_ADDR=cogvx-master-0 MASTER_PORT=23456 "
+    "PET_MASTER_ADDR=cogvx-master-0 PET_MASTER_PORT=23456 "
+)
+OPERATOR = MASTER + "PET_NNODES=4 PET_NPROC_PER_NODE="
 # One environment for each row of the table of docs/kubernetes.md.
+TEXTS = {
+    "single": "",
+    "plain": "RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1",
+    "plain, several per node": "RANK=5 WORLD_SIZE=8 LOCAL_RANK=1 LOCAL_WORLD_SIZE=4 "
+    "MASTER_ADDR=node0 MASTER_PORT=6000",
+    "upstream's script for one GPU": "WORLD_SIZE=1 RANK=0 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1",
+    "torchrun": "TORCHELASTIC_RUN_ID=none RANK=11 WORLD_SIZE=16 LOCAL_RANK=3 LOCAL_WORLD_SIZE=8 "
+    "GROUP_RANK=1 GROUP_WORLD_SIZE=2 MASTER_ADDR=10.0.0.7 MASTER_PORT=23456",
+    "OpenMPI": "OMPI_COMM_WORLD_RANK=3 OMPI_COMM_WORLD_SIZE=4 "
+    "OMPI_COMM_WORLD_LOCAL_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=4",
+    "operator, 1 per pod": OPERATOR + "1 WORLD_SIZE=4 RANK=3 PET_NODE_RANK=3",
+    "operator, 8 per pod": OPERATOR + "8 WORLD_SIZE=32 RANK=3 PET_NODE_RANK=3",
+    "operator, auto": OPERATOR + "auto WORLD_SIZE=4 RANK=1 PET_NODE_RANK=1",
+    "operator, elastic": "PET_NPROC_PER_NODE=8 PET_RDZV_ENDPOINT=cogvx-worker-0:23456 "
+    "PET_RDZV_BACKEND=c10d PET_NNODES=2:4",
+    "operator, standalone": "PET_STANDALONE= PET_NPROC_PER_NODE=2",
+    "Trainer v2": "PET_NNODES=2 PET_NPROC_PER_NODE=4 PET_NODE_RANK=1 PET_MASTER_ADDR=run-node-0",
+    "several processes of one node": "PET_NPROC_PER_NODE=2",
+}
 ROWS: dict[str, dict[str, str]] = {
-    "single": {},
-    "plain": {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
-    "plain with processes per node": {
-        **{"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
-        **{"MASTER_ADDR": "node0", "MASTER_PORT": "6000"},
-    },
-    "upstream's script for one GPU": {
-        **{"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    },
-    "torchrun": {
-        **{"TORCHELASTIC_RUN_ID": "none", "RANK": "11", "WORLD_SIZE": "16"},
-        **{"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8", "GROUP_RANK": "1", "GROUP_WORLD_SIZE": "2"},
-        **{"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "23456"},
-    },
-    "OpenMPI": {
-        **{"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_RANK": "3"},
-        **{"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"},
-    },
-    "operator, one process per pod": {
-        **{"WORLD_SIZE": "4", "RANK": "3", "PET_NODE_RANK": "3"},
-        **{"PET_NPROC_PER_NODE": "1", "PET_NNODES": "4"},
-        **MASTER,
-    },
-    "operator, eight processes per pod": {
-        **{"WORLD_SIZE": "32", "RANK": "3", "PET_NODE_RANK": "3"},
-        **{"PET_NPROC_PER_NODE": "8", "PET_NNODES": "4"},
-        **MASTER,
-    },
-    "operator, auto": {
-        **{"WORLD_SIZE": "4", "RANK": "1", "PET_NODE_RANK": "1"},
-        **{"PET_NPROC_PER_NODE": "auto", "PET_NNODES": "4"},
-        **MASTER,
-    },
-    "operator, elastic": {
-        **{"PET_NPROC_PER_NODE": "8", "PET_RDZV_ENDPOINT": "cogvx-worker-0:23456"},
-        **{"PET_RDZV_BACKEND": "c10d", "PET_NNODES": "2:4"},
-    },
-    "operator, standalone": {"PET_STANDALONE": "", "PET_NPROC_PER_NODE": "2"},
-    "Trainer v2": {
-        **{"PET_NNODES": "2", "PET_NPROC_PER_NODE": "4", "PET_NODE_RANK": "1"},
-        "PET_MASTER_ADDR": "run-node-0-0.run",
-    },
-    "several processes of one node": {"PET_NPROC_PER_NODE": "2"},
+    name: dict(word.split("=") for word in text.split()) for name, text in TEXTS.items()
 }
 NAMES = sorted({name for row in ROWS.values() for name in row} | {"GROUP_RANK"})
 WORDS = ("", " 2 ", "0", "1", "2", "3", "4", "8", "9", "-1", "many", "2:4", "70000", "host:1")
@@ -105,7 +81,9 @@ def trainers(start: Start, table: Mapping[str, object]) -> Iterator[dict[str, st
     if "app.distributed.torchrun" not in start.argv:
         yield dict(start.environ)
         return
-    flags = dict(word[2:].split("=") for word in start.argv if word.startswith("--") and "=" in word)
+    flags = dict(
+        word[2:].split("=") for word in start.argv if word.startswith("--") and "=" in word
+    )
     nproc = int(flags["nproc-per-node"])
     nodes = int(flags.get("nnodes", str(table["nodes"])))
     node = int(flags.get("node-rank", "0"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from app.launch.commands import Start, plan_start
 from app.distributed.environment import resolve_layout
+from app.launch.commands import Start, plan_start
 
 TRAIN = ("train", "--base", "a.yaml")
 ALONE = (sys.executable, "-m", "app", *TRAIN)
