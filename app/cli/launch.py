@@ -1,7 +1,7 @@
-"""`cogvx launch COMMAND ...`: what a pod starts; the image's entry point.
+"""`cogvx launch COMMAND ...`: the entry point of the image.
 
 `cogvx launch train --base a.yaml` and `cogvx launch -- train --base a.yaml` are the same. Its own
-flags stand before the command; whatever follows is the command's.
+flags come before the command; everything after it belongs to the command.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1800.0,
         metavar="S",
-        help="patience with the pod of node rank 0, in seconds (default 1800); 138 at its end",
+        help="seconds to wait for the pod of node rank 0 (default: %(default)g); then the exit "
+        "code is 138",
     )
     parser.add_argument(
         "--grace-period-s",
@@ -40,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "command",
         nargs=argparse.REMAINDER,
         metavar="COMMAND ...",
-        help="a command of cogvx with its arguments, e.g. train --base a.yaml",
+        help="cogvx command with its arguments, e.g. train --base a.yaml",
     )
 
 
@@ -84,7 +85,7 @@ def _log_to_stderr() -> None:
 
 
 class _LaunchLines(logging.Formatter):
-    """JSON lines as the trainer's, but without a rank: PID 1 has none. Secrets are masked."""
+    """JSON lines like those of the trainer, without a rank: PID 1 has none. Secrets are masked."""
 
     def __init__(self) -> None:
         super().__init__()
