@@ -72,9 +72,10 @@ def usage() -> str:
 
 def command_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
     """The parser of one command, filled by its module."""
+    text = COMMANDS[name][1]
     parser = argparse.ArgumentParser(
         prog=f"cogvx {name}",
-        description=COMMANDS[name][1],
+        description=f"{text[0].upper()}{text[1:]}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

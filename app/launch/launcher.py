@@ -83,9 +83,9 @@ def _supervise(
     supervisor = Supervisor(max(1.0, options.grace_s - 10))
     try:
         if start.wait_for is not None:
-            attempt = connect_once if start.wait_for_port else resolve_once
+            probe = connect_once if start.wait_for_port else resolve_once
             waited_s = wait_for_master(
-                start.wait_for, options.wait_for_master_s, supervisor.pause, attempt
+                start.wait_for, options.wait_for_master_s, supervisor.pause, probe
             )
             log.info("the master is there", extra={"waited_s": round(waited_s, 1)})
     except CogvxError as problem:

@@ -42,11 +42,6 @@ class Supervisor:
         self._stopped_by: signal.Signals | None = None
         self._kill_at: float | None = None
 
-    @property
-    def stopped_by(self) -> signal.Signals | None:
-        """The first signal that asked us to stop, if any."""
-        return self._stopped_by
-
     def pause(self, seconds: float) -> bool:
         """Sleep; True when a signal asked us to stop before or meanwhile."""
         deadline = time.monotonic() + seconds

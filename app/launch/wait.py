@@ -18,7 +18,7 @@ REPORT_EVERY_S = 30.0
 
 # pause(seconds) -> True when a signal asked us to stop meanwhile
 Pause = Callable[[float], bool]
-Attempt = Callable[[str, int], None]
+Probe = Callable[[str, int], None]  # OSError: not yet
 
 
 def connect_once(host: str, port: int) -> None:
@@ -43,15 +43,15 @@ def wait_for_master(
     address: tuple[str, int],
     deadline_s: float,
     pause: Pause,
-    attempt: Attempt = connect_once,
+    probe: Probe = connect_once,
 ) -> float:
-    """Return the seconds waited, once `attempt` does not fail any more.
+    """Return the seconds waited, once `probe` succeeds.
 
     Args:
         address: host and port.
-        deadline_s: patience, in seconds.
+        deadline_s: how long to wait, in seconds.
         pause: sleeps; says when a signal came.
-        attempt: `connect_once` or `resolve_once`.
+        probe: `connect_once` or `resolve_once`.
 
     Raises:
         RetryableError: it failed until the deadline.
@@ -63,7 +63,7 @@ def wait_for_master(
     pause_s = FIRST_PAUSE_S
     while True:
         try:
-            attempt(host, port)
+            probe(host, port)
         except OSError as problem:
             last = problem
         else:

@@ -1,6 +1,7 @@
 """Why a request failed, in the classes that decide what happens next, and as an error to users.
 
-Library free: `s3_bulk.failure_of` turns a client's exception into a `StorageFailure`.
+No client library here: `s3_bulk.s3_failure` and `http_client.http_failure` turn exceptions into
+it.
 """
 
 from __future__ import annotations

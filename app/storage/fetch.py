@@ -68,7 +68,7 @@ def fetch(url: str, cache_dir: Path) -> Path:
     return target
 
 
-def version_of(url: str) -> str:
+def file_version(url: str) -> str:
     """A word that changes when the file or folder does: of names, sizes and versions.
 
     Raises:

@@ -147,10 +147,6 @@ class HttpStorage:
         """See Storage.identity."""
         return {"url": self.url, "endpoint": self.url, "credentials": "none"}
 
-    def stop_by(self, moment_s: float | None) -> None:
-        """See Storage.stop_by."""
-        self._retrier.stop_by(moment_s)
-
     def _walk(self, folder: str, depth: int) -> Sequence[str]:
         files, folders = self._page(folder)
         found = [f"{folder}{name}" for name in files]

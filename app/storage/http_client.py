@@ -121,7 +121,7 @@ class HttpClient:
         try:
             return self._opener.open(request, timeout=self._settings.read_timeout_s)
         except Exception as error:
-            raise failure_of(error) from error
+            raise http_failure(error) from error
 
     def _drained(self, answer: Any, size: int | None, limit: int | None = None) -> bytes:
         pieces: list[bytes] = []
@@ -142,7 +142,7 @@ class HttpClient:
             try:
                 block = answer.read1(wanted)
             except Exception as error:
-                raise failure_of(error, progressed=arrived > 0) from error
+                raise http_failure(error, progressed=arrived > 0) from error
             if not block:
                 break
             sink(block)
@@ -172,7 +172,7 @@ class _Links(HTMLParser):
             self.found += [value for name, value in attrs if name == "href" and value]
 
 
-def failure_of(error: Exception, *, progressed: bool = False) -> StorageFailure:
+def http_failure(error: Exception, *, progressed: bool = False) -> StorageFailure:
     """The class of a failure of the standard library's client."""
     if isinstance(error, urllib.error.HTTPError):
         error.close()

@@ -159,9 +159,6 @@ class LocalStorage:
         """See Storage.identity."""
         return {"url": self.url, "endpoint": "local", "credentials": f"uid {os.getuid()}"}
 
-    def stop_by(self, moment_s: float | None) -> None:
-        """See Storage.stop_by: nothing here is ever repeated."""
-
     def _path(self, key: str) -> Path:
         return self._root / check_key(key, self.url)
 

@@ -116,7 +116,3 @@ class Storage(Protocol):
     def identity(self) -> dict[str, str]:
         """Where we store and as whom: names of providers and endpoints, never a secret."""
         ...
-
-    def stop_by(self, moment_s: float | None) -> None:
-        """No retry starts after this moment of `time.monotonic()` (the pod is being ended)."""
-        ...

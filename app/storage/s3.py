@@ -245,10 +245,6 @@ class S3Storage:
             "credentials": credential_provider(),
         }
 
-    def stop_by(self, moment_s: float | None) -> None:
-        """See Storage.stop_by."""
-        self._retrier.stop_by(moment_s)
-
     def _pages(self, prefix: str, delimiter: str) -> tuple[Sequence[Entry], Sequence[str]]:
         entries: list[Entry] = []
         prefixes: list[str] = []

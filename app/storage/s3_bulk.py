@@ -124,7 +124,7 @@ class BulkClient:
             try:
                 block: bytes = body.read(min(_BLOCK_BYTES, left))
             except (BotoCoreError, TransportError, OSError, http.client.HTTPException) as error:
-                failure = failure_of(error)
+                failure = s3_failure(error)
                 failure.progressed = left < count
                 raise failure from error
             if not block:
@@ -191,18 +191,18 @@ class BulkClient:
             OSError,
             http.client.HTTPException,
         ) as error:
-            raise failure_of(error) from error
+            raise s3_failure(error) from error
         return answer
 
 
-def failure_of(error: BaseException) -> StorageFailure:
+def s3_failure(error: BaseException) -> StorageFailure:
     """Class and one-line description of a client library's exception.
 
     Raises:
         BaseException: `error` itself, when it is no failure of storage but a bug.
     """
     if isinstance(error, ClientError):
-        return _failure_of_answer(error)
+        return _answer_failure(error)
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StorageFailure(FailureKind.DENIED, "no credentials were found")
     if isinstance(error, CredentialRetrievalError):
@@ -228,7 +228,7 @@ def failure_of(error: BaseException) -> StorageFailure:
     raise error
 
 
-def _failure_of_answer(error: ClientError) -> StorageFailure:
+def _answer_failure(error: ClientError) -> StorageFailure:
     meta = error.response.get("ResponseMetadata", {})
     status = int(meta.get("HTTPStatusCode", 0))
     code = str(error.response.get("Error", {}).get("Code", ""))

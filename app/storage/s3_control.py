@@ -16,7 +16,7 @@ from aiobotocore.session import AioSession
 from app.storage.digests import content_md5
 from app.storage.failures import FailureKind, StorageFailure
 from app.storage.objects import Entry, Upload
-from app.storage.s3_bulk import client_options, failure_of, service_models
+from app.storage.s3_bulk import client_options, s3_failure, service_models
 from app.storage.settings import StorageSettings
 
 
@@ -120,7 +120,7 @@ def _failures() -> Iterator[None]:
         # s3fs translates answers to OSErrors and keeps the original as the cause.
         cause = error.__cause__
         original = cause if cause is not None and hasattr(cause, "response") else error
-        raise failure_of(original) from error
+        raise s3_failure(original) from error
 
 
 def _many(answer: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
