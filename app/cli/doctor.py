@@ -57,10 +57,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report; return the exit code of the first problem."""
     problems: list[CogvxError] = []
+    versions = _versions()
     report: dict[str, object] = {
         "rank": _rank(os.environ, problems),
-        "versions": _versions(),
-        "devices": _devices(os.environ),
+        "versions": versions,
+        "devices": _devices(os.environ, has_torch=versions["torch"] is not None),
         "machine": _machine(),
         "storage": {
             name: _storage(url, name == "save", problems)
@@ -98,20 +99,12 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _devices(environ: Mapping[str, str]) -> dict[str, object]:
+def _devices(environ: Mapping[str, str], *, has_torch: bool) -> dict[str, object]:
     """GPUs by device file; if there are any, also by torch, in a child: importing it is slow."""
     found: dict[str, object] = {"gpu_count": count_gpus(environ), "cpu_count": os.cpu_count()}
-    if found["gpu_count"] and _has("torch"):
+    if found["gpu_count"] and has_torch:
         found["torch"] = _ask_torch()
     return found
-
-
-def _has(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _ask_torch() -> object:

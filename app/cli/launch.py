@@ -7,15 +7,13 @@ flags come before the command; everything after it belongs to the command.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import time
 
 from app.cli import output
 from app.errors import UsageError
 from app.launch.launcher import LaunchOptions, launch
-from app.telemetry.logging import SecretsFilter, facts_of
+from app.telemetry.logging import JsonFormatter, LogContext, SecretsFilter
 
 GRACE_VARIABLE = "COGVX_GRACE_PERIOD_S"
 
@@ -80,19 +78,5 @@ def _grace_s(flag: float | None) -> float:
 
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_LaunchLines())
+    handler.setFormatter(JsonFormatter(LogContext(rank=None), SecretsFilter(os.environ)))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-class _LaunchLines(logging.Formatter):
-    """JSON lines like those of the trainer, without a rank: PID 1 has none. Secrets are masked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._secrets = SecretsFilter(os.environ)
-
-    def format(self, record: logging.LogRecord) -> str:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-        line = {"time": stamp, "level": record.levelname.lower(), "event": record.getMessage()}
-        text = json.dumps({**line, **facts_of(record), "logger": record.name}, default=str)
-        return self._secrets.masked(text)

@@ -178,7 +178,7 @@ def _standalone(env: Variables, gpus: CountGpus) -> Reading:
 def _elastic(env: Variables, gpus: CountGpus) -> Reading:
     if env.has("PET_MASTER_ADDR"):
         raise contradiction(
-            "an elastic job with a Master counts one node too few, and one pod waits for ever",
+            "an elastic job with a Master counts one node too few, and one pod waits forever",
             "both PET_RDZV_ENDPOINT and PET_MASTER_ADDR are set",
             "remove the Master from pytorchReplicaSpecs, or remove elasticPolicy",
         )

@@ -36,16 +36,8 @@ class RankLayout:
 
     def as_dict(self) -> dict[str, object]:
         """The table as a person reads it: `cogvx doctor --json` prints it under `rank`."""
-        return {
-            "node_rank": self.node_rank,
-            "nodes": self.nodes,
-            "nproc_per_node": self.nproc_per_node,
-            "world_size": self.world_size,
-            "master_addr": self.master_addr,
-            "master_port": self.master_port,
-            "mode": self.mode,
-            "sources": dict(self.sources),
-        }
+        found: dict[str, object] = {name: getattr(self, name) for name in self.sources}
+        return {**found, "mode": self.mode, "sources": dict(self.sources)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

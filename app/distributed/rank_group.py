@@ -80,7 +80,7 @@ class RankGroup:
         return found.to(like.device)
 
     def broadcast_json(self, value: object) -> Any:
-        """A JSON value of the first rank; what the others pass is not looked at."""
+        """A JSON value of the first rank; what the others pass is ignored."""
         payload = json.dumps(value).encode() if self.rank == 0 else b""
         length = self.broadcast(torch.tensor([len(payload)], dtype=torch.int64))
         buffer = torch.zeros(int(length), dtype=torch.uint8)

@@ -61,7 +61,7 @@ def of_first_rank(value: Mapping[str, Any], group: RankGroup) -> dict[str, Any]:
     """Tensors on the CPU and JSON values by name: those of the first rank, on every rank.
 
     Args:
-        value: not looked at on the other ranks.
+        value: ignored on the other ranks.
 
     Raises:
         DataError: on the first rank, which then leaves the others: a value cannot travel.

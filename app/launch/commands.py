@@ -1,4 +1,4 @@
-"""The command line and environment of what PID 1 starts, for each mode of the table."""
+"""The command line and environment of what PID 1 starts, for each mode."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 from app.distributed.layout import ANY_PORT, LOOPBACK, RankLayout
 
-# These start one process per GPU; every other command is one process, wherever it runs.
+# These run one process per GPU; every other command is one process, wherever it runs.
 DISTRIBUTED = ("train", "sample")
 
 # Time that PID 1 keeps for itself at the end of the pod's grace period: killing, reaping, writing.
 RESERVE_S = 30
 
 
-PROGRAM = ("-m", "app")  # what `cogvx` is to the interpreter
+PROGRAM = ("-m", "app")  # `cogvx`, as arguments of the interpreter
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What to start, and the master that has to be there first.
+    """What to start, and the master that must be up first.
 
-    `wait_for_port`: it has to listen, not only to have an address.
+    `wait_for_port`: it must listen, not only have an address.
     """
 
     argv: tuple[str, ...]
@@ -43,16 +43,16 @@ def plan_start(
     Args:
         layout: the resolved environment.
         command: words after `cogvx`, e.g. ("train", "--base", "a.yaml").
-        environ: of this process; the child's is made from it.
-        grace_s: the pod's grace period; torchrun gives its workers a little less.
-        program: words that make the interpreter run `cogvx`.
+        environ: of this process; that of the child is made from it.
+        grace_s: the grace period of the pod; torchrun gives its workers a little less.
+        program: arguments with which the interpreter runs `cogvx`.
     """
     alone = (sys.executable, *program, *command)
     if command[0] not in DISTRIBUTED or layout.mode in ("inside", "single"):
         return Start(alone, environ)
     if layout.mode == "plain":
-        # The trainer itself waits for rank 0 to listen, so that both import torch meanwhile;
-        # here we wait for what takes long: the master's node and image.
+        # The trainer itself waits for rank 0 to listen, so that both import torch meanwhile.
+        # Here PID 1 waits for what takes longer: the node and image of the master.
         variables = _plain_environment(layout, environ)
         return Start(alone, variables, _master(layout), wait_for_port=False)
     shutdown_s = max(1, round(grace_s) - RESERVE_S)
@@ -65,7 +65,7 @@ def plan_start(
     variables = {key: value for key, value in environ.items() if key != "PET_STANDALONE"}
     variables.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(shutdown_s))
     if layout.mode == "elastic":
-        # With the shared store a second node never gets in: pytorch#135712.
+        # With the shared store a second node cannot join: pytorch#135712.
         variables.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         return Start(agent, variables)
     return Start(agent, variables, _master(layout))
@@ -106,5 +106,5 @@ def _elastic_flags(layout: RankLayout) -> tuple[str, ...]:
 
 
 def _reachable(layout: RankLayout) -> str:
-    # A lone pod need not find its own name in the DNS, which lists it only once it is ready.
+    # A single pod need not resolve its own name, which the DNS lists only once it is ready.
     return LOOPBACK if layout.nodes == 1 else layout.master_addr

@@ -1,4 +1,4 @@
-"""Wait until the master is there, however long its node takes to pull the image."""
+"""Wait until the master is up, however long its node takes to pull the image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Probe = Callable[[str, int], None]  # OSError: not yet
 def connect_once(host: str, port: int) -> None:
     """Open and close one connection; OSError when nobody listens.
 
-    The name is resolved here, at each try: a recreated pod has another address.
+    The name is resolved here, at every try: a recreated pod has another address.
     """
     with socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S):
         return
@@ -33,8 +33,7 @@ def connect_once(host: str, port: int) -> None:
 def resolve_once(host: str, port: int) -> None:
     """Look the name up; OSError when it has no address.
 
-    The operator's Services list a pod once its container runs, so this is the end of the queue
-    for a node and of the image pull.
+    The operator's Services list a pod once its container runs: it has a node and its image.
     """
     socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
@@ -71,10 +70,10 @@ def wait_for_master(
         now = time.monotonic()
         if now - start >= deadline_s:
             raise RetryableError(
-                f"the master was not there for {now - start:.0f} s ({last})",
+                f"the master was not reachable for {now - start:.0f} s ({last})",
                 where=f"{host}:{port}",
                 fix="look at the master's pod: is it Pending, pulling its image, or failing? "
-                "Does every rank have its own number, and one of them 0?",
+                "Does every rank have a number of its own, and one of them 0?",
             )
         if now - reported >= REPORT_EVERY_S:
             reported = now
