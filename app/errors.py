@@ -1,9 +1,9 @@
 """Every error that a user may see: what is wrong, where, and how to fix it.
 
 The command line prints a `CogvxError` in three lines, without a traceback, and returns its
-`exit_code`. Any other exception is a bug of ours and keeps its traceback (exit code 1).
+`exit_code`. Any other exception is a bug in cogvx and keeps its traceback (exit code 1).
 
-Exit codes below 128 end a job for good, 128 and above ask the operator for a new pod
+Exit codes below 128 end a job for good; from 128 on the operator makes a new pod
 (docs/exit_codes.md).
 """
 
@@ -14,7 +14,7 @@ from typing import ClassVar
 
 
 class CogvxError(Exception):
-    """An error with a cause outside the code: configuration, data, weights, storage, cluster."""
+    """An error whose cause is outside the code: configuration, data, weights, storage, cluster."""
 
     exit_code: ClassVar[int] = 1
 
@@ -28,7 +28,7 @@ class CogvxError(Exception):
         return f"{self.what}\n  where: {self.where}\n  fix:   {self.fix}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions with keyword-only arguments do not pickle by themselves, and ours cross
+        # Exceptions with keyword-only arguments do not pickle by default, and these cross
         # process boundaries (decoder, workers).
         return (_rebuild, (type(self), self.what, self.where, self.fix))
 
@@ -62,13 +62,13 @@ class CheckpointError(DataError):
 
 
 class InputMissingError(CogvxError):
-    """A bucket, shard, weight file or folder that is not there."""
+    """A bucket, shard, weight file or folder that does not exist."""
 
     exit_code = 66
 
 
 class AccessDeniedError(CogvxError):
-    """The storage or the cluster answered that we may not."""
+    """The storage or the cluster denied permission."""
 
     exit_code = 77
 
@@ -80,7 +80,7 @@ class ConfigError(CogvxError):
 
 
 class ConfigErrors(ConfigError):
-    """Every mistake of a configuration at once, in the order of the files."""
+    """All mistakes of a configuration, in the order of the files."""
 
     def __init__(self, errors: Sequence[CogvxError]) -> None:
         self.errors = tuple(errors)

@@ -34,7 +34,7 @@ from app.conversion.loading import load_network_weights
 from app.distributed.groups import process_groups
 from app.distributed.rank import RankInfo, free_port
 from app.distributed.rank_group import ALONE
-from app.distributed.tensor_parallel import split_ranks
+from app.distributed.sharing import split_ranks
 from app.models.dit.parallel import split_network
 from app.models.dit.transformer import DiffusionTransformer
 from app.registry import TARGETS

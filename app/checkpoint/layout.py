@@ -14,7 +14,6 @@ from app.storage.keys import check_own_key
 RUN = "run.json"
 COMPLETE = "complete.json"
 PROGRESS = "progress.json"
-REPORT = "report/index.html"
 ATTEMPTS = "attempts/"
 CHECKPOINTS = "checkpoints/"
 SAMPLES = "samples/"
@@ -118,11 +117,6 @@ def sample_key(step: int, prompt: int, weights: str) -> str:
 def samples_index_key(step: int) -> str:
     """What the sampled videos of a step are: prompts, seeds, settings."""
     return f"{samples_folder(step)}samples.json"
-
-
-def metrics_key(attempt: int, part: int) -> str:
-    """One part of the metrics; parts are appended, objects cannot be."""
-    return f"{METRICS}{attempt:06}-{part:06}.jsonl"
 
 
 def quarantine_key(attempt: int, rank: int) -> str:

@@ -1,4 +1,4 @@
-"""`cogvx convert SRC DST`: weights from one layout into another."""
+"""`cogvx convert SRC DST`: weights from one layout to another."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SRC",
         help="what to read, local or s3://: a SAT checkpoint (folder or file, tensor-parallel "
-        "shards, training checkpoint, LoRA), a diffusers transformer or pipeline, a file of ours, "
+        "shards, training checkpoint, LoRA), a diffusers transformer or pipeline, a cogvx file, "
         "a PEFT LoRA, or a run (<save>/<run id>, or one of its checkpoints)",
     )
     parser.add_argument(
@@ -41,7 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="folder to write, local or s3://; for --to lora and --part vae also a file name "
         "(.safetensors, .pt)",
     )
-    parser.add_argument("--to", required=True, choices=("sat", "diffusers", "lora"))
+    parser.add_argument(
+        "--to", required=True, choices=("sat", "diffusers", "lora"), help="target layout"
+    )
     parser.add_argument(
         "--part",
         choices=("transformer", "pipeline", "vae"),
@@ -49,26 +51,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="pipeline: transformer, VAE, scheduler, text encoder and tokenizer (default: "
         "%(default)s)",
     )
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: as it is")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: unchanged")
     _configure_source(parser)
     _configure_target(parser)
     parser.epilog = EXAMPLES
 
 
 def _configure_source(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what the source does not say itself")
+    group = parser.add_argument_group("what SRC does not specify")
     group.add_argument(
         "--base",
         nargs="+",
         default=[],
         metavar="YAML",
-        help="files of its model; needed for sizes that no released model has",
+        help="configuration of its model; needed for sizes that no released model has",
     )
-    group.add_argument("--lora-alpha", type=float, help="alpha of the LoRA pairs in it")
+    group.add_argument("--lora-alpha", type=float, help="alpha of its LoRA pairs")
     group.add_argument("--vae", help="3d-vae.pt or a diffusers VAE, for --part pipeline")
-    group.add_argument("--t5", help="folder of the text encoder and its tokenizer, likewise")
-    group.add_argument("--step", type=int, help="of a run's checkpoint (default: the newest)")
-    group.add_argument("--weights", choices=("master", "ema"), default="master", help="of a run")
+    group.add_argument(
+        "--t5", help="folder of the text encoder and its tokenizer, for --part pipeline"
+    )
+    group.add_argument("--step", type=int, help="step of a run's checkpoint (default: the newest)")
+    group.add_argument(
+        "--weights",
+        choices=("master", "ema"),
+        default="master",
+        help="weights of a run to use (default: %(default)s)",
+    )
 
 
 def _configure_target(parser: argparse.ArgumentParser) -> None:
@@ -77,18 +86,22 @@ def _configure_target(parser: argparse.ArgumentParser) -> None:
         "--layout",
         choices=("head", "v1"),
         default="head",
-        help="shape of the patch weight in SAT: v1 for upstream's code of 1.0, head for its "
-        "newest (default: %(default)s)",
+        help="shape of the patch weight in SAT: v1 for upstream's 1.0 code, head for its "
+        "current code (default: %(default)s)",
     )
     group.add_argument(
-        "--shards", type=int, default=1, metavar="N", help="tensor-parallel ranks of a SAT folder"
+        "--shards",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of tensor-parallel shards of a SAT folder",
     )
     group.add_argument(
         "--max-shard-gib",
         type=float,
         default=5.0,
         metavar="GIB",
-        help="larger safetensors are cut into files with an index (default: %(default)g)",
+        help="split larger safetensors into several files with an index (default: %(default)g)",
     )
     group.add_argument(
         "--fold-scale",
@@ -96,12 +109,12 @@ def _configure_target(parser: argparse.ArgumentParser) -> None:
         help="multiply B of LoRA pairs so that alpha = r (--to lora: for tools that ignore "
         "alpha) or alpha = 1 (--to sat: as stock model files have it)",
     )
-    group.add_argument("--scheduler", choices=("dpm", "ddim"), help="of a pipeline")
-    group.add_argument("--overwrite", action="store_true", help="replace weights in DST")
+    group.add_argument("--scheduler", choices=("dpm", "ddim"), help="scheduler of a pipeline")
+    group.add_argument("--overwrite", action="store_true", help="replace existing weights in DST")
     group.add_argument(
         "--verify",
         action="store_true",
-        help="read back what was written, compare every tensor, and run one forward of both",
+        help="read the result back, compare every tensor, and compare one forward pass of both",
     )
     group.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -114,10 +127,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             "--shards and --max-shard-gib must be above zero",
             where="cogvx convert",
-            fix="leave them out for one SAT file and files of 5 GiB",
+            fix="omit them for one SAT file and files of 5 GiB",
         )
     with tempfile.TemporaryDirectory() as cache:
-        report = convert(args.source, args.target, request_of(args), Path(cache), output.note)
+        report = convert(args.source, args.target, _convert_request(args), Path(cache), output.note)
     if args.json:
         output.as_json(as_dict(report))
     else:
@@ -125,8 +138,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def request_of(args: argparse.Namespace) -> ConvertRequest:
-    """The request that the flags make."""
+def _convert_request(args: argparse.Namespace) -> ConvertRequest:
     from app.conversion.export import SatForm
     from app.run.weights.convert import ConvertRequest
     from app.run.weights.source import SourceRequest

@@ -1,4 +1,4 @@
-"""`cogvx data`: datasets on their way to training."""
+"""`cogvx data check|pack|quarantine`: datasets on their way to training."""
 
 from __future__ import annotations
 
@@ -7,79 +7,90 @@ from dataclasses import asdict
 
 from app.cli import data_check, data_quarantine, output
 from app.cli.numbers import number
-from app.data.pack import DEFAULT_SHARD_MIB, PackRules, pack
+from app.config.dataset_defaults import DEFAULT_SHARD_MIB
 
 SMALLEST_SHARD_MIB, LARGEST_SHARD_MIB = 2**-10, 2.0**20
 EXAMPLES = """examples:
+  cogvx data check ./disney --png disney.png
   cogvx data pack ./disney --out s3://bucket/disney
   cogvx data pack ./disney --out ./shards --shard-mib 64 --json
-  cogvx data check ./disney --png disney.png
   cogvx data quarantine s3://runs/disney
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
+    """Add the actions and their options."""
     parser.epilog = EXAMPLES
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    checking = actions.add_parser(
-        "check",
-        help="scan a dataset and report every fault",
-        description="Read, decode and describe every sample of a dataset; report every fault.",
-        epilog=data_check.EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    for name, text, epilog, add_options in (
+        (
+            "check",
+            "decode every sample of a dataset and report every fault",
+            data_check.EXAMPLES,
+            data_check.configure,
+        ),
+        (
+            "pack",
+            "pack a folder of videos/ and labels/ into tar shards with a manifest",
+            EXAMPLES,
+            _configure_pack,
+        ),
+        (
+            "quarantine",
+            "list the samples that a run could not use, over all its starts and ranks",
+            data_quarantine.EXAMPLES,
+            data_quarantine.configure,
+        ),
+    ):
+        action = actions.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        add_options(action)
+
+
+def _configure_pack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="folder or s3:// prefix with videos/ and labels/")
+    parser.add_argument(
+        "--out", required=True, metavar="URL", help="folder or s3:// prefix for the shards"
     )
-    data_check.configure(checking)
-    listing = actions.add_parser(
-        "quarantine",
-        help="list the samples that a run could not use",
-        description="List the samples that a run could not use, merged over its starts and ranks.",
-        epilog=data_quarantine.EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    data_quarantine.configure(listing)
-    packing = actions.add_parser(
-        "pack",
-        help="write a folder of videos/ and labels/ as tar shards with a manifest",
-        description="Write a folder of videos/ and labels/ as tar shards with a manifest.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    packing.add_argument("folder", help="videos and captions, a path or s3:// prefix")
-    packing.add_argument("--out", required=True, metavar="URL", help="a folder or s3:// prefix")
-    packing.add_argument(
+    parser.add_argument(
         "--shard-mib",
         type=number(SMALLEST_SHARD_MIB, LARGEST_SHARD_MIB),
         default=DEFAULT_SHARD_MIB,
         metavar="N",
-        help="largest shard, in MiB (default: %(default)s)",
+        help="largest size of a shard in MiB (default: %(default)s)",
     )
-    packing.add_argument(
-        "--name", default="clips", help="first part of the shards' names (default: %(default)s)"
+    parser.add_argument(
+        "--name", default="clips", help="prefix of the shard names (default: %(default)s)"
     )
-    packing.add_argument(
+    parser.add_argument(
         "--missing-captions",
         choices=("error", "empty"),
         default="error",
-        help="what to do with videos without a caption (default: %(default)s)",
+        help="how to treat videos without a caption (default: %(default)s)",
     )
-    packing.add_argument(
+    parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace the dataset that lies at URL; it is gone even if packing fails",
+        help="replace the dataset at URL; it is deleted even if packing fails",
     )
-    packing.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pack, check or list; return the exit code."""
-    if args.action == "check":
-        return data_check.run(args)
-    if args.action == "quarantine":
-        return data_quarantine.run(args)
+    """Check, pack or list; return the exit code."""
+    actions = {"check": data_check.run, "pack": _pack, "quarantine": data_quarantine.run}
+    return actions[args.action](args)
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from app.data.pack import PackRules, pack
+
     rules = PackRules(
         name=args.name,
         shard_bytes=int(args.shard_mib * 2**20),

@@ -6,22 +6,18 @@ import argparse
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.cli import output
 from app.cli.numbers import integer, number
+from app.config.dataset_defaults import DEFAULT_BUCKETS, DEFAULT_FPS, MOST_TOKENS
 from app.config.load import load_config
 from app.config.schema.data import parse_bucket
 from app.errors import DataError
 from app.registry import TARGETS
-from app.run.dataset.check import (
-    DEFAULT_BUCKETS,
-    DEFAULT_FPS,
-    MOST_TOKENS,
-    CheckRequest,
-    CheckResult,
-    as_configured,
-    check_data,
-)
+
+if TYPE_CHECKING:
+    from app.run.dataset.check import CheckResult
 
 EXAMPLES = """examples:
   cogvx data check ./disney
@@ -32,82 +28,85 @@ EXAMPLES = """examples:
 
 The exit code is 0 for a dataset without a fault and 65 for one with faults.
 """
-MOST_WORKERS, LARGEST_WORKERS = 16, 256  # by default, and at all
+MOST_WORKERS, LARGEST_WORKERS = 16, 256  # by default, and as an option
 LOWEST_FPS, HIGHEST_FPS = 0.01, 1000.0
-NOTE_EVERY_S = 10.0  # a line of progress where there is no terminal
+NOTE_EVERY_S = 10.0  # a line of progress when there is no terminal
 PROBLEMS_SHOWN = 200
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "source", help="folder with videos/ and labels/, shards, a prefix or a glob; local or s3://"
+        "source",
+        help="folder with videos/ and labels/, or shards by prefix or glob; local or s3://",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
-        "--png", type=Path, metavar="FILE", help="write histograms and frames of clips as a picture"
+        "--png", type=Path, metavar="FILE", help="write an image with histograms and sample frames"
     )
     parser.add_argument(
-        "--t5", metavar="DIR", help="count tokens with this tokenizer (default: an estimate)"
+        "--t5", metavar="DIR", help="count caption tokens with this tokenizer (default: estimate)"
     )
     parser.add_argument(
         "--max-tokens",
         type=integer(1),
         default=MOST_TOKENS,
         metavar="N",
-        help="longest caption, in tokens (default: %(default)s)",
+        help="longest allowed caption in tokens (default: %(default)s)",
     )
     _configure_clips(parser)
     parser.add_argument(
         "--base",
         nargs="+",
         metavar="FILE",
-        help="take sizes, captions and limits from a run's configuration",
+        help="take clip sizes, captions and limits from the configuration of a run",
     )
     parser.add_argument(
         "--workers",
         type=integer(1, LARGEST_WORKERS),
         default=min(os.cpu_count() or 1, MOST_WORKERS),
         metavar="N",
-        help="videos decoded at once (default: %(default)s)",
+        help="number of decoder processes (default: %(default)s)",
     )
 
 
 def _configure_clips(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say what the clips are wanted for."""
+    """Add the options that describe the clips to train on."""
     parser.add_argument(
         "--bucket",
         action="append",
         metavar="TxHxW",
-        help="a clip size that the data should fill; shorter clips are faults then "
-        "(may be repeated; default: nine sizes, no fault)",
+        help="clip size that the data should fill, may be repeated; clips shorter than all of "
+        "them are faults (default: nine sizes, shorter clips are not faults)",
     )
     parser.add_argument(
         "--fps",
         type=number(LOWEST_FPS, HIGHEST_FPS),
         default=DEFAULT_FPS,
-        help="frames per second of the clips (default: %(default)s)",
+        help="frame rate of the clips (default: %(default)s)",
     )
     parser.add_argument(
         "--skip",
         type=integer(0),
         default=0,
         metavar="N",
-        help="frames left out at both ends of a video",
+        help="frames to skip at both ends of a video",
     )
     parser.add_argument(
-        "--txt-key", default="caption", help="name of captions in shards (default: %(default)s)"
+        "--txt-key", default="caption", help="key of the captions in shards (default: %(default)s)"
     )
     parser.add_argument(
         "--missing-captions",
         choices=("error", "empty"),
         default="error",
-        help="whether a clip without a caption is a fault (default: %(default)s)",
+        help="error: a clip without a caption is a fault (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Check; return the exit code."""
+    from app.run.dataset.check import CheckRequest, as_configured, check_data
+
     request = CheckRequest(
         url=args.source,
         t5=args.t5,
@@ -123,14 +122,14 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.base:
         request = as_configured(request, load_config(["--base", *args.base], TARGETS))
-    told = time.monotonic()
+    noted = time.monotonic()
     with output.progress("checking", total=0) as bar:
 
         def progress(done: int, total: int) -> None:
-            nonlocal told
+            nonlocal noted
             bar.update(bar.task_ids[0], completed=done, total=total)
-            if bar.disable and time.monotonic() - told > NOTE_EVERY_S:
-                told = time.monotonic()
+            if bar.disable and time.monotonic() - noted > NOTE_EVERY_S:
+                noted = time.monotonic()
                 output.note(f"checked {done} of {total} samples")
 
         result = check_data(request, progress)
@@ -139,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         show(args.source, result)
     if args.png is not None:
-        output.note(f"picture: {args.png}")
+        output.note(f"image: {args.png}")
     return DataError.exit_code if result.census.problems else 0
 
 

@@ -6,15 +6,18 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from app.cli import output
-from app.run.dataset.bad_samples import Listed, list_quarantine
+
+if TYPE_CHECKING:
+    from app.run.dataset.bad_samples import Listed
 
 EXAMPLES = """examples:
   cogvx data quarantine s3://runs/disney
   cogvx data quarantine runs/disney --json > bad.json
 
-The exit code is 0 whether there are bad samples or not, and 66 if no run lies there.
+The exit code is 0 whether there are bad samples or not, and 66 if there is no run.
 """
 
 
@@ -26,6 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the list and its counts by reason and source."""
+    from app.run.dataset.bad_samples import list_quarantine
+
     listed = list_quarantine(args.run)
     reasons = Counter(one.reason for one in listed)
     sources = Counter((one.source, one.reason) for one in listed)

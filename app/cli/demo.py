@@ -13,16 +13,27 @@ from app.cli import output
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument(
-        "--out", type=Path, default=Path("demo-output"), help="folder for everything it makes"
+        "--out",
+        type=Path,
+        default=Path("demo-output"),
+        help="folder for all output (default: %(default)s)",
     )
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of the full run")
-    parser.add_argument("--lr", type=float, help="learning rate of the full run")
-    parser.add_argument("--lora-steps", type=int, default=40, help="of the LoRA run")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument(
+        "--steps", type=int, default=60, help="steps of the full fine-tune (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lr", type=float, help="its learning rate (default: from the configuration)"
+    )
+    parser.add_argument(
+        "--lora-steps", type=int, default=40, help="steps of the LoRA run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--precision", choices=("bf16", "fp32"), default="bf16", help="default: %(default)s"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; 0 if every check holds, else 1."""
+    """Run the demo; 0 if every check passes, else 1."""
     from app.rehearsal.demo import Demo, DemoPlan
 
     plan = DemoPlan(
@@ -36,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
     failures = Demo(plan, Terminal()).run()
     for failure in failures:
         output.note(f"error: {failure}")
-    output.line("the demo failed" if failures else "all checks hold")
+    output.line("the demo failed" if failures else "all checks passed")
     return 1 if failures else 0
 
 
 class Terminal:
-    """Shows the demo as it goes."""
+    """Shows the progress of the demo."""
 
     def __init__(self) -> None:
         self._number = 0

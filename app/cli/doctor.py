@@ -1,7 +1,7 @@
-"""`cogvx doctor`: versions, devices, shared memory, ranks and storage of this place.
+"""`cogvx doctor`: versions, devices, shared memory, ranks and storage of this machine or pod.
 
 With `--json` one object: `rank` (the resolved table, or null), `versions`, `devices`, `machine`,
-`storage` and `problems`. The exit code is 0 without a problem, else that of the first one.
+`storage` and `problems`. The exit code is 0 if there is no problem, else that of the first one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from importlib import metadata
 
 from app import __version__
 from app.cli import output
+from app.distributed.devices import count_gpus
+from app.distributed.environment import resolve_layout
 from app.errors import CogvxError, DataError
-from app.launch.devices import count_gpus
-from app.launch.environment import resolve_placement
 
 PACKAGES = (
     *("torch", "deepspeed", "transformers", "safetensors", "einops", "decord", "webdataset"),
@@ -43,9 +43,9 @@ GIB = 2**30
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
-        "--data", metavar="URL", help="also look whether this folder or s3:// prefix can be read"
+        "--data", metavar="URL", help="also check that this folder or s3:// prefix can be read"
     )
     parser.add_argument(
         "--save",
@@ -55,12 +55,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look at everything, print it, and return the code of the first problem."""
+    """Print the report; return the exit code of the first problem."""
     problems: list[CogvxError] = []
+    versions = _versions()
     report: dict[str, object] = {
         "rank": _rank(os.environ, problems),
-        "versions": _versions(),
-        "devices": _devices(os.environ),
+        "versions": versions,
+        "devices": _devices(os.environ, has_torch=versions["torch"] is not None),
         "machine": _machine(),
         "storage": {
             name: _storage(url, name == "save", problems)
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _rank(environ: Mapping[str, str], problems: list[CogvxError]) -> dict[str, object] | None:
     try:
-        return resolve_placement(environ).as_dict()
+        return resolve_layout(environ).as_dict()
     except CogvxError as problem:
         problems.append(problem)
         return None
@@ -98,20 +99,12 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _devices(environ: Mapping[str, str]) -> dict[str, object]:
-    """GPUs by device file, and by torch in a child where there are any: it imports for seconds."""
+def _devices(environ: Mapping[str, str], *, has_torch: bool) -> dict[str, object]:
+    """GPUs by device file; if there are any, also by torch, in a child: importing it is slow."""
     found: dict[str, object] = {"gpu_count": count_gpus(environ), "cpu_count": os.cpu_count()}
-    if found["gpu_count"] and _has("torch"):
+    if found["gpu_count"] and has_torch:
         found["torch"] = _ask_torch()
     return found
-
-
-def _has(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _ask_torch() -> object:
@@ -148,7 +141,7 @@ def _free_gib(folder: str) -> float | None:
 
 
 def _storage(url: str, writing: bool, problems: list[CogvxError]) -> dict[str, object]:
-    # Imported here: the S3 client is a second of import that nobody else waits for.
+    # Imported here: the S3 client takes a second to import.
     from app.storage.opening import open_storage
 
     facts: dict[str, object] = {"url": url}
@@ -165,9 +158,9 @@ def _storage(url: str, writing: bool, problems: list[CogvxError]) -> dict[str, o
             storage.delete([key])
             if found != b"cogvx doctor":
                 raise DataError(
-                    "what was read is not what was written",
+                    "the object read back differs from the one written",
                     where=f"{url}/{key}",
-                    fix="ask who runs the storage; a proxy may change bodies",
+                    fix="check the storage service; a proxy may modify request bodies",
                 )
             facts["write_read_delete"] = "ok"
         facts["reach"] = "ok"

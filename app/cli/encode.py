@@ -6,7 +6,7 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from app.cli import output
@@ -14,8 +14,8 @@ from app.config.command_line import add_arguments, own_parser, read_command_line
 from app.config.load import config_of
 from app.config.runnable import check_encodable
 from app.config.schema.run import RunConfig
+from app.distributed.variables import Variables
 from app.errors import UsageError
-from app.launch.variables import Variables
 from app.registry import TARGETS
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ EXAMPLES = """examples:
   cogvx train --base configs/cogvideox_2b_lora.yaml configs/sft.yaml \\
     --latent-cache s3://bucket/latents --save s3://bucket/runs
 
-several jobs, each with its part (in a Kubernetes Indexed Job the part is JOB_COMPLETION_INDEX):
+several jobs, one part each (in a Kubernetes Indexed Job the part is JOB_COMPLETION_INDEX):
   cogvx encode --base model.yaml sft.yaml --out s3://bucket/latents --part 3 --parts 8
   cogvx encode --base model.yaml sft.yaml --out s3://bucket/latents --parts 8
 
-exit codes: 0 done, also when some clips cannot be used (they are listed); 2 a wrong flag;
-  65 no clip can be used; 66 data or weights are missing; 77 denied; 78 a configuration that cannot
-  be encoded; 138 the storage does not answer: start it again, what is done is kept
+exit codes: 0 done, even if some clips cannot be used (they are listed); 2 wrong flag; 65 no clip
+  can be used; 66 data or weights are missing; 77 permission denied; 78 the configuration cannot be
+  encoded; 138 the storage does not answer: start again, finished clips are kept
 """
 MOST_WORKERS = 64
 BAD_SHOWN = 10
@@ -44,7 +44,7 @@ def make_encode_parser() -> argparse.ArgumentParser:
     parser = own_parser("cogvx encode")
     own = parser.add_argument_group("this command")
     own.add_argument(
-        "--out", metavar="URL", help="the cache: a folder or s3:// prefix (default: latent_cache)"
+        "--out", metavar="URL", help="folder or s3:// prefix of the cache (default: latent_cache)"
     )
     own.add_argument(
         "--part",
@@ -63,50 +63,62 @@ def make_encode_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def full_parser() -> argparse.ArgumentParser:
+    """Every option, for the help."""
+    parser = make_encode_parser()
+    add_arguments(parser)
+    return parser
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """What the command's own options say: target, part, number of parts, workers."""
+
+    out: str
+    part: int
+    parts: int
+    workers: int
+
+
 def run_words(words: Sequence[str]) -> int:
     """Run the command; return the exit code."""
-    if any(word in ("-h", "--help") for word in words):
-        parser = make_encode_parser()
-        add_arguments(parser)
-        output.line(parser.format_help())
-        output.line(EXAMPLES)
-        return 0
     line = read_command_line(words, make_encode_parser())
     config = config_of(line, TARGETS)
     check_encodable(config)
-    out, part, parts, workers = checked(line.own, config, os.environ)
+    options = encode_options(line.own, config, os.environ)
     # Imported only now: whatever was wrong so far needed no torch.
     from app.data.latent_cache import EncodePart
     from app.run.arguments import parse_args
     from app.run.encode.job import EncodeRequest
     from app.telemetry.logging import LogContext, logging_for
 
-    request = EncodeRequest(out=out, part=EncodePart(part, parts), workers=workers)
+    part = EncodePart(options.part, options.parts)
+    request = EncodeRequest(out=options.out, part=part, workers=options.workers)
     with logging_for(LogContext(rank=0)):
         args = parse_args(words, make_encode_parser())
         report = _encode(config, request, args)
     if line.own["json"]:
-        output.as_json({**asdict(report), "part": part, "parts": parts})
+        output.as_json({**asdict(report), "part": options.part, "parts": options.parts})
     else:
         _show(report)
     return 0
 
 
-def checked(
+def encode_options(
     own: Mapping[str, Any], config: RunConfig, environ: Mapping[str, str]
-) -> tuple[str, int, int, int]:
-    """Where to, part, number of parts, workers.
+) -> EncodeOptions:
+    """The options of the command line, with their defaults.
 
     Raises:
-        UsageError: a part that cannot be, or nowhere to write to.
-        ConfigError: the variable of the Indexed Job is no number.
+        UsageError: there is no such part, or no place to write to.
+        ConfigError: the variable of the Indexed Job is not a number.
     """
     out = own["out"] or config.arguments["latent_cache"]
     if not out:
         raise _wrong("--out is missing", "give a folder or an s3:// prefix")
     parts, part = own["parts"], own["part"]
     if parts is None and part is not None:
-        raise _wrong("--part is given without --parts", "say how many parts there are: --parts N")
+        raise _wrong("--part is given without --parts", "give the number of parts: --parts N")
     if part is None and parts is not None and parts > 1:
         index = Variables(environ).integer(INDEX_VARIABLE)
         if index is None:
@@ -125,7 +137,7 @@ def checked(
         workers = max(1, int(str(config.arguments["num_workers"])))
     if not 1 <= workers <= MOST_WORKERS:
         raise _wrong(f"--workers is {workers}", f"use 1 to {MOST_WORKERS}")
-    return str(out).rstrip("/") or "/", part, parts, workers
+    return EncodeOptions(str(out).rstrip("/") or "/", part, parts, workers)
 
 
 def _wrong(what: str, fix: str) -> UsageError:
@@ -146,7 +158,7 @@ def _encode(config: RunConfig, request: EncodeRequest, args: argparse.Namespace)
 
 def _show(report: EncodeReport) -> None:
     output.line(
-        f"{report.samples} clips: {report.computed} computed, {report.found} were there, "
+        f"{report.samples} clips: {report.computed} computed, {report.found} existed, "
         f"{len(report.bad)} cannot be used, {report.seconds:.1f} s"
     )
     output.line(f"latent cache: {report.url}")

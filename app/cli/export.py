@@ -15,25 +15,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument("run", help="folder of the run: <save>/<run id>, local or s3://")
     parser.add_argument(
-        "--out", help="folder or s3:// prefix (default: export/step-N/ of the run itself)"
+        "--out", metavar="URL", help="folder or s3:// prefix (default: export/step-N/ in the run)"
     )
     parser.add_argument(
         "--kind",
         choices=KINDS,
         default="auto",
         help="lora: pytorch_lora_weights.safetensors for PEFT and diffusers; safetensors: the "
-        "whole network by our names, as --load takes it; diffusers: a folder for "
-        "CogVideoXTransformer3DModel; auto: lora if the run trained one, else safetensors",
+        "whole network in cogvx format, for --load; diffusers: a folder for "
+        "CogVideoXTransformer3DModel; auto (default): lora if the run trained one, else "
+        "safetensors",
     )
-    parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
-    parser.add_argument("--weights", choices=("master", "ema"), default="master")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    parser.add_argument(
+        "--weights", choices=("master", "ema"), default="master", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: %(default)s"
+    )
     parser.add_argument(
         "--fold-scale",
         action="store_true",
         help="multiply B of the LoRA by alpha / r, for tools that ignore alpha",
     )
-    parser.add_argument("--json", action="store_true", help="print the files as JSON")
+    parser.add_argument("--json", action="store_true", help="print the list of files as JSON")
     parser.epilog = (
         "examples:\n  cogvx export s3://runs/disney --out ./disney-lora\n"
         "  cogvx export runs/full --kind diffusers --dtype bf16 --out ./transformer"
@@ -41,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export; print the files."""
+    """Export; print the files that were written."""
     from app.run.weights.export import ExportRequest, export_run
 
     request = ExportRequest(args.kind, args.step, args.weights, args.dtype, args.fold_scale)

@@ -1,21 +1,19 @@
-"""`cogvx launch COMMAND ...`: what a pod starts; the image's entry point.
+"""`cogvx launch COMMAND ...`: the entry point of the image.
 
 `cogvx launch train --base a.yaml` and `cogvx launch -- train --base a.yaml` are the same. Its own
-flags stand before the command; whatever follows is the command's.
+flags come before the command; everything after it belongs to the command.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import time
 
 from app.cli import output
 from app.errors import UsageError
 from app.launch.launcher import LaunchOptions, launch
-from app.telemetry.logging import SecretsFilter, facts_of
+from app.telemetry.logging import JsonFormatter, LogContext, SecretsFilter
 
 GRACE_VARIABLE = "COGVX_GRACE_PERIOD_S"
 
@@ -27,7 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1800.0,
         metavar="S",
-        help="patience with the pod of node rank 0, in seconds (default 1800); 138 at its end",
+        help="seconds to wait for the pod of node rank 0 (default: %(default)g); then the exit "
+        "code is 138",
     )
     parser.add_argument(
         "--grace-period-s",
@@ -40,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "command",
         nargs=argparse.REMAINDER,
         metavar="COMMAND ...",
-        help="a command of cogvx with its arguments, e.g. train --base a.yaml",
+        help="cogvx command with its arguments, e.g. train --base a.yaml",
     )
 
 
@@ -79,19 +78,5 @@ def _grace_s(flag: float | None) -> float:
 
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_LaunchLines())
+    handler.setFormatter(JsonFormatter(LogContext(rank=None), SecretsFilter(os.environ)))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-class _LaunchLines(logging.Formatter):
-    """JSON lines as the trainer's, but without a rank: PID 1 has none. Secrets are masked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._secrets = SecretsFilter(os.environ)
-
-    def format(self, record: logging.LogRecord) -> str:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-        line = {"time": stamp, "level": record.levelname.lower(), "event": record.getMessage()}
-        text = json.dumps({**line, **facts_of(record), "logger": record.name}, default=str)
-        return self._secrets.masked(text)

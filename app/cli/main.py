@@ -1,8 +1,9 @@
 """The entry point: finds the command, runs it, and turns errors into messages and exit codes.
 
 A command is a module of this package, imported only when it is called, so that `cogvx config
-check` never imports torch. It has `configure(parser)` and `run(args) -> int`, or
-`run_words(words) -> int` where it takes the arguments of a configuration.
+check` never imports torch. It has `configure(parser)` and `run(args) -> int`. A command that takes
+the arguments of a configuration has `run_words(words) -> int` instead, and for its help
+`full_parser()` and EXAMPLES.
 """
 
 from __future__ import annotations
@@ -21,20 +22,32 @@ from app.launch.causes import record_cause
 # name -> (module, one line of help). The order is the order of `cogvx --help`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("app.cli.config", "check or show the merged configuration"),
-    "doctor": ("app.cli.doctor", "show versions, devices, ranks and storage of this place"),
-    "data": ("app.cli.data", "check a dataset, or pack a folder into shards"),
-    "encode": ("app.cli.encode", "encode clips once, for training without the VAE and T5"),
+    "doctor": (
+        "app.cli.doctor",
+        "show the versions, devices, ranks and storage of this machine or pod",
+    ),
+    "data": (
+        "app.cli.data",
+        "check a dataset, pack it into shards, list the samples a run skipped",
+    ),
+    "encode": ("app.cli.encode", "encode clips and captions once, to train without the VAE and T5"),
     "train": ("app.cli.train", "fine-tune a model"),
-    "sample": ("app.cli.sample", "make videos from prompts"),
-    "export": ("app.cli.export", "write a run's weights for diffusers and PEFT"),
-    "convert": ("app.cli.convert", "write weights in another layout: SAT, diffusers, PEFT"),
-    "weights": ("app.cli.weights", "put the weights of a model into a bucket, checked"),
-    "storage": ("app.cli.storage", "list what lies under a folder or s3:// prefix"),
-    "launch": ("app.cli.launch", "PID 1 of a pod: resolve ranks, start the trainer, map its end"),
+    "sample": ("app.cli.sample", "generate videos from prompts"),
+    "export": ("app.cli.export", "export a run's weights for diffusers and PEFT"),
+    "convert": ("app.cli.convert", "convert weights between the SAT, diffusers and PEFT layouts"),
+    "weights": (
+        "app.cli.weights",
+        "upload the weights of a model to a bucket, or verify them there",
+    ),
+    "storage": ("app.cli.storage", "list the objects under a folder or s3:// prefix"),
+    "launch": (
+        "app.cli.launch",
+        "entry point of a pod: resolve ranks, start a command, return its exit code",
+    ),
     "demo": ("app.cli.demo", "run the whole job on this machine with a tiny model"),
 }
 
-# library -> the extra that brings it; the light client has none of them
+# library -> the extra that installs it; the light client has none of them
 EXTRAS = {
     **dict.fromkeys(("torch", "deepspeed", "einops", "decord", "webdataset", "wandb"), "train"),
     **dict.fromkeys(("safetensors", "transformers", "sentencepiece", "tensorboard"), "train"),
@@ -53,14 +66,16 @@ def usage() -> str:
     """The text of `cogvx --help`."""
     width = max(len(name) for name in COMMANDS)
     rows = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
-    return f"usage: cogvx COMMAND [...]\n\ncommands:\n{rows}\n\n{EXAMPLES}"
+    more = "cogvx COMMAND --help shows the options of a command"
+    return f"usage: cogvx COMMAND [...]\n\ncommands:\n{rows}\n\n{more}\n\n{EXAMPLES}"
 
 
 def command_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
     """The parser of one command, filled by its module."""
+    text = COMMANDS[name][1]
     parser = argparse.ArgumentParser(
         prog=f"cogvx {name}",
-        description=COMMANDS[name][1],
+        description=f"{text[0].upper()}{text[1:]}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -77,6 +92,15 @@ def not_installed(command: str, library: str, extra: str) -> InputMissingError:
     )
 
 
+def _run_words(module: ModuleType, words: Sequence[str]) -> int:
+    """A command with the arguments of a configuration; `--help` anywhere shows its help."""
+    if not any(word in ("-h", "--help") for word in words):
+        return int(module.run_words(words))
+    output.line(module.full_parser().format_help())
+    output.line(module.EXAMPLES)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -88,12 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = arguments[0]
     if name not in COMMANDS:
-        output.note(f"error: no command '{name}'\n  where: the command line\n  fix:   cogvx --help")
+        output.note(
+            f"error: unknown command '{name}'\n  where: the command line\n  fix:   cogvx --help"
+        )
         return 2
     module = importlib.import_module(COMMANDS[name][0])
     try:
         if hasattr(module, "run_words"):
-            return int(module.run_words(arguments[1:]))
+            return _run_words(module, arguments[1:])
         parsed = command_parser(name, module).parse_args(arguments[1:])
         return int(module.run(parsed))
     except CogvxError as problem:
@@ -109,9 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as missing:
         extra = EXTRAS.get((missing.name or "").split(".")[0])
         if extra is None:
+            record_cause(missing)
             raise
         output.error(not_installed(name, missing.name or "", extra))
         return InputMissingError.exit_code
     except Exception as problem:
-        record_cause(problem)  # PID 1 tells a lost peer from a bug by it
+        record_cause(problem)  # lets PID 1 distinguish a lost peer from a bug
         raise

@@ -1,4 +1,4 @@
-"""Numbers on a command line: a value out of range is a mistake of the line (exit code 2)."""
+"""Numbers on a command line; one out of range is a usage error (exit code 2)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 
 def integer(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A reader of whole numbers of a range, for `type=` of an argument."""
+    """A reader of whole numbers in a range, for `type=` of an argument."""
 
     def read(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is no whole number") from None
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
         if value < least or (most is not None and value > most):
             limits = f"at least {least}" if most is None else f"{least} to {most}"
             raise argparse.ArgumentTypeError(f"{value} is out of range; use {limits}")
@@ -24,13 +24,13 @@ def integer(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def number(least: float, most: float) -> Callable[[str], float]:
-    """A reader of finite numbers of a range, for `type=` of an argument."""
+    """A reader of finite numbers in a range, for `type=` of an argument."""
 
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
         if not (math.isfinite(value) and least <= value <= most):
             limits = f"{least:.7g} to {most:.7g}"
             raise argparse.ArgumentTypeError(f"{text} is out of range; use {limits}")

@@ -21,17 +21,17 @@ def line(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Print one line for people to standard error, so that standard output stays parseable."""
+    """Print one line to standard error, so that standard output stays parseable."""
     print(text, file=sys.stderr, flush=True)
 
 
 def silence() -> None:
-    """Send the rest of standard output nowhere: its reader is gone."""
+    """Discard the rest of standard output: its reader is gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def redraw(text: str) -> None:
-    """Replace the last line of the terminal (standard error) by `text`."""
+    """Replace the last line of the terminal (standard error) with `text`."""
     print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
 
 
@@ -57,7 +57,7 @@ def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def facts(title: str, pairs: Mapping[str, object]) -> None:
-    """Print names and values, one pair a line."""
+    """Print names and values, one pair per line."""
     line(title)
     width = max((len(name) for name in pairs), default=0)
     for name, value in pairs.items():
@@ -66,7 +66,7 @@ def facts(title: str, pairs: Mapping[str, object]) -> None:
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Progress]:
-    """A progress bar on a terminal; on anything else a context that draws nothing."""
+    """A progress bar on a terminal; elsewhere it draws nothing."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

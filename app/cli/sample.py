@@ -1,7 +1,7 @@
 """`cogvx sample`: videos from prompts.
 
-Started by torchrun, by `cogvx launch` or alone it samples in this process; on a machine with
-several GPUs (or with `--nproc-per-node`) it starts one process for each and waits for them.
+Started by torchrun, by `cogvx launch` or on its own, it samples in this process; on a machine with
+several GPUs (or with `--nproc-per-node`) it starts one process per GPU and waits for them.
 """
 
 from __future__ import annotations
@@ -35,31 +35,47 @@ def make_sample_parser() -> argparse.ArgumentParser:
     """The options that only this command has."""
     parser = own_parser("cogvx sample")
     own = parser.add_argument_group("this command")
-    own.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
-    own.add_argument("--image", metavar="URL", help="first frame, for image-to-video with --prompt")
-    own.add_argument("--size", metavar="HxW", help="pixels; replaces sampling_image_size")
     own.add_argument(
-        "--num-frames", type=int, metavar="N", help="frames, 4k + 1; replaces sampling_num_frames"
+        "--prompt", action="append", metavar="TEXT", help="text of a video; may be repeated"
     )
-    own.add_argument("--out", metavar="URL", help="folder or s3:// prefix; replaces output_dir")
-    own.add_argument("--run", metavar="URL", help="sample from a run of ours: <save>/<run id>")
-    own.add_argument("--step", type=int, help="of the run's checkpoint (default: the newest)")
-    own.add_argument("--weights", choices=("master", "ema"), help="of the run (default: master)")
-    own.add_argument("--lora", metavar="URL", help="a LoRA file (PEFT or ours) on top")
-    own.add_argument("--save-latents", action="store_true", help="keep the latents as well")
-    own.add_argument("--overwrite", action="store_true", help="make samples that exist again")
-    own.add_argument("--json", action="store_true", help="print the samples as JSON")
+    own.add_argument(
+        "--image", metavar="URL", help="first frame for image-to-video; one per --prompt"
+    )
+    own.add_argument(
+        "--size", metavar="HxW", help="height and width in pixels; replaces sampling_image_size"
+    )
+    own.add_argument(
+        "--num-frames",
+        type=int,
+        metavar="N",
+        help="number of frames, 4k + 1; replaces sampling_num_frames",
+    )
+    own.add_argument(
+        "--out", metavar="URL", help="folder or s3:// prefix for the videos; replaces output_dir"
+    )
+    own.add_argument("--run", metavar="URL", help="sample from the run at <save>/<run id>")
+    own.add_argument("--step", type=int, help="step of the run's checkpoint (default: the newest)")
+    own.add_argument(
+        "--weights",
+        choices=("master", "ema"),
+        help="which weights of the run to use (default: master)",
+    )
+    own.add_argument("--lora", metavar="URL", help="LoRA file to apply, in PEFT or cogvx format")
+    own.add_argument("--save-latents", action="store_true", help="also write the latents")
+    own.add_argument("--overwrite", action="store_true", help="replace samples that exist")
+    own.add_argument("--json", action="store_true", help="print the list of samples as JSON")
+    return parser
+
+
+def full_parser() -> argparse.ArgumentParser:
+    """Every option, for the help."""
+    parser = make_sample_parser()
+    add_arguments(parser)
     return parser
 
 
 def run_words(words: Sequence[str]) -> int:
     """Run the command; return the exit code."""
-    if any(word in ("-h", "--help") for word in words):
-        parser = make_sample_parser()
-        add_arguments(parser)
-        output.line(parser.format_help())
-        output.line(EXAMPLES)
-        return 0
     with tempfile.TemporaryDirectory() as scratch:
         words = _completed(words, Path(scratch))
         line = read_command_line(words, make_sample_parser())
@@ -72,7 +88,7 @@ def run_words(words: Sequence[str]) -> int:
 
 
 def _completed(words: Sequence[str], scratch: Path) -> list[str]:
-    """The words with what the command implies: mode, output and the model of a run."""
+    """The command line with what it implies: mode, output and the model of a run."""
     line = read_command_line(words, make_sample_parser())
     words = list(words)
     if line.own["out"] is not None:
@@ -91,7 +107,7 @@ def _in_processes(
     own: Mapping[str, object],
     scratch: Path,
 ) -> int:
-    """One process for each GPU; what is typed here is read here, for all of them."""
+    """One process per GPU; standard input is read here, for all of them."""
     words = list(words)
     if config.arguments["input_type"] == "cli" and not own["prompt"]:
         path = scratch / "prompts.txt"
@@ -110,7 +126,7 @@ def _in_this_process(words: Sequence[str], as_json: bool) -> int:
 
         found = sample_words(words, make_sample_parser(), sys.stdin, watch)
     if not found:
-        return 0  # another rank tells
+        return 0  # rank 0 reports
     if as_json:
         output.as_json(found)
         return 0
@@ -119,5 +135,5 @@ def _in_this_process(words: Sequence[str], as_json: bool) -> int:
             output.line(f"{found['url']}/{file}")
     for name in found["files"]:
         output.line(f"{found['url']}/{name}")
-    output.note(f"{found['made']} samples made, {found['skipped']} were there already")
+    output.note(f"{found['made']} samples written, {found['skipped']} existed")
     return 0

@@ -1,13 +1,12 @@
-"""`cogvx storage ls URL`: what lies under a folder or s3:// prefix."""
+"""`cogvx storage ls URL`: the objects under a folder or s3:// prefix."""
 
 from __future__ import annotations
 
 import argparse
 
 from app.cli import output
-from app.storage.opening import open_storage
 
-REACH_S = 20.0  # somebody is waiting at the terminal
+REACH_S = 20.0  # a user is waiting at the terminal
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -21,11 +20,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List keys and sizes."""
+    # Imported here: the S3 client takes a second to import.
+    from app.storage.opening import open_storage
+
     storage = open_storage(args.url)
     storage.check_reachable(REACH_S)
     entries = storage.list()
     if not entries:
-        output.note(f"nothing lies under {args.url}")
+        output.note(f"no objects under {args.url}")
     if args.json:
         output.as_json([{"key": entry.key, "size_bytes": entry.size_bytes} for entry in entries])
         return 0
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def size_text(size_bytes: int) -> str:
-    """A size for people, e.g. 1.5 MiB."""
+    """A size in words, e.g. 1.5 MiB."""
     size, unit = float(size_bytes), 0
     while size >= 1024 and unit < len(UNITS) - 1:
         size, unit = size / 1024, unit + 1

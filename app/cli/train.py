@@ -1,13 +1,14 @@
 """`cogvx train`: one rank of a run, or all ranks of this machine.
 
-Started by torchrun, by `cogvx launch` or alone it trains in this process; on a machine with
-several GPUs (or with `--nproc-per-node`) it starts one process for each and waits for them.
+Started by torchrun, by `cogvx launch` or on its own, it trains in this process; on a machine with
+several GPUs (or with `--nproc-per-node`) it starts one process per GPU and waits for them.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 
 from app.cli import output
@@ -15,9 +16,8 @@ from app.config.command_line import make_parser, read_command_line
 from app.config.load import config_of
 from app.config.runnable import check_runnable
 from app.config.schema.run import RunConfig
-from app.launch.causes import record_cause
-from app.launch.devices import count_gpus
-from app.launch.environment import resolve_placement
+from app.distributed.devices import count_gpus
+from app.distributed.environment import resolve_layout
 from app.launch.launcher import LaunchOptions, launch
 from app.registry import TARGETS
 
@@ -27,49 +27,41 @@ EXAMPLES = """examples:
 """
 
 
+def full_parser() -> ArgumentParser:
+    """Every option, for the help."""
+    return make_parser("cogvx train")
+
+
 def run_words(words: Sequence[str]) -> int:
     """Run the command; return the exit code."""
-    if any(word in ("-h", "--help") for word in words):
-        output.line(make_parser("cogvx train").format_help())
-        output.line(EXAMPLES)
-        return 0
-    try:
-        config = config_of(read_command_line(words), TARGETS)
-        check_runnable(config)
-        processes = started_by_us(config, os.environ)
-        if processes is not None:
-            return all_ranks("train", words, processes)
-        # Imported only now: whatever was wrong so far needed no torch.
-        from app.run.train import train
+    config = config_of(read_command_line(words), TARGETS)
+    check_runnable(config)
+    processes = started_by_us(config, os.environ)
+    if processes is not None:
+        return all_ranks("train", words, processes)
+    # Imported only now: whatever was wrong so far needed no torch.
+    from app.run.train import train
 
-        return train(words, show=_progress_line if sys.stderr.isatty() else None)
-    except BaseException as problem:
-        record_cause(problem)
-        raise
+    return train(words, show=output.redraw if sys.stderr.isatty() else None)
 
 
 def started_by_us(config: RunConfig, environ: Mapping[str, str]) -> dict[str, str] | None:
-    """Variables for the processes that we must start; None when this process is a rank itself."""
-    placement = resolve_placement(environ)
-    if placement.mode in ("inside", "plain"):
+    """Variables for the processes to start; None when this process is a rank itself."""
+    layout = resolve_layout(environ)
+    if layout.mode in ("inside", "plain"):
         return None
-    if placement.mode != "single":
-        return {}  # a pod whose entry point is this command: its variables say it all
-    asked = config.arguments["nproc_per_node"]
-    count = int(str(asked)) if asked is not None else count_gpus(environ)
+    if layout.mode != "single":
+        return {}  # a pod whose entry point is this command: its variables are enough
+    given = config.arguments["nproc_per_node"]
+    count = int(str(given)) if given is not None else count_gpus(environ)
     if count <= 1:
         return None
     return {"PET_STANDALONE": "", "PET_NPROC_PER_NODE": str(count)}
 
 
 def all_ranks(command: str, words: Sequence[str], variables: Mapping[str, str]) -> int:
-    """Start one process per rank of this machine, wait, and return the exit code of the whole."""
+    """Start one process per rank of this machine, wait for all, and return the exit code."""
     outcome = launch([command, *words], {**os.environ, **variables}, LaunchOptions())
     if outcome.cause is not None:
         output.note(f"exit code {outcome.exit_code}: {outcome.cause.text()}")
     return outcome.exit_code
-
-
-def _progress_line(text: str) -> None:
-    """Redraw one line of the terminal."""
-    output.redraw(text)

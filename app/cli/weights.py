@@ -1,4 +1,4 @@
-"""`cogvx weights put SRC DST` and `cogvx weights check URL`: weights of a model in a bucket."""
+"""`cogvx weights put SRC DST`, `cogvx weights check URL`: the weights of a model in a bucket."""
 
 from __future__ import annotations
 
@@ -19,34 +19,36 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    put = actions.add_parser("put", help="check the parts of a model and upload them")
+    put = actions.add_parser("put", help="verify the parts of a model and upload them")
     put.add_argument(
         "source",
         metavar="SRC",
         help="folder, zip or file with transformer, VAE and T5: a diffusers pipeline, SAT "
-        "folders, 3d-vae.pt; local or s3://",
+        "folders or 3d-vae.pt; local or s3://",
     )
     put.add_argument("target", metavar="DST", help="folder or s3:// prefix")
     for name, what in (("transformer", "the network"), ("vae", "the VAE"), ("t5", "T5")):
-        put.add_argument(f"--{name}", metavar="URL", help=f"{what}, if it lies elsewhere")
+        put.add_argument(f"--{name}", metavar="URL", help=f"{what}, if it is not in SRC")
     put.add_argument(
         "--base",
         nargs="+",
         default=[],
         metavar="YAML",
-        help="files of the model; needed for sizes that no released model has",
+        help="configuration of the model; needed for sizes that no released model has",
     )
-    put.add_argument("--no-verify", action="store_true", help="do not read the objects back")
+    put.add_argument(
+        "--no-verify", action="store_true", help="do not read the uploaded objects back"
+    )
     put.add_argument("--overwrite", action="store_true", help="replace weights that differ")
-    check = actions.add_parser("check", help="compare what lies there with its manifest")
-    check.add_argument("url", help="folder or s3:// prefix that `put` has written")
+    check = actions.add_parser("check", help="compare uploaded weights with their manifest")
+    check.add_argument("url", help="folder or s3:// prefix that `put` wrote")
     for action in (put, check):
         action.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.epilog = EXAMPLES
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it; print the YAML lines, or what was compared."""
+    """Upload and print the YAML lines to use, or verify."""
     return _put(args) if args.action == "put" else _check(args)
 
 
@@ -77,10 +79,12 @@ def _put(args: argparse.Namespace) -> int:
         (name, part.get("layout", "t5"), len(part["files"]), _bytes(part), part["entry"])
         for name, part in report.parts.items()
     ]
-    output.note(f"{len(report.uploaded)} files uploaded, {len(report.skipped)} were there already")
+    output.note(f"{len(report.uploaded)} files uploaded, {len(report.skipped)} existed")
     for name, layout, files, size, entry in rows:
         output.note(f"  {name:<12} {layout:<10} {files} files  {size} bytes  {report.url}/{entry}")
-    output.note("YAML lines that use them (a file for --base after the model's):")
+    output.note(
+        "YAML that uses these weights (save it and give it to --base after the model's file):"
+    )
     output.line(report.yaml.rstrip())
     return 0
 
@@ -92,7 +96,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.json:
         output.as_json(report)
     else:
-        output.line(f"{report['files']} files are as the manifest says: {report['url']}")
+        output.line(f"{report['files']} files match the manifest: {report['url']}")
     return 0
 
 

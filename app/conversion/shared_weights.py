@@ -19,7 +19,7 @@ from torch import Tensor
 
 from app.conversion.weights_file import Kind, WeightsFile, open_weights
 from app.distributed.agreement import error_fields, error_from_fields
-from app.distributed.collectives import broadcast_json, broadcast_tensor
+from app.distributed.rank_group import transport_device, world
 from app.errors import CogvxError
 
 
@@ -69,12 +69,13 @@ class SharedWeights:
         read = None if self.file is None else self.file.our_tensors()
         for name, (shape, stored) in self.outline.items():
             dtype = self._travels_as(getattr(torch, stored))
-            tensor = None
-            if read is not None:
+            if read is None:
+                tensor = torch.empty(shape, dtype=dtype, device=transport_device())
+            else:
                 own_name, own = next(read)
                 assert own_name == name, f"{own_name} came instead of {name}"
-                tensor = own.to(dtype)
-            yield name, broadcast_tensor(tensor, shape, dtype)
+                tensor = own.to(dtype).to(transport_device())
+            yield name, world().broadcast(tensor)
 
     def _travels_as(self, stored: torch.dtype) -> torch.dtype:
         return self.dtype if stored.is_floating_point else stored
@@ -129,7 +130,7 @@ def _header(file: WeightsFile) -> dict[str, Any]:
 
 def _agreed(header: dict[str, Any] | None) -> dict[str, Any]:
     """Rank 0's header on every rank; on the others, rank 0's error is raised."""
-    agreed: Any = broadcast_json(header)
+    agreed = world().broadcast_json(header)
     if "error" in agreed and dist.get_rank():
         raise error_from_fields(agreed["error"])
     return dict(agreed)

@@ -112,7 +112,6 @@ class Loader:
         self._settings = settings
         self._collate = collate_fn or collate
         self._lookahead = Lookahead(settings.prefetch_s)
-        self._waited_s = 0.0
         self._closed = False
         self._pool = (
             ThreadPoolExecutor(settings.num_workers, thread_name_prefix="decode")
@@ -176,11 +175,6 @@ class Loader:
         """Optimizer steps for `epochs` passes over the data."""
         return self.order.steps_for_epochs(epochs)
 
-    def take_wait_s(self) -> float:
-        """Seconds that the training waited for data since the last call."""
-        waited, self._waited_s = self._waited_s, 0.0
-        return waited
-
     def close(self) -> None:
         """End the workers and the source; a second call does nothing."""
         if self._closed:
@@ -240,7 +234,6 @@ class Loader:
         return max(wished, 2 * self.share.micro_batch)
 
     def _batch(self, planned: _Planned, futures: list[Future[Filled]]) -> Batch:
-        began = time.monotonic()
         pairs = zip(planned.positions, planned.indices, strict=True)
         if futures:
             filled = [future.result() for future in futures]
@@ -254,6 +247,5 @@ class Loader:
         for one in filled:
             self.quarantine.note(one.bad)
         items = [one.item for one in filled]
-        self._waited_s += time.monotonic() - began
         self._lookahead.note(len(items))
         return with_names(self._collate(items), items, planned.positions)

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import webdataset
 
 from app import __version__
+from app.config.dataset_defaults import DEFAULT_SHARD_MIB
 from app.data.bad_clip import BadClipError
 from app.data.local_files import LocalFiles
 from app.data.shards.index import index_shard, safe_name
@@ -33,7 +34,6 @@ from app.storage.opening import is_remote, open_storage
 
 log = logging.getLogger(__name__)
 
-DEFAULT_SHARD_MIB = 256
 TAR_BLOCK = 512
 PROBLEMS_SHOWN = 5
 Progress = Callable[[int, int], None]  # (videos done, videos in all)

@@ -1,4 +1,4 @@
-"""One rank works, all ranks know: its result, or the error that it met."""
+"""One rank works, all ranks get its result, or the error that it raised."""
 
 from __future__ import annotations
 
@@ -6,43 +6,42 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import app.errors
-from app.distributed.collectives import broadcast_json
+from app.distributed.rank_group import world
 from app.errors import CogvxError, ConfigErrors
 
 
 def on_rank_zero(rank: int, work: Callable[[], Any]) -> Any:
-    """What `work` gives on rank 0, as JSON gives it back, on every rank.
+    """The result of `work` on rank 0, after a round trip through JSON, on every rank.
 
     Raises:
         CogvxError: on every rank, the one that `work` raised on rank 0.
     """
-    answer: object = None
+    answer: dict[str, Any] | None = None
     if rank == 0:
         try:
             answer = {"result": work()}
         except CogvxError as error:
             answer = {"error": error_fields(error)}
-    answer = broadcast_json(answer)
-    assert isinstance(answer, dict)
-    if "error" in answer:
-        raise error_from_fields(answer["error"])
-    return answer["result"]
+    agreed = world().broadcast_json(answer)
+    if "error" in agreed:
+        raise error_from_fields(agreed["error"])
+    return agreed["result"]
 
 
 def error_fields(error: CogvxError) -> list[str]:
-    """An error as texts that JSON can carry."""
+    """An error as texts for JSON."""
     # The nearest class of app.errors: it has the exit code, wherever the leaf was defined.
     kinds = (kind for kind in type(error).__mro__ if kind in _PUBLIC_ERRORS.values())
     return [next(kinds).__name__, error.what, error.where, error.fix]
 
 
 def error_from_fields(texts: Sequence[str]) -> CogvxError:
-    """The error of `error_fields`, made anew."""
+    """The error that `error_fields` described."""
     name, what, where, fix = texts
     return _PUBLIC_ERRORS[name](what, where=where, fix=fix)
 
 
-# The errors that every rank can make anew from three texts, by name.
+# The errors that can be rebuilt from three texts, by name.
 _PUBLIC_ERRORS: dict[str, type[CogvxError]] = {
     name: kind
     for name, kind in vars(app.errors).items()

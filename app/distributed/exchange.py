@@ -1,7 +1,7 @@
-"""Bytes from every rank to rank 0 through the TCP store, at any time, beside the training step.
+"""Bytes from every rank to rank 0 through the TCP store, at any time, during training steps.
 
-Collectives must be called by all ranks in the same order; uploads of a checkpoint end whenever
-they end. The store has no such order, so receipts travel through it.
+Collectives must be called by all ranks in the same order; uploads of a checkpoint end at
+any time. The store needs no order, so receipts travel through it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class StoreExchange:
         """The payloads of all ranks in rank order on rank 0; an empty list elsewhere.
 
         Raises:
-            RetryableError: a rank's payload did not come in time.
+            RetryableError: the payload of a rank did not arrive in time.
         """
         if self.rank:
             self._send(f"gather/{key}/{self.rank}", payload)
@@ -48,7 +48,7 @@ class StoreExchange:
         return [payload, *others]
 
     def barrier(self) -> None:
-        """Wait until every rank has called this as often as we have."""
+        """Wait until every rank has called this as often as this one."""
         self._barriers += 1
         counter, done = f"barrier/{self._barriers}", f"barrier/{self._barriers}/done"
         if self._store.add(counter, 1) == self.world_size:
@@ -61,7 +61,7 @@ class StoreExchange:
             chunk = payload[start : start + CHUNK_BYTES]
             # The stub asks for str, but bytes of any value pass unchanged.
             self._store.set(f"{key}/{index}", chunk)  # type: ignore[arg-type]
-        self._store.set(key, str(len(chunks)))  # last: its presence means that all is there
+        self._store.set(key, str(len(chunks)))  # last: its presence means that all chunks are there
 
     def _receive(self, key: str) -> bytes:
         self._wait([key])
@@ -76,7 +76,7 @@ class StoreExchange:
         while not self._store.check(list(keys)):
             if time.monotonic() > deadline:
                 raise RetryableError(
-                    f"no word from a peer after {self._timeout_s:.0f} s",
+                    f"nothing received from a peer for {self._timeout_s:.0f} s",
                     where=f"rank {self.rank}, key {keys[0]!r} of the store",
                     fix="look at the logs of the other ranks",
                 )

@@ -1,8 +1,8 @@
 """Start and end the process group, and make sure that every process has its own rank.
 
 A wrong RANK must be one clear error within seconds, not a hang until a timeout. So before the
-group starts each process claims its rank twice: with a lock file, which two processes on one
-machine see at once, and with a key in the TCP store, which processes anywhere see.
+group starts, each process claims its rank twice: with a lock file, which finds two processes on one
+machine immediately, and with a key in the TCP store, which finds them anywhere.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import torch.distributed as dist
 
 from app.distributed.rank import RankInfo
 from app.distributed.rank_group import ALONE, RankGroup
-from app.errors import CogvxError, ConfigError, RetryableError
+from app.errors import ConfigError, RetryableError
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
-GRACE_S = 5.0  # time for rank 0 to appear and for the others to read why we leave
-FAREWELL_S = 60.0  # time for the other ranks to come to the end as well
+GRACE_S = 5.0  # time for rank 0 to appear, and for the others to read why this rank leaves
+FAREWELL_S = 60.0  # time for the other ranks to finish as well
 SETTLE_S = 0.25
 CONNECT_S = 30.0  # a store that accepts connections also answers within this time
 CLASH = "rank-clash"
@@ -40,14 +40,14 @@ CLASH = "rank-clash"
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroups:
-    """What the rest of the run needs to know about its peers."""
+    """This process and its peers, as the rest of the run needs them."""
 
     rank: RankInfo
     device: torch.device
     store: dist.Store  # small values by key, shared by all ranks
     tensor: RankGroup = ALONE  # the ranks that share our copy of the network
     clips: RankGroup = ALONE  # those that encode their clips together
-    data: RankGroup | None = None  # those that hold our part of the other copies; None: all ranks
+    data: RankGroup | None = None  # those with our part in the other copies; None: all ranks
 
     @property
     def copies(self) -> RankGroup:
@@ -64,13 +64,13 @@ def process_groups(
     timeout_s: float = 1800.0,
     join_s: float = 600.0,
 ) -> Iterator[ProcessGroups]:
-    """Join the gang, and leave it at the end.
+    """Join the process group, and leave it at the end.
 
     Args:
         rank: this process.
         device: of this process.
-        backend: nccl or gloo; default: nccl on a GPU. On a CPU it is gloo whatever is asked for.
-        timeout_s: a collective that takes longer is an error of the gang.
+        backend: nccl or gloo; default: nccl on a GPU. Always gloo on a CPU.
+        timeout_s: a collective that takes longer fails.
         join_s: how long to wait for the other ranks.
 
     Raises:
@@ -90,22 +90,22 @@ def process_groups(
         timeout=timedelta(seconds=timeout_s),
         device_id=device if device.type == "cuda" else None,
     )
-    patience_s = FAREWELL_S
+    linger_s = FAREWELL_S
     try:
         yield ProcessGroups(rank=rank, device=device, store=store)
     except BaseException:
-        patience_s = GRACE_S  # a peer may hang in a collective that we left
+        linger_s = GRACE_S  # a peer may hang in a collective that this rank left
         raise
     finally:
-        _say_farewell(rank, store, patience_s)
-        # Threads of gloo give back their last tensors, for which they need the interpreter: one
-        # that asks for it while the process shuts down aborts it, with all work done.
+        _say_farewell(rank, store, linger_s)
+        # Threads of gloo release their last tensors, for which they need the interpreter: one that
+        # requests it while the process shuts down aborts it, after all work is done.
         time.sleep(SETTLE_S)
         dist.destroy_process_group()
 
 
 def found_groups(rank: RankInfo, device: torch.device) -> ProcessGroups:
-    """The gang that this process is in already, whoever made it join."""
+    """The process group that this process has already joined, by whatever means."""
     store = dist.distributed_c10d._get_default_store()
     return ProcessGroups(rank=rank, device=device, store=dist.PrefixStore("cogvx", store))
 
@@ -138,7 +138,7 @@ def _local_claim(rank: RankInfo) -> Iterator[IO[str] | None]:
     try:
         lock = path.open("a+")
     except OSError:
-        # Only the quick answer for one machine is lost; the store still finds a clash.
+        # Only the fast check on one machine is lost; the store still finds a clash.
         yield None
         return
     with lock:
@@ -156,7 +156,7 @@ def _local_claim(rank: RankInfo) -> Iterator[IO[str] | None]:
 
 
 def _local_clash(rank: RankInfo, lock: IO[str] | None) -> ConfigError | None:
-    """The error to raise when another process of this machine asked for our rank."""
+    """The error to raise when another process of this machine claims our rank."""
     if lock is None:
         return None
     lock.seek(0)
@@ -202,7 +202,7 @@ def _connect(rank: RankInfo, lock: IO[str] | None, deadline: float) -> dist.TCPS
     while (refused := _refusal(rank)) is not None:
         clash = _local_clash(rank, lock)
         if clash is not None and time.monotonic() > last_chance:
-            raise clash  # rank 0 was given time to come: it will not hear of the clash
+            raise clash  # rank 0 had time to come: nobody else will report the clash
         if time.monotonic() > deadline:
             raise RetryableError(
                 f"rank 0 does not answer: {refused}",
@@ -221,7 +221,7 @@ def _connect(rank: RankInfo, lock: IO[str] | None, deadline: float) -> dist.TCPS
 
 
 def _refusal(rank: RankInfo) -> OSError | None:
-    # Asking by hand first keeps torch's own retries, and their warnings, out of the log.
+    # A plain connection first keeps torch's own retries, and their warnings, out of the log.
     try:
         socket.create_connection((rank.master_addr, rank.master_port), timeout=2).close()
     except OSError as error:
@@ -272,41 +272,39 @@ def _linger(rank: RankInfo) -> None:
         time.sleep(10 * POLL_S)
 
 
-def _say_farewell(rank: RankInfo, store: dist.Store, patience_s: float) -> None:
-    """Rank 0 holds the store, so it leaves last: a peer without it would end with an error."""
+def _say_farewell(rank: RankInfo, store: dist.Store, linger_s: float) -> None:
+    """Rank 0 holds the store, so it leaves last: its peers would fail without it."""
     if rank.world_size == 1:
         return
     try:
         store.set(f"farewell/{rank.rank}", "1")
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + linger_s
         keys = [f"farewell/{other}" for other in range(rank.world_size)]
         while rank.rank == 0 and not store.check(keys) and time.monotonic() < deadline:
             time.sleep(POLL_S / 5)
     except (dist.DistError, RuntimeError) as error:
-        log.debug("rank 0 is gone already", extra={"problem": str(error)})
+        log.debug("rank 0 has already left", extra={"problem": str(error)})
 
 
 def _claim_key(rank: int) -> str:
     return f"rank-claim/{rank}"
 
 
-def _reported(rank: RankInfo, report: dict[str, object]) -> CogvxError:
+def _reported(rank: RankInfo, report: dict[str, object]) -> ConfigError:
     sizes = report.get("world_size")
     if isinstance(sizes, list):
         return _disagreement(sizes)
-    return ConfigError(
-        f"two processes have RANK={report['rank']}",
-        where=f"reported to rank {rank.rank} by one of them",
-        fix=f"give each process its own RANK, 0 to {rank.world_size - 1}",
-    )
+    return _shared_rank(report["rank"], rank, f"reported to rank {rank.rank} by one of them")
 
 
 def _clash(rank: RankInfo, other: str) -> ConfigError:
-    return ConfigError(
-        f"two processes have RANK={rank.rank}",
-        where=f"RANK of pid {os.getpid()} on {socket.gethostname()}; it is also that of {other}",
-        fix=f"give each process its own RANK, 0 to {rank.world_size - 1}",
-    )
+    where = f"RANK of pid {os.getpid()} on {socket.gethostname()}; it is also that of {other}"
+    return _shared_rank(rank.rank, rank, where)
+
+
+def _shared_rank(number: object, rank: RankInfo, where: str) -> ConfigError:
+    fix = f"give each process its own RANK, 0 to {rank.world_size - 1}"
+    return ConfigError(f"two processes have RANK={number}", where=where, fix=fix)
 
 
 def _disagreement(sizes: list[int]) -> ConfigError:

@@ -1,7 +1,7 @@
 """Keys and permutations that are the same on every platform, rank and library version.
 
 Sample order and random draws are pure functions of (seed, position), so the arithmetic here
-is part of the product's format: a change would silently reorder data of runs in progress.
+is part of the file format: a change would silently reorder the data of runs in progress.
 All arithmetic is modulo 2^64. Source: SplitMix64 (Steele, Lea, Flood 2014) and its finalizer.
 """
 

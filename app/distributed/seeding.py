@@ -1,7 +1,7 @@
 """Random numbers as an argument: keyed by the sample's position, or upstream's global stream.
 
-A micro-batch is given one `Draws`. Whoever needs a number asks for it by purpose, in upstream's
-order: image_noise_level, image_noise, image_posterior, posterior, image_dropout,
+Each micro-batch has one `Draws`. Numbers are requested by purpose, in upstream's order:
+ image_noise_level, image_noise, image_posterior, posterior, image_dropout,
 caption_dropout, timestep, noise, offset_noise; a sampler asks for initial_noise and
 sampler_noise/<step index>. Dim 0 of a drawn tensor is always the sample.
 """
@@ -49,8 +49,8 @@ class Draws(Protocol):
 class KeyedDraws:
     """Numbers keyed by (seed, purpose, position of the sample in the run's global order).
 
-    They do not depend on rank, world size, micro-batch or the order of the questions, so a run
-    resumes at any layout without a saved generator. Asking twice gives the same numbers. They
+    They do not depend on rank, world size, micro-batch or the order of the calls, so a run resumes
+    with any layout and without a saved generator. The same call gives the same numbers. They
     are drawn on the CPU in fp32 and cast, so CPU and GPU runs see the same noise.
 
     torch's CPU generator keeps 32 bits of a seed: two of 10^6 (purpose, sample) pairs share
@@ -87,7 +87,7 @@ class KeyedDraws:
 
     def _generators(self, purpose: str, count: int) -> list[torch.Generator]:
         assert count == len(self.positions), (
-            f"{purpose}: {count} samples asked for, {len(self.positions)} positions known"
+            f"{purpose}: {count} samples requested, {len(self.positions)} positions given"
         )
         key = zlib.crc32(purpose.encode())
         return [

@@ -1,8 +1,8 @@
-"""torchrun with an exit code that says what happened.
+"""torchrun with a meaningful exit code.
 
-torchrun itself ends with 1 whatever its workers did, so a worker that the memory limit killed
-looks like a bug. This is the same program (same flags, same PET_* variables); it ends with the
-code of the worker that failed first, or 128 + signal.
+torchrun itself returns 1 whatever its workers did, so a worker killed by the memory limit looks
+like a bug. This is the same program (same flags, same PET_* variables); it returns the code of the
+worker that failed first, or 128 + signal.
 
 Source: torch/distributed/run.py, torch/distributed/elastic/multiprocessing.
 """
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     except SignalException as problem:
         return 128 + int(problem.sigval)
     except (DistError, RendezvousError) as problem:
-        # Another node did not come or went away; it may come at the next start.
+        # Another node did not come, or was lost; it may be there after a restart.
         log.error("the rendezvous failed", extra={"problem": str(problem)})
         return RetryableError.exit_code
     return 0

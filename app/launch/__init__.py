@@ -1,1 +1,1 @@
-"""What PID 1 of a pod does, without torch: resolve ranks, wait, start, forward, reap, explain."""
+"""PID 1 of a pod, without torch: wait, start, forward signals, reap, explain the end."""

@@ -1,8 +1,8 @@
-"""Why the trainer ended, handed from its processes to PID 1 by small files.
+"""Why the trainer ended, passed from its processes to PID 1 in small files.
 
 `cogvx launch` names a path in COGVX_STATUS_FILE; each process that fails writes
-`<path>.<local rank>` once; the launcher reads them all and takes the first *cause*: a permanent
-one before a retryable one, since peers of a rank with bad data only see a lost connection.
+`<path>.<local rank>` once; the launcher reads them all and takes the first *cause*: permanent
+ones before retryable ones, since peers of a rank with bad data only see a lost connection.
 Format: JSON with exit_code, what, where, fix and the time of writing.
 """
 
@@ -23,8 +23,8 @@ STATUS_FILE = "COGVX_STATUS_FILE"
 # Names, not classes: this runs in PID 1 too, and torch takes seconds to import.
 _LOST_PEER = ("DistBackendError", "DistNetworkError", "DistStoreError")
 _OUT_OF_MEMORY = ("OutOfMemoryError",)
-# gloo and CUDA raise plain RuntimeErrors; these sentences of theirs mean a peer or node went away.
-_LOST_SENTENCES = (
+# gloo and CUDA raise plain RuntimeErrors; these messages of theirs mean a lost peer or node.
+_LOST_MESSAGES = (
     "connection closed by peer",
     "connection reset by peer",
     "connection refused",
@@ -36,7 +36,7 @@ _LOST_SENTENCES = (
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One reason for an end, as a process wrote it."""
+    """The reason why a process ended, as it wrote it."""
 
     exit_code: int
     what: str
@@ -45,35 +45,35 @@ class Cause:
     written: float = 0.0  # seconds since the epoch
 
     def text(self) -> str:
-        """The three lines that a person reads."""
+        """The three lines that users read."""
         return f"{self.what}\n  where: {self.where}\n  fix:   {self.fix}"
 
 
 def cause_of(problem: BaseException) -> Cause:
-    """Classify an exception by its type, then by its sentence."""
+    """Classify an exception by its type, then by its message."""
     if isinstance(problem, CogvxError):
         return Cause(problem.exit_code, problem.what, problem.where, problem.fix)
     if isinstance(problem, SystemExit | KeyboardInterrupt):
         code = problem.code if isinstance(problem, SystemExit) else 130
         number = code if isinstance(code, int) else int(code is not None)
-        return Cause(number, f"ended with {number}", "the trainer", "read the lines above")
+        return Cause(number, f"ended with {number}", "the trainer", "read the log above")
     names = {kind.__name__ for kind in type(problem).__mro__}
-    sentence = str(problem).strip() or type(problem).__name__
-    first_line = sentence.splitlines()[0][:500]
+    message = str(problem).strip() or type(problem).__name__
+    first_line = message.splitlines()[0][:500]
     if names & set(_OUT_OF_MEMORY):
-        # It would happen again at the same place, so it must not be retried.
+        # It would happen again at the same step, so it must not be retried.
         fix = "use a smaller micro batch, activation checkpointing, or LoRA"
         return Cause(UNKNOWN, f"out of GPU memory: {first_line}", "the GPU", fix)
-    lost = any(text in sentence.lower() for text in _LOST_SENTENCES)
+    lost = any(text in message.lower() for text in _LOST_MESSAGES)
     if names & set(_LOST_PEER) or (lost and isinstance(problem, RuntimeError | OSError)):
         fix = "look at the other pods' logs for the first cause; this pod starts again"
         return Cause(RetryableError.exit_code, first_line, "communication with a peer", fix)
-    fix = "this is a bug of ours: report it with the traceback in the log"
+    fix = "this is a bug in cogvx: report it with the traceback in the log"
     return Cause(UNKNOWN, f"{type(problem).__name__}: {first_line}", "the trainer", fix)
 
 
 def record_cause(problem: BaseException, environ: Mapping[str, str] = os.environ) -> Cause:
-    """Classify, and leave the cause for the launcher; does nothing more when nobody asked."""
+    """Classify, and write the cause for the launcher if COGVX_STATUS_FILE names a path."""
     cause = cause_of(problem)
     path = environ.get(STATUS_FILE)
     if path:
@@ -115,4 +115,4 @@ def _parse(file: Path) -> Cause | None:
             written=float(content.get("written", 0.0)),
         )
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # half a file of a process that was killed while writing says nothing
+        return None  # an incomplete file of a process that was killed while writing

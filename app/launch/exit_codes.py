@@ -1,8 +1,8 @@
-"""The exit codes of a pod, and how a child's end becomes one of them.
+"""The exit codes of a pod, and how the end of a child maps to them.
 
 Under `restartPolicy: ExitCode` the operator ends the job at 1 to 127 and makes a new pod at 128
-and above, so the number decides whether a month of training goes on. docs/exit_codes.md prints
-this table.
+and above, so the number decides whether a month of training continues. docs/exit_codes.md has this
+table.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ PREEMPTED = 143
 MEANINGS: dict[int, str] = {
     0: "finished",
     1: "unknown error (a bug), or a GPU out of memory",
-    2: "a wrong flag",
+    2: "wrong flag",
     65: "bad data, checkpoint or weights",
-    66: "an input is missing",
-    77: "no permission",
-    78: "the configuration is wrong",
+    66: "missing input",
+    77: "permission denied",
+    78: "invalid configuration",
     130: "interrupted (SIGINT)",
-    137: "killed (SIGKILL; mostly the memory limit)",
-    138: "a cause that a new start may fix: lost peer, storage outage, broken node",
+    137: "killed (SIGKILL; usually the memory limit)",
+    138: "a failure that a restart may fix: lost peer, storage outage, broken node",
     139: "segmentation fault (SIGSEGV)",
     143: "preempted (SIGTERM)",
 }
 
-# A watchdog of NCCL or gloo ends its process by abort() when a collective hangs or a peer is gone.
+# A watchdog of NCCL or gloo ends its process by abort() when a collective hangs or a peer is lost.
 _ABORT_MEANS = RETRYABLE
 
 
 def exit_code_of(returncode: int) -> int:
-    """Our exit code for a child's end.
+    """The exit code for the end of a child.
 
     Args:
         returncode: exit status, or minus the signal's number, as `subprocess` counts.
@@ -44,13 +44,13 @@ def exit_code_of(returncode: int) -> int:
     """
     if returncode < 0:
         return _ABORT_MEANS if returncode == -signal.SIGABRT else 128 - returncode
-    if returncode == 128 + signal.SIGABRT:  # a wrapper between us passed the number on
+    if returncode == 128 + signal.SIGABRT:  # passed on by a wrapper
         return _ABORT_MEANS
     return returncode if returncode in MEANINGS or returncode > 128 else UNKNOWN
 
 
 def meaning(code: int) -> str:
-    """One line for people."""
+    """One readable line."""
     if code in MEANINGS:
         return MEANINGS[code]
     return f"ended by signal {code - 128}" if code > 128 else MEANINGS[UNKNOWN]

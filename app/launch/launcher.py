@@ -1,4 +1,4 @@
-"""The life of a pod, from the environment to the exit code."""
+"""The life of a pod, from its environment to its exit code."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.distributed.environment import resolve_layout
+from app.distributed.layout import RankLayout
 from app.errors import CogvxError
 from app.launch.causes import STATUS_FILE, Cause, cause_of, first_cause, read_causes
 from app.launch.commands import PROGRAM, plan_start
-from app.launch.environment import resolve_placement
 from app.launch.exit_codes import (
     FINISHED,
     PREEMPTED,
@@ -23,7 +24,6 @@ from app.launch.exit_codes import (
     is_permanent,
     meaning,
 )
-from app.launch.placement import RankLayout
 from app.launch.processes import Ending, Supervisor, watching_signals
 from app.launch.wait import connect_once, resolve_once, wait_for_master
 
@@ -35,7 +35,7 @@ TERMINATION_LOG_BYTES = 4096  # what the kubelet keeps
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchOptions:
-    """How patient PID 1 is, and what it runs."""
+    """Time limits of PID 1, and what it runs."""
 
     wait_for_master_s: float = 1800.0  # image pull of the slowest node, an autoscaler
     grace_s: float = 300.0  # terminationGracePeriodSeconds of the pod
@@ -45,7 +45,7 @@ class LaunchOptions:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The exit code of the pod, and why when it is not 0."""
+    """The exit code of the pod, and its cause unless it is 0."""
 
     exit_code: int
     cause: Cause | None = None
@@ -55,18 +55,18 @@ def launch(command: Sequence[str], environ: Mapping[str, str], options: LaunchOp
     """Resolve, wait, start `cogvx <command>`, supervise, explain.
 
     Raises:
-        ConfigError: the environment contradicts itself; nothing was started.
+        ConfigError: the environment is contradictory; nothing was started.
     """
     try:
-        placement = resolve_placement(environ)
+        layout = resolve_layout(environ)
     except CogvxError as problem:
         _leave_message(options.termination_log, cause_of(problem))
         raise
-    log.info("placement", extra={"rank": placement.as_dict()})
+    log.info("placement", extra={"rank": layout.as_dict()})
     with watching_signals(), tempfile.TemporaryDirectory(prefix="cogvx-") as folder:
         status_file = Path(folder) / "status"
         variables = {**environ, STATUS_FILE: str(status_file)}
-        outcome = _supervise(placement, command, variables, options)
+        outcome = _supervise(layout, command, variables, options)
     if outcome.cause is not None:
         _leave_message(options.termination_log, outcome.cause)
     log.info("ended", extra={"exit_code": outcome.exit_code, "means": meaning(outcome.exit_code)})
@@ -74,20 +74,20 @@ def launch(command: Sequence[str], environ: Mapping[str, str], options: LaunchOp
 
 
 def _supervise(
-    placement: RankLayout,
+    layout: RankLayout,
     command: Sequence[str],
     environ: Mapping[str, str],
     options: LaunchOptions,
 ) -> Outcome:
-    start = plan_start(placement, command, environ, options.grace_s, options.program)
+    start = plan_start(layout, command, environ, options.grace_s, options.program)
     supervisor = Supervisor(max(1.0, options.grace_s - 10))
     try:
         if start.wait_for is not None:
-            attempt = connect_once if start.wait_for_port else resolve_once
+            probe = connect_once if start.wait_for_port else resolve_once
             waited_s = wait_for_master(
-                start.wait_for, options.wait_for_master_s, supervisor.pause, attempt
+                start.wait_for, options.wait_for_master_s, supervisor.pause, probe
             )
-            log.info("the master is there", extra={"waited_s": round(waited_s, 1)})
+            log.info("the master is up", extra={"waited_s": round(waited_s, 1)})
     except CogvxError as problem:
         return Outcome(problem.exit_code, cause_of(problem))
     ending = supervisor.run(start.argv, start.environ)
@@ -95,10 +95,11 @@ def _supervise(
 
 
 def conclude(ending: Ending, causes: list[Cause]) -> Outcome:
-    """The pod's exit code out of how the child ended and what its processes wrote.
+    """The exit code of the pod, from how the child ended and what its processes wrote.
 
-    A written cause beats the child's own code, since torchrun says 1 for everything. A child that
-    ends well was not stopped by what one of its processes wrote before (a retry that worked).
+    A written cause takes precedence over the child's own code, since torchrun returns 1 for
+    everything. A child that ended with 0 was not stopped by what one of its processes wrote before
+    (a retry that worked).
     """
     code = exit_code_of(ending.returncode)
     if code == FINISHED:
@@ -107,7 +108,7 @@ def conclude(ending: Ending, causes: list[Cause]) -> Outcome:
     if cause is not None:
         code = exit_code_of(cause.exit_code)
     if ending.stopped_by is not None and not (cause is not None and is_permanent(code)):
-        # Whatever broke while we were being preempted, the pod must come back.
+        # Whatever broke during the preemption, the pod must come back.
         code = 130 if ending.stopped_by == signal.SIGINT else PREEMPTED
     if cause is None:
         cause = Cause(code, *_unexplained(ending, code))
@@ -120,12 +121,12 @@ def _unexplained(ending: Ending, code: int) -> tuple[str, str, str]:
     if code == UNKNOWN:
         fix = "read the log above for the traceback"
         return f"the trainer ended with {ending.returncode}", "this pod", fix
-    fix = "137: raise the pod's memory limit or lower the data workers; else read the log above"
+    fix = "for 137 raise the pod's memory limit or use fewer data workers; else read the log above"
     return f"the trainer ended with {code}: {meaning(code)}", "this pod", fix
 
 
 def _leave_message(path: Path, cause: Cause) -> None:
-    """Write the cause where `kubectl describe pod` shows it; not every place has such a file."""
+    """Write the cause where `kubectl describe pod` shows it, if there is such a file."""
     if not path.exists() or not os.access(path, os.W_OK):
         return
     text = f"{cause.text()}\n{json.dumps({'exit_code': cause.exit_code})}\n"

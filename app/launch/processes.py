@@ -1,7 +1,7 @@
-"""One child and everything below it: start, forward signals, reap, leave nothing behind.
+"""One child and its descendants: start, forward signals, reap, leave nothing behind.
 
-Written for PID 1: signals are blocked and taken with sigtimedwait, so none is lost between two
-lines, and the kernel does not drop them as it drops unhandled signals of PID 1.
+Written for PID 1: signals are blocked and received with sigtimedwait, so none is lost in between,
+and the kernel does not drop them as it drops unhandled signals of PID 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How the child ended, as `subprocess` counts it, and the first signal that stopped us."""
+    """The return code of the child, as in `subprocess`, and the first signal that stopped us."""
 
     returncode: int
     stopped_by: signal.Signals | None
@@ -42,13 +42,8 @@ class Supervisor:
         self._stopped_by: signal.Signals | None = None
         self._kill_at: float | None = None
 
-    @property
-    def stopped_by(self) -> signal.Signals | None:
-        """The first signal that asked us to stop, if any."""
-        return self._stopped_by
-
     def pause(self, seconds: float) -> bool:
-        """Sleep; True when a signal asked us to stop before or meanwhile."""
+        """Sleep; True when a signal asked us to stop, before or meanwhile."""
         deadline = time.monotonic() + seconds
         while self._stopped_by is None:
             left = deadline - time.monotonic()
@@ -59,7 +54,7 @@ class Supervisor:
         return True
 
     def run(self, argv: Sequence[str], environ: Mapping[str, str]) -> Ending:
-        """Start the child, forward signals to it until it ends, then end what it left.
+        """Start the child, forward signals to it until it ends, then end what it left running.
 
         `argv[0]` is an absolute path. The child leads a process group of its own, so that Ctrl-C
         on a terminal reaches it once, through us.
@@ -105,7 +100,7 @@ class Supervisor:
 
 @contextmanager
 def watching_signals() -> Iterator[None]:
-    """Block the signals that `Supervisor` waits for, and adopt orphans, as PID 1 does anyway."""
+    """Block the signals that `Supervisor` waits for, and adopt orphans, as PID 1 always does."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     try:
@@ -132,7 +127,7 @@ def descendants(root: int) -> list[int]:
 
 
 def end_descendants() -> None:
-    """End every process below this one: SIGTERM, a moment, SIGKILL; none is left unreaped."""
+    """End every process below this one: SIGTERM, a pause, SIGKILL; all are reaped."""
     me = os.getpid()
     for pid in descendants(me):
         _send(pid, signal.SIGTERM)
@@ -158,7 +153,7 @@ def _parent_of(folder: Path) -> int | None:
     try:
         stat = (folder / "stat").read_text()
     except OSError:
-        return None  # it ended while we looked
+        return None  # it ended meanwhile
     # The name in parentheses may itself hold spaces and parentheses.
     return int(stat.rpartition(")")[2].split()[1])
 

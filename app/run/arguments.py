@@ -44,7 +44,7 @@ def get_args(
     Returns:
         Every argument of the table, the sections as `model_config`, `data_config` and
         `deepspeed_config`, `rank`, `world_size`, `local_rank`, `device`, `cuda`, `master_ip`,
-        `master_port`, and the typed configuration as `run_config`.
+        `master_port`, the same as `rank_info`, and the typed configuration as `run_config`.
 
     Raises:
         UsageError: a wrong flag.
@@ -114,18 +114,16 @@ def start_distributed(args: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     from app.distributed.groups import found_groups, process_groups
-    from app.distributed.neighbours import share_clips
-    from app.distributed.tensor_parallel import split_ranks
+    from app.distributed.sharing import share_clips, split_ranks
 
     args.cuda = torch.cuda.is_available()
     args.device = f"cuda:{args.local_rank}" if args.cuda else "cpu"
     device = torch.device(args.device)
-    rank = RankInfo.from_environment(os.environ)
     if dist.is_initialized():
-        groups = found_groups(rank, device)
+        groups = found_groups(args.rank_info, device)
     else:
         groups = _lifetime.enter_context(
-            process_groups(rank, device=device, backend=args.distributed_backend)
+            process_groups(args.rank_info, device=device, backend=args.distributed_backend)
         )
     groups = split_ranks(groups, _sharers(args.run_config))
     args.groups = share_clips(groups, _clip_sharers(args.run_config))
@@ -151,6 +149,7 @@ def _set_rank(args: argparse.Namespace, config: RunConfig, rank: RankInfo) -> No
     _check_device(config, rank)
     check_copies(rank.world_size, _sharers(config))
     check_clip_groups(rank.world_size, _clip_sharers(config))
+    args.rank_info = rank  # read once: another reading may find another free port
     args.rank = rank.rank
     args.world_size = rank.world_size
     args.local_rank = rank.local_rank

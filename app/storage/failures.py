@@ -1,6 +1,7 @@
-"""Why a request failed, in the classes that decide what happens next, and as an error to users.
+"""Why a request failed: as a class that decides what happens next, and as an error for users.
 
-Library free: `s3_bulk.failure_of` turns a client's exception into a `StorageFailure`.
+No client library here: `s3_bulk.s3_failure` and `http_client.http_failure` turn exceptions into
+it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class StorageFailure(Exception):
 
     Args:
         kind: its class.
-        detail: one line for people, without secrets.
+        detail: one readable line, without secrets.
         code: the server's error code, when it gave one.
         progressed: bytes arrived before it failed, so the next try has less to do.
     """
@@ -105,7 +106,7 @@ def permanent_error(failure: StorageFailure, what: str, where: str) -> CogvxErro
 
     Args:
         failure: the last failed request.
-        what: the operation in words, for the message ("reading").
+        what: the operation, for the message ("reading").
         where: URL of the object or folder.
     """
     kind, detail = failure.kind, failure.detail
@@ -114,7 +115,7 @@ def permanent_error(failure: StorageFailure, what: str, where: str) -> CogvxErro
         return ObjectMissingError(
             f"{what}: there is no such {thing}",
             where=where,
-            fix="check the URL, and that the upload to it was finished",
+            fix="check the URL, and that the upload to it has finished",
         )
     if kind is FailureKind.DENIED:
         return AccessDeniedError(
@@ -133,18 +134,27 @@ def permanent_error(failure: StorageFailure, what: str, where: str) -> CogvxErro
         return DataError(
             f"{what}: {detail}",
             where=where,
-            fix="the object is not what its description says; write it again",
+            fix="the object does not match its description; write it again",
         )
     if kind is FailureKind.TLS:
         return ConfigError(
-            f"{what}: the server's certificate was not accepted ({detail})",
+            f"{what}: the server's certificate was rejected ({detail})",
             where=where,
-            fix="set AWS_CA_BUNDLE to the file with your authority's certificate",
+            fix="set AWS_CA_BUNDLE to the file with the certificate of your authority",
         )
     return ConfigError(
-        f"{what}: the server refused the request ({detail})",
+        f"{what}: the server rejected the request ({detail})",
         where=where,
         fix="check endpoint, region and bucket name",
+    )
+
+
+def size_error(where: str, found: int, expected: int) -> DataError:
+    """The error for an object or file whose size differs from what is recorded."""
+    return DataError(
+        f"it has {found} bytes, expected {expected}",
+        where=where,
+        fix="it was truncated or replaced; write it again, or rewrite its manifest",
     )
 
 

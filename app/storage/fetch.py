@@ -1,4 +1,4 @@
-"""Input files and folders (weights, text encoder, VAE): local ones as they are, remote ones once.
+"""Input files and folders (weights, text encoder, VAE): local ones in place, remote ones once.
 
 One download per node: the processes of a node share `cache_dir`, the first one holds a lock and
 the others find its result. The kernel frees the lock when a process dies.
@@ -27,14 +27,14 @@ def fetch(url: str, cache_dir: Path) -> Path:
 
     Args:
         url: a local path, returned as it is, or `s3://bucket/key` of an object or folder.
-        cache_dir: on this node's disk, shared by its processes; made when missing.
+        cache_dir: on this node's disk, shared by its processes; created if missing.
 
     Returns:
         The path; its last part is the last part of the URL. Do not write to it.
 
     Raises:
         InputMissingError: nothing is there; names the URL.
-        DataError: what came has another size than the listing says.
+        DataError: a downloaded file differs in size from the listing.
     """
     if not is_remote(url):
         path = Path(
@@ -47,12 +47,12 @@ def fetch(url: str, cache_dir: Path) -> Path:
                 fix="check the path, and that its volume is mounted",
             )
         return path
-    open_storage(url)  # refuses what no storage is for
+    open_storage(url)  # rejects other schemes
     if not url.lower().startswith("s3://"):
         raise ConfigError(
-            f"files are not fetched from {url.partition(':')[0]}://",
+            f"cannot fetch files from {url.partition(':')[0]}://",
             where=url,
-            fix="put it into a bucket, or name a local path",
+            fix="put the file into a bucket, or give a local path",
         )
     bucket, key = split_s3_url(url)
     storage = open_storage(f"s3://{bucket}")
@@ -68,8 +68,8 @@ def fetch(url: str, cache_dir: Path) -> Path:
     return target
 
 
-def version_of(url: str) -> str:
-    """A word that changes when the file or folder does: of names, sizes and versions.
+def file_version(url: str) -> str:
+    """A digest of names, sizes and versions, which changes when the file or folder does.
 
     Raises:
         InputMissingError: nothing is there.
@@ -100,13 +100,13 @@ def _entries(storage: Storage, key: str, url: str) -> list[Entry]:
         raise InputMissingError(
             "there is no such object or folder",
             where=url,
-            fix="check the URL, and that the upload to it was finished",
+            fix="check the URL, and that the upload to it has finished",
         )
     return entries
 
 
 def _digest(storage: Storage, entries: list[Entry]) -> str:
-    """Name of the cached copy: another version of an object is another name."""
+    """Name of the cached copy; each version of an object has its own."""
     digest = hashlib.sha256(storage.url.encode())
     for entry in entries:
         version = entry.etag or f"modified {entry.modified}"
@@ -116,7 +116,7 @@ def _digest(storage: Storage, entries: list[Entry]) -> str:
 
 def _download(storage: Storage, key: str, entries: list[Entry], target: Path) -> None:
     folder = target.parent
-    part = folder.with_suffix(".part")  # ours alone: we hold the lock
+    part = folder.with_suffix(".part")  # only this process writes it: it holds the lock
     if part.exists():
         shutil.rmtree(part)
     (part / target.name).parent.mkdir(parents=True)

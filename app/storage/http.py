@@ -1,7 +1,7 @@
-"""Files below an http(s) address as a Storage that can only be read.
+"""Files under an http(s) address as a read-only Storage.
 
-Such servers have no listing. The index pages that most of them make are read instead; where there
-is none, files are found by name (`stat`) only.
+Such servers cannot list files. The index pages that most of them generate are read instead; without
+one, files are found by name (`stat`) only.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TypeVar, cast
 from urllib.parse import urlsplit
 
-from app.errors import AccessDeniedError, ConfigError, DataError
-from app.storage.failures import StorageFailure
+from app.errors import AccessDeniedError, ConfigError
+from app.storage.failures import StorageFailure, size_error
 from app.storage.http_client import HttpClient
 from app.storage.keys import check_key, check_prefix
-from app.storage.objects import PIECE_BYTES, Entry, ObjectMissingError, Receipt, Upload
+from app.storage.objects import Entry, ObjectMissingError, Receipt, Upload
 from app.storage.retry import Clock, Retrier, Streams
 from app.storage.s3_bulk import BulkClient
 from app.storage.settings import StorageSettings
@@ -25,7 +25,7 @@ from app.storage.transfer import Transfers
 T = TypeVar("T")
 
 SCHEMES = ("http", "https")
-DEEPEST = 16  # folders below each other
+DEEPEST = 16  # nested folders
 LISTING_STREAMS = 8
 
 
@@ -73,54 +73,27 @@ class HttpStorage:
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         """See Storage.read_range."""
         where = f"{self.url}/{check_key(key, self.url)}"
-        if not 0 <= start <= stop:
-            raise DataError(f"there is no range {start}-{stop}", where=where, fix="check it")
-        buffer = bytearray(stop - start)
-
-        def keep(data: bytes, offset: int) -> None:
-            buffer[offset - start : offset - start + len(data)] = data
-
-        if buffer:
-            self._transfers.read(key, where, (start, stop), keep, None)
-        return bytes(buffer)
+        return self._transfers.read_bytes(key, where, start, stop)
 
     def download(self, key: str, path: Path, expect: Entry | Receipt | None = None) -> Receipt:
         """See Storage.download."""
         where = f"{self.url}/{check_key(key, self.url)}"
         described = self.stat(key)
         if expect is not None and described.size_bytes != expect.size_bytes:
-            raise DataError(
-                f"the file has {described.size_bytes} bytes, expected {expect.size_bytes}",
-                where=where,
-                fix="it was cut or replaced; put the right one there, or make its manifest again",
-            )
-        digests: tuple[str, ...] = ()
-        part = path.with_name(f".{path.name}.part-http")
-        try:
-            if described.size_bytes:
-                etag = described.etag
-                digests = self._transfers.download(key, where, part, described.size_bytes, etag)
-            else:
-                part.touch()
-            if isinstance(expect, Receipt) and digests != expect.sha256:
-                raise DataError(
-                    "the file has other digests than recorded", where=where, fix="upload it again"
-                )
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        return Receipt(key, described.size_bytes, PIECE_BYTES, digests)
+            raise size_error(where, described.size_bytes, expect.size_bytes)
+        expect = expect if isinstance(expect, Receipt) else described
+        return self._transfers.download(key, where, path, described.size_bytes, expect)
 
     def write_small(self, key: str, data: bytes) -> None:
-        """Refused."""
+        """Not supported."""
         raise self._read_only(key)
 
     def upload(self, path: Path, key: str) -> Receipt:
-        """Refused."""
+        """Not supported."""
         raise self._read_only(key)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Refused, unless there is nothing to delete."""
+        """Not supported, unless there is nothing to delete."""
         for key in keys:
             raise self._read_only(key)
 
@@ -132,7 +105,7 @@ class HttpStorage:
         """Nothing to abort."""
 
     def check_reachable(self, deadline_s: float | None = None) -> None:
-        """See Storage.check_reachable: an answer of any kind will do."""
+        """See Storage.check_reachable: any answer will do."""
 
         def request() -> None:
             try:
@@ -146,10 +119,6 @@ class HttpStorage:
     def identity(self) -> dict[str, str]:
         """See Storage.identity."""
         return {"url": self.url, "endpoint": self.url, "credentials": "none"}
-
-    def stop_by(self, moment_s: float | None) -> None:
-        """See Storage.stop_by."""
-        self._retrier.stop_by(moment_s)
 
     def _walk(self, folder: str, depth: int) -> Sequence[str]:
         files, folders = self._page(folder)
@@ -168,7 +137,7 @@ class HttpStorage:
                 "this server shows no list of its files",
                 where=f"{self.url}/{folder}",
                 fix="name the files (https://host/folder/x-{000..123}.tar), or put the "
-                "dataset.manifest.json of `cogvx data pack` beside them",
+                "dataset.manifest.json of `cogvx data pack` into their folder",
             ) from error
 
     def _ask(self, request: Callable[[], T], what: str, key: str) -> T:
@@ -178,13 +147,13 @@ class HttpStorage:
             raise AccessDeniedError(
                 error.what,
                 where=error.where,
-                fix="http(s) data is read without a login: make it public, or copy it to a "
+                fix="http(s) data is read without credentials: make it public, or copy it to a "
                 "folder or bucket",
             ) from error
 
     def _read_only(self, key: str) -> AccessDeniedError:
         return AccessDeniedError(
-            "nothing can be written over http",
+            "cannot write over http",
             where=f"{self.url}/{key}",
             fix="write to a folder or an s3:// prefix",
         )
@@ -194,7 +163,7 @@ def checked_address(url: str) -> str:
     """An http(s) URL of a folder, without a slash at its end.
 
     Raises:
-        ConfigError: no host, a login in the URL, or a query. The text is not repeated then:
+        ConfigError: no host, credentials in the URL, or a query. The text is not repeated:
             people put passwords into URLs.
     """
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import email.utils
 import http.client
 import ssl
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -16,11 +15,11 @@ from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
+from app.storage.bodies import check_etag, drain
 from app.storage.failures import FailureKind, StorageFailure, kind_of_answer
 from app.storage.objects import Entry
 from app.storage.settings import StorageSettings
 
-_BLOCK_BYTES = 128 * 1024
 _LARGEST_PAGE_BYTES = 64 << 20
 _NO_HEAD = (403, 405, 501)  # servers and signed addresses that answer GET only
 
@@ -79,19 +78,15 @@ class HttpClient:
         """As BulkClient.read_range: bytes [start, stop) to `sink`; the size of the object."""
         with self._request("GET", key, f"bytes={start}-{stop - 1}") as answer:
             total = _check_range(answer, start, stop)
-            found = _etag(answer.headers)
-            if etag and found and etag != found:
-                raise StorageFailure(
-                    FailureKind.CHANGED, f"its ETag was {etag} and is {found}: it changed"
-                )
-            self._drain(answer, stop - start, sink)
+            check_etag(etag, _etag(answer.headers))
+            self._drain(answer, sink, stop - start)
         return total
 
     def page(self, folder: str) -> tuple[list[str], list[str]]:
         """(files, folders) that the index page of a folder links to, names only.
 
         Raises:
-            StorageFailure: REQUEST, when what is there is no page of links.
+            StorageFailure: REQUEST, when it is not a page of links.
         """
         with self._request("GET", folder) as answer:
             if "html" not in answer.headers.get("Content-Type", ""):
@@ -121,43 +116,27 @@ class HttpClient:
         try:
             return self._opener.open(request, timeout=self._settings.read_timeout_s)
         except Exception as error:
-            raise failure_of(error) from error
+            raise http_failure(error) from error
 
-    def _drained(self, answer: Any, size: int | None, limit: int | None = None) -> bytes:
-        pieces: list[bytes] = []
-        self._drain(answer, size, pieces.append, limit)
-        return b"".join(pieces)
+    def _drained(self, answer: Any, count: int | None, limit: int | None = None) -> bytes:
+        blocks: list[bytes] = []
+        self._drain(answer, blocks.append, count, limit)
+        return b"".join(blocks)
 
     def _drain(
         self,
         answer: Any,
-        count: int | None,
         sink: Callable[[bytes], None],
+        count: int | None,
         limit: int | None = None,
     ) -> None:
-        """Read the body, block by block; `count` bytes, or to its end."""
-        arrived, window, began = 0, 0, time.monotonic()
-        while count is None or arrived < count:
-            wanted = _BLOCK_BYTES if count is None else min(_BLOCK_BYTES, count - arrived)
+        def block(size: int) -> bytes:
             try:
-                block = answer.read1(wanted)
+                return bytes(answer.read1(size))
             except Exception as error:
-                raise failure_of(error, progressed=arrived > 0) from error
-            if not block:
-                break
-            sink(block)
-            arrived, window = arrived + len(block), window + len(block)
-            if limit is not None and arrived > limit:
-                raise StorageFailure(FailureKind.REQUEST, f"the page has over {limit} bytes")
-            seconds = time.monotonic() - began
-            if seconds > self._settings.slow_window_s:
-                if window < self._settings.slow_bytes_per_s * seconds:
-                    detail = f"{window} bytes in {seconds:.0f} s"
-                    raise StorageFailure(FailureKind.SLOW, detail, progressed=True)
-                window, began = 0, time.monotonic()
-        if count is not None and arrived < count:
-            detail = f"the answer ended after {arrived} of {count} bytes"
-            raise StorageFailure(FailureKind.CONNECTION, detail, progressed=arrived > 0)
+                raise http_failure(error) from error
+
+        drain(block, sink, self._settings, count, limit)
 
 
 class _Links(HTMLParser):
@@ -172,7 +151,7 @@ class _Links(HTMLParser):
             self.found += [value for name, value in attrs if name == "href" and value]
 
 
-def failure_of(error: Exception, *, progressed: bool = False) -> StorageFailure:
+def http_failure(error: Exception) -> StorageFailure:
     """The class of a failure of the standard library's client."""
     if isinstance(error, urllib.error.HTTPError):
         error.close()
@@ -183,23 +162,23 @@ def failure_of(error: Exception, *, progressed: bool = False) -> StorageFailure:
         return StorageFailure(FailureKind.TLS, reason.verify_message)
     if isinstance(reason, OSError | http.client.HTTPException):
         detail = str(reason) or type(reason).__name__
-        return StorageFailure(FailureKind.CONNECTION, detail, progressed=progressed)
+        return StorageFailure(FailureKind.CONNECTION, detail)
     if isinstance(error, urllib.error.URLError | ValueError):
         return StorageFailure(FailureKind.REQUEST, str(reason))
     raise error
 
 
 def _check_range(answer: Any, start: int, stop: int) -> int:
-    """Size of the whole object, after checking that the answer is the range that was asked for."""
+    """Size of the whole object, after checking that the answer is the requested range."""
     total = _total(answer.headers)
     span = answer.headers.get("Content-Range")
     if span is None:
         # The whole object instead of a range: fine where the range is the whole object.
         if answer.status == 200 and (start, stop) == (0, total):
             return total
-        raise StorageFailure(FailureKind.REQUEST, "the server gives no ranges of files")
+        raise StorageFailure(FailureKind.REQUEST, "the server does not support ranges")
     if span.rpartition("/")[0] != f"bytes {start}-{stop - 1}":
-        raise StorageFailure(FailureKind.WRONG_DATA, f"asked for {start}-{stop - 1}, got {span}")
+        raise StorageFailure(FailureKind.WRONG_DATA, f"requested {start}-{stop - 1}, got {span}")
     length = answer.headers.get("Content-Length")
     if length is not None and int(length) != stop - start:
         raise StorageFailure(
@@ -212,7 +191,7 @@ def _total(headers: Any) -> int:
     span = headers.get("Content-Range")
     size = span.rpartition("/")[2] if span else headers.get("Content-Length", "")
     if not str(size).isdigit():
-        raise StorageFailure(FailureKind.REQUEST, "the server does not say how large the file is")
+        raise StorageFailure(FailureKind.REQUEST, "the server does not give the size of the file")
     return int(size)
 
 

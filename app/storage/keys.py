@@ -1,4 +1,4 @@
-"""Which object keys we accept, and which we make."""
+"""Which object keys are accepted, and which cogvx writes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_key(key: str, where: str) -> str:
     )
     if bad:
         raise DataError(
-            f"{key[:200]!r} is not a key that we read or write",
+            f"{key[:200]!r} is not a valid key",
             where=where,
             fix="a key is relative, has no empty, '.' or '..' part and at most 1024 bytes",
         )
@@ -35,15 +35,15 @@ def check_key(key: str, where: str) -> str:
 
 
 def check_own_key(key: str, where: str) -> str:
-    """Return a key fit for objects that we make: lower case, digits, `.`, `_`, `-`, `/`.
+    """Return a key fit for objects that cogvx writes: lower case, digits, `.`, `_`, `-`, `/`.
 
     Raises:
-        DataError: the key has anything else.
+        DataError: the key has other characters.
     """
     check_key(key, where)
     if OWN_KEY.fullmatch(key) is None:
         raise DataError(
-            f"{key[:200]!r} is not a name for an object of ours",
+            f"{key[:200]!r} is not a valid name for an object that cogvx writes",
             where=where,
             fix="use lower-case letters, digits, '.', '_', '-' and '/' only",
         )

@@ -1,4 +1,4 @@
-"""Objects as files below a folder, with the same promises as a bucket."""
+"""Objects as files under a folder, with the same guarantees as a bucket."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from pathlib import Path
 
 from app.errors import AccessDeniedError, DataError, InputMissingError
 from app.storage.digests import file_digests, wrong_piece
+from app.storage.failures import size_error
 from app.storage.keys import check_key, check_prefix
 from app.storage.objects import PIECE_BYTES, Entry, ObjectMissingError, Receipt, Upload
 
-# `.<name>.part-<id>`: a write that was begun; what a killed process leaves.
+# `.<name>.part-<id>`: an unfinished write, which a killed process leaves behind.
 _PART = re.compile(r"\.(?P<name>.+)\.part-(?P<id>[0-9]+-[0-9a-f]{8})")
 
 
 class LocalStorage:
-    """A folder as a Storage; it is made by the first write."""
+    """A folder as a Storage; the first write creates it."""
 
     def __init__(self, root: Path) -> None:
         self.url = str(root)
@@ -71,9 +72,9 @@ class LocalStorage:
             data = file.read(max(stop - start, 0))
         if not 0 <= start <= stop or len(data) != stop - start:
             raise DataError(
-                f"asked for bytes {start}-{stop - 1}, the file has {len(data)} of them",
+                f"requested bytes {start}-{stop - 1}, the file has {len(data)} of them",
                 where=self._where(key),
-                fix="it was cut or replaced; write it again",
+                fix="it was truncated or replaced; write it again",
             )
         return data
 
@@ -83,18 +84,14 @@ class LocalStorage:
             receipt = _copy(self._path(key), path, key)
         if expect is not None and expect.size_bytes != receipt.size_bytes:
             path.unlink()
-            raise DataError(
-                f"the file has {receipt.size_bytes} bytes, expected {expect.size_bytes}",
-                where=self._where(key),
-                fix="it was cut or replaced; write it again, or make its manifest again",
-            )
+            raise size_error(self._where(key), receipt.size_bytes, expect.size_bytes)
         if isinstance(expect, Receipt):
             digests = file_digests(path, expect.piece_bytes)
             index = wrong_piece(expect.sha256, digests)
             if index is not None:
                 path.unlink()
                 raise DataError(
-                    f"piece {index} has another sha256 than recorded",
+                    f"piece {index} has a different sha256 than recorded",
                     where=self._where(key),
                     fix="the file is damaged; write it again or take another one",
                 )
@@ -139,7 +136,7 @@ class LocalStorage:
             self._prune(part.parent)
 
     def check_reachable(self, deadline_s: float | None = None) -> None:
-        """See Storage.check_reachable: the folder is there, or can be made."""
+        """See Storage.check_reachable: the folder exists, or can be created."""
         place = self._root.absolute()
         while not place.exists() and place != place.parent:
             place = place.parent
@@ -150,17 +147,14 @@ class LocalStorage:
         needed = os.R_OK | os.X_OK if place == self._root.absolute() else os.W_OK | os.X_OK
         if not os.access(place, needed):
             raise AccessDeniedError(
-                "we may not use this folder",
+                "no permission to use this folder",
                 where=str(place),
-                fix="change its owner or mode, or name another",
+                fix="change its owner or mode, or name another folder",
             )
 
     def identity(self) -> dict[str, str]:
         """See Storage.identity."""
         return {"url": self.url, "endpoint": "local", "credentials": f"uid {os.getuid()}"}
-
-    def stop_by(self, moment_s: float | None) -> None:
-        """See Storage.stop_by: nothing here is ever repeated."""
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key, self.url)
@@ -178,7 +172,7 @@ class LocalStorage:
         with self._errors(prefix):
             if not start.is_dir():
                 return
-            # os.walk and not rglob: a file that vanishes while we list is no error.
+            # os.walk and not rglob: a file that vanishes during the listing is not an error.
             for folder, _, names in os.walk(start):
                 for name in names:
                     path = Path(folder) / name
@@ -211,9 +205,9 @@ class LocalStorage:
             raise self._missing(key) from error
         except PermissionError as error:
             raise AccessDeniedError(
-                "the file system denied it",
+                "permission denied by the file system",
                 where=self._where(key),
-                fix="change owner or mode of the file or its folder",
+                fix="change the owner or mode of the file or its folder",
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Where this node keeps files that it can fetch or make again."""
+"""Where this node keeps files that it can fetch or create again."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What storage offers: objects by key, and what is known about them.
+"""What a storage offers: objects by key, and facts about them.
 
-A key is relative to the storage's root, with `/` between its parts. Two implementations ship:
-`local.LocalStorage` and `s3.S3Storage`; one contract test runs against both.
+A key is relative to the storage's root, with `/` between its parts. Three implementations
+ship: `local.LocalStorage`, `s3.S3Storage` and, to read only, `http.HttpStorage`; one contract test
+runs against them.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An upload that was begun and neither completed nor aborted."""
+    """An upload that was started and neither completed nor aborted."""
 
     key: str
     upload_id: str
 
 
 class Storage(Protocol):
-    """Objects by key. Implemented by local.py and s3.py.
+    """Objects by key. Implemented by local.py, s3.py and, to read, http.py.
 
     Every call may raise AccessDeniedError (77), and RetryableError (138) when the storage does
     not answer before the deadline. Messages name the URL of the object, never a secret.
@@ -94,7 +95,7 @@ class Storage(Protocol):
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; one that is not there is fine."""
+        """Delete objects; one that does not exist is fine."""
         ...
 
     def list_uploads(self, prefix: str = "") -> Sequence[Upload]:
@@ -102,21 +103,17 @@ class Storage(Protocol):
         ...
 
     def abort_upload(self, upload: Upload) -> None:
-        """Throw an unfinished upload away; one that is not there is fine."""
+        """Discard an unfinished upload; one that does not exist is fine."""
         ...
 
     def check_reachable(self, deadline_s: float | None = None) -> None:
-        """Ask once, before any work, whether the place is there and we may use it.
+        """Check once, before any work, that the place exists and may be used.
 
         Raises InputMissingError (no such bucket), AccessDeniedError, or RetryableError when
-        nobody answers within `deadline_s` (default: the deadline of every operation).
+        there is no answer within `deadline_s` (default: the deadline of every operation).
         """
         ...
 
     def identity(self) -> dict[str, str]:
-        """Where we store and as whom: names of providers and endpoints, never a secret."""
-        ...
-
-    def stop_by(self, moment_s: float | None) -> None:
-        """No retry starts after this moment of `time.monotonic()` (the pod is being ended)."""
+        """Which storage, whose credentials: names of endpoints and providers, never a secret."""
         ...

@@ -34,7 +34,7 @@ def local_path(url: str) -> Path:
 def open_storage(url: str, settings: StorageSettings | None = None) -> Storage:
     """Open a folder (a path or file:// URL), an `s3://bucket/prefix`, or (to read) an http URL.
 
-    Nothing is asked of the storage yet: `check_reachable` does that.
+    No request is made yet: `check_reachable` does that.
 
     Args:
         url: the root; keys are relative to it.
@@ -67,13 +67,13 @@ def split_s3_url(url: str) -> tuple[str, str]:
     """Bucket and key (without slashes at its ends, may be empty) of an s3:// URL.
 
     Raises:
-        ConfigError: the bucket's name or the key is not possible.
+        ConfigError: the name of the bucket or the key is invalid.
     """
     bucket, _, key = url.partition("://")[2].partition("/")
     key = key.strip("/")
     if _BUCKET.fullmatch(bucket) is None:
         raise ConfigError(
-            "this is not the name of a bucket",
+            "this is not a valid bucket name",
             where=f"s3://{bucket.rpartition('@')[2]}",  # no password that somebody put there
             fix="write s3://bucket/prefix: 3 to 63 of a-z, 0-9, '.', '-'",
         )

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from app.errors import CogvxError
 from app.storage.failures import (
     ALWAYS_RETRIED,
     FailureKind,
@@ -82,7 +81,7 @@ class Streams:
 
 
 class Retrier:
-    """Runs a request until it works, cannot work, or its time is over.
+    """Runs a request until it works, cannot work, or its time is up.
 
     Args:
         deadline_s: time for one operation, retries included.
@@ -103,11 +102,6 @@ class Retrier:
         self._clock = clock
         self._refresh = refresh
         self._throttled = throttled
-        self._stop_by: float | None = None
-
-    def stop_by(self, moment_s: float | None) -> None:
-        """No retry starts after this moment of the monotonic clock."""
-        self._stop_by = moment_s
 
     def run(
         self,
@@ -131,12 +125,21 @@ class Retrier:
             CogvxError: the leaf that fits the last failure (failures.py).
         """
         started = self._clock.monotonic()
-        state = _Attempts(started, deadline_s if deadline_s is not None else self._deadline_s)
+        history = _FailureHistory(fresh)
         while True:
             try:
                 return call()
             except StorageFailure as failure:
-                wait_s = self._wait_or_raise(failure, state, _Place(what, where, fresh))
+                elapsed_s = self._clock.monotonic() - started
+                left_s = (self._deadline_s if deadline_s is None else deadline_s) - elapsed_s
+                if not history.may_retry(failure):
+                    if failure.kind is FailureKind.EXPIRED:
+                        raise deadline_error(failure, what, where, elapsed_s) from failure
+                    raise permanent_error(failure, what, where) from failure
+                wait_s = self._prepare(failure, history)
+                if left_s <= 0:
+                    raise deadline_error(failure, what, where, elapsed_s) from failure
+                wait_s = min(wait_s, left_s)  # the last try comes at the deadline
                 self.counts[failure.kind.value] += 1
                 log.info(
                     "storage request repeated",
@@ -149,50 +152,28 @@ class Retrier:
                 )
             self._clock.sleep(wait_s)
 
-    def _wait_or_raise(self, failure: StorageFailure, state: _Attempts, place: _Place) -> float:
-        """Seconds to wait before the next try; raises when there is none."""
-        if not state.may_retry(failure, place.fresh):
-            raise self._final(failure, state, place) from failure
+    def _prepare(self, failure: StorageFailure, history: _FailureHistory) -> float:
+        """Do what the failure calls for before the next try; seconds to wait for it."""
         if failure.kind is FailureKind.EXPIRED:
             self._refresh()
         if failure.kind is FailureKind.THROTTLED:
             self._throttled()
-        wait_s = self._clock.uniform(0.0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**state.in_a_row))
-        state.note(failure)
-        now = self._clock.monotonic()
-        end = state.started + state.deadline_s
-        if self._stop_by is not None:
-            end = min(end, self._stop_by)
-        if now >= end:
-            raise deadline_error(failure, place.what, place.where, now - state.started) from failure
-        return min(wait_s, end - now)  # the last try comes at the deadline
-
-    def _final(self, failure: StorageFailure, state: _Attempts, place: _Place) -> CogvxError:
-        if failure.kind is FailureKind.EXPIRED:
-            seconds = self._clock.monotonic() - state.started
-            return deadline_error(failure, place.what, place.where, seconds)
-        return permanent_error(failure, place.what, place.where)
+        wait_s = self._clock.uniform(0.0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**history.in_a_row))
+        history.note(failure)
+        return wait_s
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    what: str
-    where: str
-    fresh: bool
+class _FailureHistory:
+    """The failures so far of one operation."""
 
-
-class _Attempts:
-    """What happened so far in one operation."""
-
-    def __init__(self, started: float, deadline_s: float) -> None:
-        self.started = started
-        self.deadline_s = deadline_s
+    def __init__(self, fresh: bool) -> None:
         self.in_a_row = 0  # failures without a byte of progress; sets the back-off
+        self._fresh = fresh
         self._seen: Counter[FailureKind] = Counter()
         self._last_wrong = ""
         self._same_wrong = 0
 
-    def may_retry(self, failure: StorageFailure, fresh: bool) -> bool:
+    def may_retry(self, failure: StorageFailure) -> bool:
         kind = failure.kind
         if kind in ALWAYS_RETRIED:
             return True
@@ -202,7 +183,7 @@ class _Attempts:
             same = self._same_wrong + 1 if failure.detail == self._last_wrong else 1
             return same < SAME_WRONG_ANSWERS
         if kind is FailureKind.MISSING:
-            return fresh and self._seen[kind] < FRESH_RETRIES
+            return self._fresh and self._seen[kind] < FRESH_RETRIES
         return False
 
     def note(self, failure: StorageFailure) -> None:

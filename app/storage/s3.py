@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from app.errors import DataError, InputMissingError
-from app.storage.failures import FailureKind, StorageFailure
+from app.storage.failures import FailureKind, StorageFailure, size_error
 from app.storage.keys import check_key, check_prefix
-from app.storage.objects import PIECE_BYTES, Entry, ObjectMissingError, Receipt, Upload
+from app.storage.objects import Entry, ObjectMissingError, Receipt, Upload
 from app.storage.retry import Clock, Retrier, Streams
 from app.storage.s3_bulk import BulkClient, credential_provider
 from app.storage.s3_control import ControlClient
@@ -93,7 +93,7 @@ class S3Storage:
         check_prefix(prefix, self.url)
         entries, _ = self._pages(self._prefix + prefix, "")
         skip = len(self._prefix)
-        # Consoles make empty "folder" objects; they are nothing.
+        # Consoles create empty "folder" objects, which are not data.
         found = [
             Entry(entry.key[skip:], entry.size_bytes, entry.etag, entry.modified)
             for entry in entries
@@ -133,42 +133,17 @@ class S3Storage:
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         """See Storage.read_range."""
-        where, whole = self._where(key), self._whole(key)
-        if not 0 <= start <= stop:
-            raise DataError(f"there is no range {start}-{stop}", where=where, fix="check it")
-        if start == stop:
-            return b""
-        buffer = bytearray(stop - start)
-
-        def keep(data: bytes, offset: int) -> None:
-            buffer[offset - start : offset - start + len(data)] = data
-
-        self._transfers.read(whole, where, (start, stop), keep, None)
-        return bytes(buffer)
+        return self._transfers.read_bytes(self._whole(key), self._where(key), start, stop)
 
     def download(self, key: str, path: Path, expect: Entry | Receipt | None = None) -> Receipt:
         """See Storage.download."""
         where, whole = self._where(key), self._whole(key)
         described = expect if expect is not None and expect.size_bytes else self.stat(key)
         if expect is not None and described.size_bytes != expect.size_bytes:
-            raise DataError(
-                f"the object has {described.size_bytes} bytes, expected {expect.size_bytes}",
-                where=where,
-                fix="it was cut or replaced; write it again, or make its manifest again",
-            )
-        etag = described.etag if isinstance(described, Entry) else None
-        temporary = path.with_name(f".{path.name}.part-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-        try:
-            digests = self._transfers.download(whole, where, temporary, described.size_bytes, etag)
-            piece_bytes = PIECE_BYTES
-            if isinstance(expect, Receipt):
-                piece_bytes = expect.piece_bytes
-                if piece_bytes != PIECE_BYTES or digests != expect.sha256:
-                    digests = self._transfers.fetch_broken_pieces(whole, where, temporary, expect)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return Receipt(key, described.size_bytes, piece_bytes, digests)
+            raise size_error(where, described.size_bytes, expect.size_bytes)
+        expect = expect or described
+        receipt = self._transfers.download(whole, where, path, described.size_bytes, expect)
+        return replace(receipt, key=key)
 
     def write_small(self, key: str, data: bytes) -> None:
         """See Storage.write_small."""
@@ -233,7 +208,7 @@ class S3Storage:
             raise InputMissingError(
                 f"there is no bucket {self._bucket!r}",
                 where=self._place(),
-                fix="make it, or correct its name",
+                fix="create it, or correct its name",
             ) from missing
 
     def identity(self) -> dict[str, str]:
@@ -244,10 +219,6 @@ class S3Storage:
             "region": self._settings.region,
             "credentials": credential_provider(),
         }
-
-    def stop_by(self, moment_s: float | None) -> None:
-        """See Storage.stop_by."""
-        self._retrier.stop_by(moment_s)
 
     def _pages(self, prefix: str, delimiter: str) -> tuple[Sequence[Entry], Sequence[str]]:
         entries: list[Entry] = []

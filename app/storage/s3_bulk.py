@@ -1,13 +1,12 @@
 """Bulk bytes from and to S3: plain synchronous botocore, one request per call, no retries.
 
-The only module that imports botocore (it comes with s3fs). It also names the class of every
-failure that either client library raises.
+The only module that imports botocore (it comes with s3fs). It also classifies the failures
+of both client libraries.
 """
 
 from __future__ import annotations
 
 import http.client
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -31,12 +30,12 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError as TransportError
 
+from app.storage.bodies import check_etag, drain
 from app.storage.digests import content_md5
 from app.storage.failures import FailureKind, StorageFailure, kind_of_answer
 from app.storage.settings import StorageSettings
 
-# Small enough to notice a connection that drips, large enough to cost no time.
-_BLOCK_BYTES = 128 * 1024
+_TRANSPORT = (BotoCoreError, TransportError, OSError, http.client.HTTPException)
 
 
 def client_options(settings: StorageSettings) -> dict[str, Any]:
@@ -100,51 +99,25 @@ class BulkClient:
             Size of the whole object, as the answer says.
 
         Raises:
-            StorageFailure: anything else than exactly these bytes. `sink` has the first part
-                then, unless the kind is WRONG_DATA, which is found before the first byte.
+            StorageFailure: anything but exactly these bytes. `sink` then has the first part of
+                them, unless the kind is WRONG_DATA, which is found before the first byte.
         """
         answer = self._call("get_object", Key=key, Range=f"bytes={start}-{stop - 1}")
         body = answer["Body"]
         try:
             total = _check_range(answer, start, stop)
-            found = (answer.get("ETag") or "").strip('"') or None
-            if etag and found and etag != found:
-                raise StorageFailure(
-                    FailureKind.CHANGED, f"its ETag was {etag} and is {found}: it changed"
-                )
-            self._drain(body, stop - start, sink)
+            check_etag(etag, (answer.get("ETag") or "").strip('"') or None)
+
+            def block(size: int) -> bytes:
+                try:
+                    return bytes(body.read(size))
+                except _TRANSPORT as error:
+                    raise s3_failure(error) from error
+
+            drain(block, sink, self._settings, stop - start)
         finally:
             body.close()  # with bytes left, this drops the connection
         return total
-
-    def _drain(self, body: Any, count: int, sink: Callable[[bytes], None]) -> None:
-        left = count
-        window_started, window_bytes = time.monotonic(), 0
-        while left > 0:
-            try:
-                block: bytes = body.read(min(_BLOCK_BYTES, left))
-            except (BotoCoreError, TransportError, OSError, http.client.HTTPException) as error:
-                failure = failure_of(error)
-                failure.progressed = left < count
-                raise failure from error
-            if not block:
-                raise StorageFailure(
-                    FailureKind.CONNECTION,
-                    f"the answer ended {left} bytes early",
-                    progressed=left < count,
-                )
-            sink(block)
-            left -= len(block)
-            window_bytes += len(block)
-            seconds = time.monotonic() - window_started
-            if seconds >= self._settings.slow_window_s:
-                if window_bytes < self._settings.slow_bytes_per_s * seconds and left > 0:
-                    raise StorageFailure(
-                        FailureKind.SLOW,
-                        f"{window_bytes / seconds / 1024:.1f} KiB/s",
-                        progressed=True,
-                    )
-                window_started, window_bytes = time.monotonic(), 0
 
     def put(self, key: str, data: bytes) -> None:
         """Write one object in one request."""
@@ -177,32 +150,25 @@ class BulkClient:
         )
 
     def abort_upload(self, key: str, upload_id: str) -> None:
-        """Throw a multipart upload away."""
+        """Discard a multipart upload."""
         self._call("abort_multipart_upload", Key=key, UploadId=upload_id)
 
     def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
         try:
             answer: dict[str, Any] = getattr(self._client, method)(Bucket=self._bucket, **arguments)
-        except (
-            BotoCoreError,
-            ClientError,
-            TransportError,
-            ResponseParserError,
-            OSError,
-            http.client.HTTPException,
-        ) as error:
-            raise failure_of(error) from error
+        except (ClientError, ResponseParserError, *_TRANSPORT) as error:
+            raise s3_failure(error) from error
         return answer
 
 
-def failure_of(error: BaseException) -> StorageFailure:
+def s3_failure(error: BaseException) -> StorageFailure:
     """Class and one-line description of a client library's exception.
 
     Raises:
-        BaseException: `error` itself, when it is no failure of storage but a bug.
+        BaseException: `error` itself, when it is not a failure of storage but a bug.
     """
     if isinstance(error, ClientError):
-        return _failure_of_answer(error)
+        return _answer_failure(error)
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StorageFailure(FailureKind.DENIED, "no credentials were found")
     if isinstance(error, CredentialRetrievalError):
@@ -218,7 +184,7 @@ def failure_of(error: BaseException) -> StorageFailure:
         OSError,
         http.client.HTTPException,
     )
-    # These have no base of their own.
+    # These have no base class of their own.
     by_name = type(error).__name__ in ("IncompleteReadError", "IncompleteRead")
     library = type(error).__module__.partition(".")[0]
     if isinstance(error, transport) or by_name or library == "aiohttp":
@@ -228,7 +194,7 @@ def failure_of(error: BaseException) -> StorageFailure:
     raise error
 
 
-def _failure_of_answer(error: ClientError) -> StorageFailure:
+def _answer_failure(error: ClientError) -> StorageFailure:
     meta = error.response.get("ResponseMetadata", {})
     status = int(meta.get("HTTPStatusCode", 0))
     code = str(error.response.get("Error", {}).get("Code", ""))
@@ -241,20 +207,20 @@ def _failure_of_answer(error: ClientError) -> StorageFailure:
         region = meta.get("HTTPHeaders", {}).get("x-amz-bucket-region", "another region")
         detail = f"{detail}, the bucket is in {region}"
     elif kind is FailureKind.WRONG_DATA:
-        # An upload garbled on the way is no property of the object: repeat it, always.
+        # An upload garbled on the way says nothing about the object: always repeat it.
         kind = FailureKind.CONNECTION
     return StorageFailure(kind, detail, code=code)
 
 
 def _check_range(answer: Mapping[str, Any], start: int, stop: int) -> int:
-    # Some servers answer 200 to a ranged request; Content-Range tells what they send.
+    # Some servers answer 200 to a ranged request; Content-Range says what they send.
     shown = str(answer.get("ContentRange", ""))
     length = answer.get("ContentLength")
     span, _, total = shown.removeprefix("bytes ").partition("/")
     if span != f"{start}-{stop - 1}" or not total.isdecimal() or length != stop - start:
         raise StorageFailure(
             FailureKind.WRONG_DATA,
-            f"asked for bytes {start}-{stop - 1}, the answer has {length} bytes "
+            f"requested bytes {start}-{stop - 1}, the answer has {length} bytes "
             f"and says {shown or 'no range'!r}",
         )
     return int(total)

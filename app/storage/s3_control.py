@@ -16,7 +16,7 @@ from aiobotocore.session import AioSession
 from app.storage.digests import content_md5
 from app.storage.failures import FailureKind, StorageFailure
 from app.storage.objects import Entry, Upload
-from app.storage.s3_bulk import client_options, failure_of, service_models
+from app.storage.s3_bulk import client_options, s3_failure, service_models
 from app.storage.settings import StorageSettings
 
 
@@ -57,7 +57,7 @@ class ControlClient:
         return _entry(key, answer["ContentLength"], answer)
 
     def get(self, key: str) -> bytes:
-        """The whole body of a small object, as long as the server says."""
+        """The whole body of a small object, of the length that the server announces."""
         with _failures():
             return bytes(self._files.cat_file(f"{self._bucket}/{key}", max_concurrency=1))
 
@@ -66,7 +66,7 @@ class ControlClient:
         self._call("put_object", Key=key, Body=data, ContentMD5=content_md5(data))
 
     def delete(self, key: str) -> None:
-        """Delete one object; one that is not there is fine."""
+        """Delete one object; one that does not exist is fine."""
         try:
             self._call("delete_object", Key=key)
         except StorageFailure as failure:
@@ -94,7 +94,7 @@ class ControlClient:
             }
 
     def abort_upload(self, key: str, upload_id: str) -> None:
-        """Throw a multipart upload away; one that is not there is fine."""
+        """Discard a multipart upload; one that does not exist is fine."""
         try:
             self._call("abort_multipart_upload", Key=key, UploadId=upload_id)
         except StorageFailure as failure:
@@ -102,7 +102,7 @@ class ControlClient:
                 raise
 
     def head_bucket(self) -> None:
-        """Ask whether the bucket is there and ours to use."""
+        """Check that the bucket exists and may be used."""
         self._call("head_bucket")
 
     def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _failures() -> Iterator[None]:
         # s3fs translates answers to OSErrors and keeps the original as the cause.
         cause = error.__cause__
         original = cause if cause is not None and hasattr(cause, "response") else error
-        raise failure_of(original) from error
+        raise s3_failure(original) from error
 
 
 def _many(answer: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:

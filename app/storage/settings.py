@@ -1,4 +1,4 @@
-"""Where the object storage is and how hard we try, from the usual AWS variables."""
+"""Endpoint, region and limits of the object storage, from the usual AWS variables."""
 
 from __future__ import annotations
 

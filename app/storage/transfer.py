@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -12,8 +13,8 @@ from typing import Protocol, TypeVar
 
 from app.errors import DataError
 from app.storage.digests import file_digests, piece_digest, wrong_piece
-from app.storage.failures import FailureKind, StorageFailure
-from app.storage.objects import PIECE_BYTES, Receipt
+from app.storage.failures import FailureKind, StorageFailure, size_error
+from app.storage.objects import PIECE_BYTES, Entry, Receipt
 from app.storage.retry import Retrier, Streams
 from app.storage.s3_bulk import BulkClient
 from app.storage.settings import StorageSettings
@@ -55,9 +56,9 @@ class Transfers:
     def read(
         self, key: str, where: str, span: tuple[int, int], sink: Sink, etag: str | None
     ) -> int:
-        """Bring bytes [start, stop) to `sink`, several ranges at a time; returns the total size.
+        """Hand bytes [start, stop) to `sink`, several ranges at a time; returns the total size.
 
-        A range cut in the middle is continued where it stopped, on a new connection.
+        A range that is cut in the middle continues where it stopped, on a new connection.
         """
         start, stop = span
         step = self._settings.range_bytes
@@ -69,6 +70,23 @@ class Transfers:
             self._settings.download_streams,
         )
         return totals[0]
+
+    def read_bytes(self, key: str, where: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) in memory.
+
+        Raises:
+            DataError: there is no such range.
+        """
+        if not 0 <= start <= stop:
+            raise DataError(f"there is no range {start}-{stop}", where=where, fix="check it")
+        buffer = bytearray(stop - start)
+
+        def keep(data: bytes, offset: int) -> None:
+            buffer[offset - start : offset - start + len(data)] = data
+
+        if buffer:
+            self.read(key, where, (start, stop), keep, None)
+        return bytes(buffer)
 
     def _read_one(
         self, key: str, where: str, span: tuple[int, int], sink: Sink, etag: str | None
@@ -88,15 +106,38 @@ class Transfers:
                     return self._client().read_range(key, arrived, stop, keep, etag)
                 except StorageFailure as failure:
                     if failure.kind is FailureKind.WRONG_DATA:
-                        arrived = start  # what came before may be wrong as well
+                        arrived = start  # what arrived before may be wrong as well
                     raise
 
         return self._retrier.run(request, what=f"reading bytes {start}-{stop - 1}", where=where)
 
     def download(
+        self, key: str, where: str, path: Path, size_bytes: int, expect: Entry | Receipt | None
+    ) -> Receipt:
+        """Copy an object to a local file, whole or not at all; see Storage.download.
+
+        Args:
+            size_bytes: of the object.
+            expect: its identity or digests, if known.
+        """
+        etag = expect.etag if isinstance(expect, Entry) else None
+        temporary = path.with_name(f".{path.name}.part-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        try:
+            digests = self._fill(key, where, temporary, size_bytes, etag)
+            piece_bytes = PIECE_BYTES
+            if isinstance(expect, Receipt):
+                piece_bytes = expect.piece_bytes
+                if piece_bytes != PIECE_BYTES or digests != expect.sha256:
+                    digests = self._fetch_broken_pieces(key, where, temporary, expect)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return Receipt(key, size_bytes, piece_bytes, digests)
+
+    def _fill(
         self, key: str, where: str, path: Path, size_bytes: int, etag: str | None
     ) -> tuple[str, ...]:
-        """Fill the file at `path` with the object; returns the digests of its pieces."""
+        """Write the object to the file at `path`; returns the digests of its pieces."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             os.ftruncate(descriptor, size_bytes)
@@ -104,12 +145,12 @@ class Transfers:
                 sink = _file_sink(descriptor)
                 total = self.read(key, where, (0, size_bytes), sink, etag)
                 if total != size_bytes:
-                    raise _size_error(where, size_bytes, total)
+                    raise size_error(where, total, size_bytes)
         finally:
             os.close(descriptor)
         return file_digests(path)
 
-    def fetch_broken_pieces(
+    def _fetch_broken_pieces(
         self, key: str, where: str, path: Path, expected: Receipt
     ) -> tuple[str, ...]:
         """Compare a downloaded file with its receipt; read a piece that differs once more.
@@ -137,7 +178,7 @@ class Transfers:
         return tuple(found)
 
     def upload(self, path: Path, key: str, where: str) -> Receipt:
-        """Copy a file to an object: one PUT, or parts side by side."""
+        """Copy a file to an object: in one PUT, or in parts, several at a time."""
         size_bytes = path.stat().st_size
         if size_bytes <= self._settings.part_bytes:
             data = path.read_bytes()
@@ -175,7 +216,8 @@ class Transfers:
             etags = run_all([partial(put_part, n) for n in numbers], self._settings.upload_streams)
             self._complete(key, where, upload_id, dict(zip(numbers, etags, strict=True)))
         except BaseException:
-            # One try: what stays is found by the sweep at the next start.
+            # One try: if it fails too, the parts stay until somebody lists and aborts the upload,
+            # or a lifecycle rule of the bucket does.
             with suppress(StorageFailure):
                 self._client().abort_upload(key, upload_id)
             raise
@@ -189,8 +231,8 @@ class Transfers:
             try:
                 self._client().complete_upload(key, upload_id, etags)
             except StorageFailure as failure:
-                # The answer to the first try was lost, and the upload is done. The caller looks
-                # at the object's size.
+                # The answer to the first try was lost, and the upload is done. The caller checks
+                # the size of the object.
                 if failure.code != "NoSuchUpload" or tries == 1:
                     raise
 
@@ -198,7 +240,7 @@ class Transfers:
 
 
 def part_size(size_bytes: int, smallest: int) -> int:
-    """Bytes of one part: `smallest`, or more in whole MiB when that made over 10,000 parts."""
+    """Bytes of one part: `smallest`, or more, in whole MiB, to stay within 10,000 parts."""
     needed = -(-size_bytes // MAX_PARTS)
     return max(smallest, -(-needed // MIB) * MIB)
 
@@ -229,17 +271,9 @@ def _file_sink(descriptor: int) -> Sink:
     return write
 
 
-def _size_error(where: str, expected: int, found: int) -> DataError:
-    return DataError(
-        f"the object has {found} bytes, expected {expected}",
-        where=where,
-        fix="it was cut or replaced; write it again, or make its manifest again",
-    )
-
-
 def _digest_error(where: str, index: int) -> DataError:
     return DataError(
-        f"piece {index} has another sha256 than recorded, twice",
+        f"piece {index} has a different sha256 than recorded, twice",
         where=where,
         fix="the object is damaged; write it again or take another one",
     )

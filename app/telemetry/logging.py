@@ -2,8 +2,8 @@
 
     log.info("checkpoint published", extra={"size_gib": size, "url": url})
 
-Rank and step are added here. Values that look like secrets never leave: the values of secret
-environment variables, and the shapes of keys, signatures and passwords in addresses.
+Rank and step are added here. Secrets are masked: the values of secret environment variables, and
+what looks like a key, signature or password in an address.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ SECRET_SHAPES = (
     re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
     re.compile(r"(?i)(?<=bearer )[\w.~+/=-]{8,}"),
 )
-TALKATIVE = frozenset({"aiobotocore", "botocore", "fsspec", "s3fs", "urllib3"})
-# Attributes that every record has; what else is there came as `extra`.
+VERBOSE = frozenset({"aiobotocore", "botocore", "fsspec", "s3fs", "urllib3"})
+# Attributes that every record has; all others came as `extra`.
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 @dataclass(slots=True)
 class LogContext:
-    """What every line says beside its own facts. The loop moves `step`."""
+    """What every line has besides its own facts. The loop updates `step`."""
 
-    rank: int
+    rank: int | None  # None: PID 1 of a pod, which has none
     step: int | None = None
 
 
@@ -76,10 +76,10 @@ class JsonFormatter(logging.Formatter):
             "time": _utc(record.created),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
-            "rank": self._context.rank,
         }
-        if self._context.step is not None:
-            line["step"] = self._context.step
+        for name, number in (("rank", self._context.rank), ("step", self._context.step)):
+            if number is not None:
+                line[name] = number
         line |= {name: _finite(value) for name, value in facts_of(record).items()}
         line["logger"] = record.name
         if record.exc_info:
@@ -88,7 +88,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`12:03:04 info rank 0 step 10: event  name=value ...` for people."""
+    """`12:03:04 info rank 0 step 10: event  name=value ...` for a terminal."""
 
     def __init__(self, context: LogContext, secrets: SecretsFilter) -> None:
         super().__init__()
@@ -158,9 +158,9 @@ def logging_for(
 
 
 def _is_worth_showing(record: logging.LogRecord) -> bool:
-    """False for what talkative libraries tell below WARNING; the log file has it all."""
+    """False for what verbose libraries log below WARNING; the log file has everything."""
     library = record.name.split(".")[0]
-    return record.levelno >= logging.WARNING or library not in TALKATIVE
+    return record.levelno >= logging.WARNING or library not in VERBOSE
 
 
 def facts_of(record: logging.LogRecord) -> dict[str, object]:

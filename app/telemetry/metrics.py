@@ -1,4 +1,4 @@
-"""Numbers of a run, step by step, to wherever somebody looks at them.
+"""The numbers of a run, step by step, to the trackers that show them.
 
 A tracker takes numbers by name. Trackers run on rank 0 only. Names for TensorBoard and W&B are
 upstream's: `Train/lr`, `Train/train_loss`, `Train/valid_loss`, `Train/<metric>`.
@@ -31,7 +31,7 @@ class Tracker(Protocol):
         ...
 
     def flush(self) -> None:
-        """Hand over what is held back; called before each checkpoint and at log lines."""
+        """Write what is buffered; called before each checkpoint and at log lines."""
         ...
 
     def close(self) -> None:
@@ -40,15 +40,15 @@ class Tracker(Protocol):
 
 
 def tracker_name(name: str) -> str:
-    """Our name of a number as TensorBoard and W&B show it."""
+    """The name under which TensorBoard and W&B show a number."""
     return PREFIX + UPSTREAM_NAMES.get(name, name)
 
 
 class JsonlTracker:
     """Exact numbers as JSON lines, in numbered parts: objects in a bucket cannot be appended to.
 
-    A float is written with as many digits as it takes to read the same float back; one that is
-    no number becomes null, which JSON can say.
+    A float is written with enough digits to read the same float back; NaN and infinity, which JSON
+    cannot represent, become null.
     """
 
     def __init__(self, write: Write, attempt: int) -> None:
@@ -68,8 +68,8 @@ class JsonlTracker:
         try:
             self._write(key, ("\n".join(self._lines) + "\n").encode())
         except RetryableError as problem:
-            # The lines stay for the next part: this record must have no gap.
-            log.warning("metrics wait for the storage", extra={"problem": problem.what})
+            # The lines are kept for the next part: this record must have no gap.
+            log.warning("metrics are waiting for the storage", extra={"problem": problem.what})
             return
         self._part += 1
         self._lines.clear()
@@ -100,7 +100,7 @@ class TensorBoardTracker:
 
 
 class ProgressTracker:
-    """One line for people: step, loss, speed, time left."""
+    """One line for a terminal: step, loss, speed, time left."""
 
     def __init__(self, show: Callable[[str], None], total_steps: int) -> None:
         self._show = show
@@ -126,7 +126,7 @@ class ProgressTracker:
 
 
 class Trackers:
-    """Several trackers as one; one that fails is dropped with a warning, the run goes on."""
+    """Several trackers as one; one that fails is dropped with a warning, and the run continues."""
 
     def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
         self._trackers = list(trackers)
@@ -147,7 +147,7 @@ class Trackers:
             except Exception:
                 self._trackers.remove(tracker)
                 log.warning(
-                    "a tracker failed and is left out from here on",
+                    "a tracker failed and is disabled",
                     extra={"tracker": type(tracker).__name__, "call": what},
                     exc_info=True,
                 )

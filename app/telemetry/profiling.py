@@ -1,4 +1,4 @@
-"""`args.profiling`: look into the steps from a given one on.
+"""`args.profiling`: profile the steps from a given one on.
 
 On a GPU: cudaProfilerStart/Stop for Nsight Systems (`nsys profile -c cudaProfilerApi`). On a CPU:
 a trace of a few steps by torch.profiler, to be opened in a browser (chrome://tracing).
@@ -18,7 +18,7 @@ TRACED_STEPS = 3  # on a CPU; a trace grows by tens of MB per step
 
 
 class StepProfiler:
-    """Told of every step; starts at `from_step`, does nothing when that is negative."""
+    """Profiles from step `from_step` on; does nothing when that is negative."""
 
     def __init__(self, from_step: int, device: torch.device, folder: Path) -> None:
         self._from_step = from_step
@@ -35,7 +35,7 @@ class StepProfiler:
             self.close()
 
     def close(self) -> None:
-        """End what runs and write it."""
+        """Stop, and write the trace."""
         if not self._running:
             return
         self._running = False

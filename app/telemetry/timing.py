@@ -1,7 +1,7 @@
 """Where the time of a step goes, and how fast the run is.
 
-On a GPU a part that computes there is measured by events on its stream: the host runs ahead, so
-its own clock would charge all waiting to whoever waits first.
+On a GPU, parts that compute there are measured by events on its stream: the host runs ahead, so its
+clock would charge all waiting to whichever part waits first.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ DEVICE_PARTS = frozenset({"encode", "forward", "backward", "optimizer"})
 class PartTimes:
     """Seconds per named part since the last `take`.
 
-    `with times.part("forward")` for our own code; `times("forward").start()` and `.stop()` as
-    upstream's timers have it, for a user's own step function.
+    `with times.part("forward")` here; `times("forward").start()` and `.stop()`, like upstream's
+    timers, for a user's own step function.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -66,7 +66,7 @@ class PartTimes:
 
 
 class Stopwatch:
-    """One part of `PartTimes`, started and stopped by hand."""
+    """One part of `PartTimes`, started and stopped explicitly."""
 
     def __init__(self, times: PartTimes, name: str) -> None:
         self._times = times
@@ -98,7 +98,7 @@ class Pace:
         self._steps += 1
 
     def aside(self, seconds: float) -> None:
-        """This much of the time was spent on something else."""
+        """Exclude time that was spent on something else."""
         self._aside_s += seconds
 
     def take(self) -> float:
@@ -117,7 +117,7 @@ class Pace:
 
 
 def clock_text(seconds: float) -> str:
-    """`1:02:03` for people."""
+    """As `1:02:03`."""
     minutes, left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{left:02d}"

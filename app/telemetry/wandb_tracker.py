@@ -13,7 +13,7 @@ from app.telemetry.metrics import tracker_name
 
 @dataclass(frozen=True, slots=True)
 class WandbRun:
-    """Where the run appears."""
+    """Project, name and local folder of a W&B run."""
 
     project: str
     name: str
@@ -28,7 +28,7 @@ class WandbTracker:
         import wandb
 
         run.folder.mkdir(parents=True, exist_ok=True)
-        # Without a key the login would wait for somebody to type one.
+        # Without a key the login would prompt for one.
         has_key = "WANDB_API_KEY" in os.environ or Path("~/.netrc").expanduser().exists()
         self._run: Any = wandb.init(
             project=run.project,
@@ -42,7 +42,7 @@ class WandbTracker:
 
     @property
     def run_id(self) -> str:
-        """To be kept in checkpoints, so that a resumed run goes on in the same place."""
+        """Saved in checkpoints, so that a resumed run continues the same W&B run."""
         return str(self._run.id)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from app.distributed.rank_group import ALONE, RankGroup
-from app.distributed.tensor_parallel import of_first_rank
+from app.distributed.sharing import of_first_rank
 from app.telemetry.timing import PartTimes
 from app.training.step import DiffusionModel
 

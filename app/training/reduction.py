@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from app.distributed.collectives import sum_over_ranks, transport_device
+from app.distributed.rank_group import world
 
 ABSENT = -100.0  # upstream's mark: this rank has no value for the metric
 
@@ -37,7 +37,7 @@ def reduced(
         counts.append(present.sum())
     message = torch.stack([*sums, *(count.to(sums[0]) for count in counts)])
     wish = torch.tensor([float(stop), float(news)], device=message.device)
-    total = sum_over_ranks(torch.cat([message, wish]).to(transport_device())).tolist()
+    total = world().sum(torch.cat([message, wish])).tolist()
     found = {
         name: total[i] / total[len(names) + i] if total[len(names) + i] else ABSENT
         for i, name in enumerate(names)

@@ -26,11 +26,6 @@ class StopFlag:
     def requested(self) -> bool:
         return self._requested_at is not None
 
-    @property
-    def seconds_since(self) -> float:
-        """How much of the grace period is gone; 0 when nothing was requested."""
-        return 0.0 if self._requested_at is None else time.monotonic() - self._requested_at
-
     def request(self) -> None:
         """Ask for the end of the run at the next step boundary."""
         if self._requested_at is None:

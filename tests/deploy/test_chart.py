@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import helm_python
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
 from app.errors import ConfigError
-from app.rehearsal.chart import Release, lint, merge_values, read_values, render, render_texts
+from app.rehearsal.chart import Release, render, render_texts
 from tests.deploy.validation import complaints
 
 ROOT = Path(__file__).parents[2]
@@ -46,11 +47,12 @@ def test_there_is_a_values_file_for_each_shape_of_job() -> None:
 
 @pytest.mark.parametrize("file", [None, *CI_VALUES], ids=lambda f: f.stem if f else "default")
 def test_lint_has_no_warning_and_every_object_would_be_accepted(file: Path | None) -> None:
-    values = read_values([file] if file else [])
+    values = helm_python.values_from_yaml(file.read_text()) if file else {}
 
     documents = render(CHART, values, RELEASE)
 
-    assert lint(CHART, values) == []
+    report = helm_python.lint(CHART, values, strict=True, kube_version="v1.32.0")
+    assert [m["error"] for m in report["messages"] if m["severity"] >= 2] == []
     assert [complaint for document in documents for complaint in complaints(document)] == []
     assert {d["kind"] for d in documents} == {"ConfigMap", "PyTorchJob", "ServiceAccount"}
 
@@ -184,7 +186,7 @@ def test_a_number_from_a_values_file_keeps_its_value_too(tmp_path: Path) -> None
     file = tmp_path / "v.yaml"
     file.write_text("config: {layers: [{args: {lr: 1e-7, train_iters: 10000000}}]}\n")
 
-    _, config = rendered(read_values([file]))
+    _, config = rendered(helm_python.values_from_yaml(file.read_text()))
 
     read = OmegaConf.create(config["data"]["00-inline.yaml"])
     assert (read.args.lr, read.args.train_iters) == (1e-7, 10000000)
@@ -306,15 +308,6 @@ def test_the_notes_name_the_job_and_how_to_read_its_log() -> None:
     assert job["metadata"]["name"] in notes
     assert "job-role=master" in notes
     assert "init container" in notes
-
-
-def test_values_merge_as_helm_merges_them() -> None:
-    below = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
-
-    merged = merge_values(below, {"a": {"c": [3], "e": None}, "d": None})
-
-    assert merged == {"a": {"b": 1, "c": [3], "e": None}, "d": None}
-    assert below == {"a": {"b": 1, "c": [1, 2]}, "d": 1}
 
 
 def test_every_value_is_in_the_schema_and_has_a_default() -> None:

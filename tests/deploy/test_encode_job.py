@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from app.cli.encode import checked, make_encode_parser
+from app.cli.encode import encode_options, make_encode_parser
 from app.config.command_line import read_command_line
 from app.config.load import config_of
 from app.config.runnable import check_encodable
@@ -39,10 +39,11 @@ def test_every_pod_encodes_its_own_part_of_all() -> None:
     check_encodable(config)
 
     count = JOB["spec"]["completions"]
-    parts = {
-        checked(line.own, config, {"JOB_COMPLETION_INDEX": str(index)})[1:3]
+    found = [
+        encode_options(line.own, config, {"JOB_COMPLETION_INDEX": str(index)})
         for index in range(count)
-    }
+    ]
+    parts = {(options.part, options.parts) for options in found}
 
     assert JOB["spec"]["completionMode"] == "Indexed"
     assert parts == {(index, count) for index in range(count)}

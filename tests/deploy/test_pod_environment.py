@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from app.launch.environment import resolve_placement
+from app.distributed.environment import resolve_layout
 from app.rehearsal.chart import Document, Release, render
 from app.rehearsal.operator_environment import operator_environment
 from app.rehearsal.processes import LocalPods
@@ -46,10 +46,10 @@ def test_four_nodes_of_eight_gpus() -> None:
         "PET_NPROC_PER_NODE": "8",
         "PET_NNODES": "4",
     }
-    placements = [resolve_placement(environ, lambda _: 8) for environ in found.values()]
-    assert {placement.mode for placement in placements} == {"static"}
-    assert [placement.node_rank for placement in placements] == [0, 1, 2, 3]
-    assert {placement.world_size for placement in placements} == {32}
+    layouts = [resolve_layout(environ, lambda _: 8) for environ in found.values()]
+    assert {layout.mode for layout in layouts} == {"static"}
+    assert [layout.node_rank for layout in layouts] == [0, 1, 2, 3]
+    assert {layout.world_size for layout in layouts} == {32}
 
 
 WORKERS = ("worker-0", "worker-1", "worker-2")
@@ -58,8 +58,8 @@ WORKERS = ("worker-0", "worker-1", "worker-2")
 def test_one_gpu_per_pod_is_plain() -> None:
     found = operator_environment(job_of({"workers": 1, "gpusPerPod": 1}))
 
-    placements = [resolve_placement(environ, lambda _: 1) for environ in found.values()]
-    assert [(p.mode, p.node_rank, p.world_size) for p in placements] == [
+    layouts = [resolve_layout(environ, lambda _: 1) for environ in found.values()]
+    assert [(p.mode, p.node_rank, p.world_size) for p in layouts] == [
         ("plain", 0, 2),
         ("plain", 1, 2),
     ]
@@ -68,8 +68,8 @@ def test_one_gpu_per_pod_is_plain() -> None:
 def test_a_master_alone_with_eight_gpus_is_one_node() -> None:
     (environ,) = operator_environment(job_of({"gpusPerPod": 8})).values()
 
-    placement = resolve_placement(environ, lambda _: 8)
-    assert (placement.mode, placement.nodes, placement.world_size) == ("static", 1, 8)
+    layout = resolve_layout(environ, lambda _: 8)
+    assert (layout.mode, layout.nodes, layout.world_size) == ("static", 1, 8)
 
 
 def test_every_pod_started_here_says_of_itself_what_the_manifest_says(tmp_path: Path) -> None:

@@ -10,20 +10,20 @@ import time
 
 import torch
 
-from app.distributed.collectives import (
-    any_rank,
-    barrier,
-    broadcast_bytes,
-    broadcast_json,
-    gather_json,
-    max_over_ranks,
-    mean_over_ranks,
-    sum_over_ranks,
-)
 from app.distributed.exchange import StoreExchange
 from app.distributed.groups import claim_rank, process_groups
 from app.distributed.rank import RankInfo
+from app.distributed.rank_group import world
 from app.errors import CogvxError
+
+
+def sent_on(rank: int) -> list[float]:
+    """Rank 0 sends two numbers of half precision to rank 1."""
+    x = torch.tensor([0.5, -2.0], dtype=torch.bfloat16)
+    if rank == 0:
+        world().send(x, 1)
+        return []
+    return list(world().receive(torch.zeros_like(x), 0).tolist())
 
 
 def exchange_everything(rank: RankInfo) -> dict[str, object]:
@@ -33,20 +33,16 @@ def exchange_everything(rank: RankInfo) -> dict[str, object]:
         gathered = exchange.gather("large", large)
         exchange.barrier()
         report: dict[str, object] = {
-            "mean": mean_over_ranks(torch.tensor([float(rank.rank), 1.0])).tolist(),
-            "sum": float(sum_over_ranks(torch.tensor(float(rank.rank + 1)))),
-            "max": max_over_ranks([rank.rank, -rank.rank]),
-            "one_says": any_rank(rank.rank == 1),
-            "none_says": any_rank(False),
-            "bytes": broadcast_bytes(b"from zero" if rank.rank == 0 else None).decode(),
-            "nothing": broadcast_bytes(b"" if rank.rank == 0 else b"ignored").decode(),
-            "json": broadcast_json({"rank": rank.rank, "list": [1, 2.5, None]}),
-            "all": gather_json(["x" * 5 * rank.rank, rank.rank]),
+            "sum": float(world().sum(torch.tensor(float(rank.rank + 1)))),
+            "of one": world().broadcast(torch.tensor([rank.rank, 7]), source=1).tolist(),
+            "json": world().broadcast_json({"rank": rank.rank, "list": [1, 2.5, None]}),
+            "all": world().gathered_json(["x" * 5 * rank.rank, rank.rank]),
+            "sent": sent_on(rank.rank),
             "gathered": [[*part[:3], len(part)] for part in gathered],
             "second": [part.decode() for part in exchange.gather("b", str(rank.rank).encode())],
         }
         exchange.barrier()
-        barrier()
+        world().barrier()
     return report
 
 

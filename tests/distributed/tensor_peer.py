@@ -23,7 +23,7 @@ from app.config.schema.model import DiTConfig, LoraConfig
 from app.distributed.groups import process_groups
 from app.distributed.rank import RankInfo
 from app.distributed.rank_group import RankGroup
-from app.distributed.tensor_parallel import of_first_rank, split_ranks
+from app.distributed.sharing import of_first_rank, split_ranks
 from app.models.dit.parallel import own_part, split_network, whole_shape
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.lora.merge import merge_lora, unmerge_lora

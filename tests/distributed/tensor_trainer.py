@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from app.config.schema.model import LoraConfig
-from app.distributed.collectives import mean_over_ranks
 from app.distributed.groups import ProcessGroups, process_groups
 from app.distributed.rank import RankInfo
-from app.distributed.tensor_parallel import split_ranks
+from app.distributed.rank_group import world
+from app.distributed.sharing import split_ranks
 from app.models.conditioning import Conditioning
 from app.models.dit.parallel import split_axis, split_network
 from app.models.dit.transformer import DiffusionTransformer
@@ -117,7 +117,7 @@ def train(job: Job, alone: ProcessGroups) -> dict[str, object]:
             engine.backward(loss)
             total += loss.detach() / job.accumulation
         report = engine.step(lr=1e-2)
-        losses.append(float(mean_over_ranks(total)))
+        losses.append(float(world().sum(total) / world().size))
         norms.append(report.grad_norm)
         skipped.append(report.skipped)
     if job.save:

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from app.distributed.collectives import mean_over_ranks
 from app.distributed.groups import ProcessGroups, process_groups
 from app.distributed.rank import RankInfo
 from app.training.engine import Engine
@@ -95,7 +94,7 @@ def train(job: Job, groups: ProcessGroups) -> dict[str, object]:
             engine.backward(loss)
             total += loss.detach() / job.accumulation
         report = engine.step(lr=1e-2 * min(1.0, (step + 1) / 3))
-        losses.append(float(mean_over_ranks(total)))
+        losses.append(float(groups.copies.sum(total) / world))
         norms.append(report.grad_norm)
         skipped.append(report.skipped)
     if job.save:

@@ -22,7 +22,7 @@ from app.conversion.shared_weights import open_for_all
 from app.distributed.groups import process_groups
 from app.distributed.rank import RankInfo
 from app.distributed.rank_group import ALONE, RankGroup
-from app.distributed.tensor_parallel import split_ranks
+from app.distributed.sharing import split_ranks
 from app.errors import CogvxError
 from app.models.dit.parallel import split_network
 from app.models.dit.transformer import DiffusionTransformer

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
-from app.distributed.neighbours import broadcast_from, shapes_of_ranks
 from app.distributed.rank_group import ALONE, RankGroup
 from app.errors import ConfigError, ShapeError, WeightsError
 from app.models.vae.blocks import NORM_GROUPS
@@ -239,7 +238,7 @@ class VideoAutoencoder(nn.Module):
     def _encode_in_turn(self, video: Tensor, samples_at_a_time: int | None) -> Gaussian:
         """The ranks' own clips, one rank after the other."""
         group, video = self._sharers, video.to(self.dtype)
-        shapes = shapes_of_ranks(video.shape, group)
+        shapes = [tuple(one.tolist()) for one in group.gathered(torch.tensor(video.shape))]
         for shape in shapes:  # all ranks see the same mistake, so none waits for another
             self._check_video(torch.empty(shape, device="meta"))
         own: Gaussian | None = None
@@ -250,7 +249,7 @@ class VideoAutoencoder(nn.Module):
                     own = self._encode(video, ALONE, samples_at_a_time)
                 continue
             clip = video if is_own else video.new_empty(shape)
-            clip = broadcast_from(clip, group, rank)
+            clip = group.broadcast(clip, rank)
             found = self._encode(clip, group, samples_at_a_time)
             own = found if is_own else own
         assert own is not None, "every rank has its turn"

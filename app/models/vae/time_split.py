@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.distributed.neighbours import receive, send
 from app.distributed.rank_group import RankGroup
 from app.errors import ShapeError
 
@@ -81,13 +80,13 @@ class ClipPart:
         gives, takes = rank + 1 < self.active, rank > 0
         needs_past = last.shape[2] < 2
         if gives and not needs_past:
-            send(last, group, rank + 1)
+            group.send(last, rank + 1)
         if takes:
             like = last.new_empty(*last.shape[:2], 2, *last.shape[3:])
-            past = receive(like, group, rank - 1)
+            past = group.receive(like, rank - 1)
         if gives and needs_past:
             earlier = past if past is not None else last.expand(-1, -1, 2, -1, -1)
-            send(torch.cat([earlier[:, :, 1:], last], dim=2), group, rank + 1)
+            group.send(torch.cat([earlier[:, :, 1:], last], dim=2), rank + 1)
         return past
 
     def _of_chunk_before(self, own: Tensor | None) -> Tensor | None:
@@ -96,7 +95,7 @@ class ClipPart:
         if holder > 0:
             assert own is not None, "a later chunk needs what the one before kept"
             if self.group.rank == holder:
-                send(own, self.group, 0)
+                self.group.send(own, 0)
             if self.group.rank == 0:
-                return receive(own, self.group, holder)
+                return self.group.receive(own, holder)
         return own if self.group.rank == 0 else None

@@ -15,7 +15,7 @@ from app.data.loader import Loader
 from app.data.quarantine import BadSample, check_share
 from app.data.sources.protocols import SampleId
 from app.data.sources.views import JoinedSource
-from app.distributed.collectives import gather_json
+from app.distributed.rank_group import world
 from app.errors import CogvxError
 from app.run.attempt.folder import RunFolder
 from app.run.dataset.bad_samples import UNKNOWN, merged, read_lines, write_lines
@@ -93,7 +93,7 @@ class QuarantineKeeper:
         self._keep(mine)
         everything = [
             BadSample.from_json(value)
-            for values in gather_json([bad.to_json() for bad in mine])
+            for values in world().gathered_json([bad.to_json() for bad in mine])
             for value in values
         ]
         reasons: dict[SampleId, BadSample] = {}

@@ -24,9 +24,9 @@ from app.config.schema.run import RunConfig
 from app.config.schema.training import TrainingConfig
 from app.data.loader import Loader
 from app.data.order.cursor import Cursor
-from app.distributed.collectives import barrier
 from app.distributed.exchange import StoreExchange
 from app.distributed.groups import ProcessGroups
+from app.distributed.rank_group import world
 from app.run.attempt.folder import RunFolder
 from app.training.engine import Engine
 from app.training.loop import LoopState
@@ -73,7 +73,7 @@ class Saver:
         name = save_checkpoint(self.run.storage, identity, snapshot, self._exchange, self.scratch)
         self._parent = identity.ref.name
         # Without it a fast rank could begin the next save, or end, while the manifest is missing.
-        barrier()
+        world().barrier()
         if name is not None:
             self._retain(name)
 

@@ -22,8 +22,7 @@ from app.checkpoint.tensor_file import write_tensors
 from app.config.schema.training import EvaluationConfig
 from app.data.batch import Collate
 from app.data.sources.protocols import Source
-from app.distributed.collectives import sum_over_ranks, transport_device
-from app.distributed.rank_group import ALONE, RankGroup
+from app.distributed.rank_group import ALONE, RankGroup, world
 from app.distributed.seeding import KeyedDraws
 from app.evaluation.grid import tiled
 from app.evaluation.metrics import VALIDATION_SEED, LossSums, ValidationBatch, validation_loss
@@ -97,7 +96,7 @@ class Evaluator:
     def loss(self) -> dict[str, float]:
         """`valid_loss` and its parts at each fixed timestep, over all ranks."""
         sums = validation_loss(self.model.loss, self.model.network, self._batches())
-        total = sum_over_ranks(sums.to_tensor().to(transport_device())).cpu()
+        total = world().sum(sums.to_tensor()).cpu()
         found = LossSums.from_tensor(total)
         parts = {f"valid_loss_{i}": value for i, value in enumerate(found.means)}
         return {"valid_loss": found.mean, **parts}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from app.config.dataset_defaults import DEFAULT_BUCKETS, DEFAULT_FPS, MOST_TOKENS
 from app.config.schema.data import Bucket, SFTDataConfig, ShardDataConfig
 from app.config.schema.run import RunConfig
 from app.data.check.sample import CheckRules, MinimumClip
@@ -22,15 +23,6 @@ from app.run.dataset.picture import data_picture
 from app.storage.fetch import fetch
 from app.storage.node_disk import node_folder
 
-# What a dataset could be used for, when nobody says what it is for: the stock size and shorter
-# and squarer ones of about as many pixels.
-DEFAULT_BUCKETS = tuple(
-    Bucket(frames, rows, columns)
-    for frames in (49, 33, 17)
-    for rows, columns in ((480, 720), (576, 576), (720, 480))
-)
-DEFAULT_FPS = 8.0
-MOST_TOKENS = 226  # max_length of the released text encoders' configurations
 TOO_SHORT, TOO_BROKEN = "shorter than every bucket", "not usable"
 
 

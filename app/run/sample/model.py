@@ -30,7 +30,7 @@ from app.run.build import (
 )
 from app.run.sample.request import OwnOptions, VideoSize
 from app.run.weights.export import ExportRequest, run_step, run_weights
-from app.storage.fetch import fetch, version_of
+from app.storage.fetch import fetch, file_version
 from app.storage.node_disk import node_folder
 from app.training.step import DiffusionModel, Randomness
 
@@ -161,7 +161,7 @@ def _settings(config: RunConfig, own: OwnOptions, model: ModelConfig) -> dict[st
         files["load"] = str(config.arguments["load"])
     first_stage, text = model.first_stage.params, model.conditioner.text
     files |= {"vae": getattr(first_stage, "ckpt_path", None), "t5": text.model_dir}
-    versions = {name: version_of(url) for name, url in files.items() if url}
+    versions = {name: file_version(url) for name, url in files.items() if url}
     weights: dict[str, Any] = {name: url for name, url in files.items() if url}
     if own.run is not None:
         weights["run"] = own.run

@@ -44,7 +44,7 @@ from app.run.sample.model import Studio, check_size, open_studio
 from app.run.sample.output import LATENT, VIDEO, Item, Output, packed_strip, unpacked_strip
 from app.run.sample.request import OwnOptions, SampleRequest, VideoSize, prompts_of, request_of
 from app.run.weights.export import run_model_section
-from app.storage.fetch import fetch, version_of
+from app.storage.fetch import fetch, file_version
 from app.storage.node_disk import node_folder
 from app.storage.opening import open_storage
 from app.training.engine import prepare_process
@@ -237,7 +237,7 @@ class Maker:
         settings = {
             "prompt": item.prompt.text,
             "image": item.prompt.image,
-            "image_version": version_of(item.prompt.image) if item.prompt.image else None,
+            "image_version": file_version(item.prompt.image) if item.prompt.image else None,
             "seed": request.seed,
             "k": item.k,
             "fps": request.fps,

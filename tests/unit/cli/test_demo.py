@@ -30,7 +30,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[DemoPlan]:
 
 def test_checks_that_hold_are_0(plans: list[DemoPlan], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo"]) == 0
-    assert capsys.readouterr().out == "all checks hold\n"
+    assert capsys.readouterr().out == "all checks passed\n"
     assert (plans[0].out, plans[0].precision) == (Path("demo-output"), "bf16")
 
 

@@ -36,14 +36,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[EncodeRequest]:
     return calls
 
 
-def test_the_report_is_a_line_and_bad_clips_are_told(
+def test_the_report_is_a_line_and_bad_clips_are_listed(
     asked: list[EncodeRequest], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["encode", *TINY, "--out", "s3://b/latents/", "--workers", "4"]) == 0
 
     told = capsys.readouterr()
     assert told.out.splitlines() == [
-        "12 clips: 3 computed, 8 were there, 1 cannot be used, 1.5 s",
+        "12 clips: 3 computed, 8 existed, 1 cannot be used, 1.5 s",
         "latent cache: s3://b/latents/ab",
     ]
     assert "c/videos/x.mp4: truncated: cut at 7" in told.err
@@ -110,9 +110,9 @@ def test_the_index_of_the_pod_must_be_a_number_within_the_parts() -> None:
     own = {"out": "x", "part": None, "parts": 4, "workers": None}
 
     with pytest.raises(UsageError, match="there is no part 4 of 4"):
-        command.checked(own, load(*TINY), {"JOB_COMPLETION_INDEX": "4"})
+        command.encode_options(own, load(*TINY), {"JOB_COMPLETION_INDEX": "4"})
     with pytest.raises(ConfigError, match="JOB_COMPLETION_INDEX"):
-        command.checked(own, load(*TINY), {"JOB_COMPLETION_INDEX": "first"})
+        command.encode_options(own, load(*TINY), {"JOB_COMPLETION_INDEX": "first"})
 
 
 def test_load_and_save_need_not_be_there_but_data_must(
@@ -124,7 +124,7 @@ def test_load_and_save_need_not_be_there_but_data_must(
     assert "'train_data' is missing" in capsys.readouterr().err
 
 
-def test_a_cache_in_a_storage_that_is_not_built_is_found_before_the_start(
+def test_a_cache_in_a_storage_that_is_not_supported_is_found_before_the_start(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = [*TINY, "--latent-cache", "gs://bucket/latents", "--save", "runs", "--run-id", "a"]

@@ -60,7 +60,7 @@ def test_unknown_command_is_2_with_three_lines(capsys: pytest.CaptureFixture[str
     assert code == 2
     assert shown.out == ""
     assert shown.err.splitlines() == [
-        "error: no command 'trian'",
+        "error: unknown command 'trian'",
         "  where: the command line",
         "  fix:   cogvx --help",
     ]

@@ -47,7 +47,7 @@ def test_nothing_there_is_said_and_keeps_json_parseable(
     shown = capsys.readouterr()
     assert codes == [0, 0]
     assert json.loads(shown.out) == []
-    assert shown.err.count(f"nothing lies under {place}") == 2
+    assert shown.err.count(f"no objects under {place}") == 2
 
 
 def test_other_schemes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -147,6 +148,30 @@ def test_an_error_of_the_run_is_its_exit_code_and_a_cause(
     assert main(["train", *TINY]) == 65
     assert "error: a shard is cut" in capsys.readouterr().err
     assert json.loads((tmp_path / "status.0").read_text())["exit_code"] == 65
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    "problem", [DataError("a", where="b", fix="c"), RuntimeError("a"), ModuleNotFoundError("a")]
+)
+def test_the_cause_of_an_error_is_recorded_once(
+    problem: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import app.run.train
+
+    def train(words: Sequence[str], show: object) -> int:
+        raise problem
+
+    recorded: list[BaseException] = []
+    for module in [found for name, found in sys.modules.items() if name.startswith("app.")]:
+        if hasattr(module, "record_cause"):
+            monkeypatch.setattr(module, "record_cause", recorded.append)
+    monkeypatch.setattr(app.run.train, "train", train)
+
+    with contextlib.suppress(RuntimeError, ModuleNotFoundError):
+        main(["train", *TINY])
+
+    assert recorded == [problem]
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from app.distributed.environment import resolve_layout
 from app.launch.commands import Start, plan_start
-from app.launch.environment import resolve_placement
-from app.launch.placement import placement_of_this_machine
 
 TRAIN = ("train", "--base", "a.yaml")
 ALONE = (sys.executable, "-m", "app", *TRAIN)
 
 
 def start(environ: Mapping[str, str], command: tuple[str, ...] = TRAIN) -> Start:
-    return plan_start(resolve_placement(environ, lambda _: 0), command, environ, grace_s=300)
+    return plan_start(resolve_layout(environ, lambda _: 0), command, environ, grace_s=300)
 
 
 def pod(rank: int, nodes: int, nproc: int) -> dict[str, str]:
@@ -99,7 +98,7 @@ def test_the_empty_standalone_variable_becomes_the_flag() -> None:
 
 
 def test_this_machine_needs_no_fixed_port() -> None:
-    plan = plan_start(placement_of_this_machine(2), TRAIN, {}, grace_s=300)
+    plan = start({"PET_NPROC_PER_NODE": "2"})
 
     assert plan.argv[3:6] == ("--standalone", "--nnodes=1", "--nproc-per-node=2")
 

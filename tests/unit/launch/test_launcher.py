@@ -173,7 +173,7 @@ def test_a_master_that_never_comes_is_retryable_and_nothing_is_started(tmp_path:
 
     assert process.returncode == 138
     assert not (tmp_path / "pid").exists()
-    assert "the master was not there" in (tmp_path / "termination-log").read_text()
+    assert "the master was not reachable" in (tmp_path / "termination-log").read_text()
 
 
 def test_sigterm_while_waiting_for_the_master_is_a_preemption(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import http.client
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.distributed.rank import free_port
 from app.errors import RetryableError
 from app.rehearsal import embedded_s3
 from app.rehearsal.embedded_s3 import EmbeddedS3
@@ -67,9 +66,9 @@ def test_a_taken_port_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        free = embedded_s3._free_port()
+        free = free_port()
         ports = [taken.getsockname()[1], free]
-        monkeypatch.setattr(embedded_s3, "_free_port", lambda: ports.pop(0))
+        monkeypatch.setattr(embedded_s3, "free_port", lambda: ports.pop(0))
 
         with EmbeddedS3(tmp_path) as server:
             assert server.port == free
@@ -91,34 +90,19 @@ PARENT = """
 import sys, threading
 from pathlib import Path
 from app.rehearsal.embedded_s3 import EmbeddedS3
-server = EmbeddedS3(Path(sys.argv[1]), detached=sys.argv[2] == "detached").start()
-sys.stdout.write(f"{server.port} {server.pid}\\n")
+server = EmbeddedS3(Path(sys.argv[1])).start()
+sys.stdout.write(f"{server.port}\\n")
 sys.stdout.flush()
 threading.Event().wait()
 """
 
 
-def start_and_kill_parent(folder: Path, how: str) -> tuple[int, int]:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(folder), how], stdout=subprocess.PIPE, text=True
-    )
-    assert parent.stdout is not None
-    port, pid = (int(word) for word in parent.stdout.readline().split())
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
-    return port, pid
-
-
 def test_the_server_dies_with_its_killed_parent(tmp_path: Path) -> None:
-    port, _ = start_and_kill_parent(tmp_path, "attached")
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        port = int(parent.stdout.readline())
+        parent.kill()
 
     assert wait_until_closed(port)
-
-
-def test_a_detached_server_outlives_its_killed_parent(tmp_path: Path) -> None:
-    port, pid = start_and_kill_parent(tmp_path, "detached")
-    try:
-        assert status_of(port) == 400
-    finally:
-        os.kill(pid, signal.SIGKILL)

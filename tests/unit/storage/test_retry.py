@@ -114,17 +114,6 @@ def test_the_deadline_ends_it_with_an_error_that_asks_for_a_new_start() -> None:
     assert 50 <= time.now - 1000 <= 60
 
 
-def test_no_retry_starts_after_the_moment_to_stop() -> None:
-    time, script = FakeTime(), Script(*[failure(FailureKind.CONNECTION)] * 999)
-    retrier = retrier_on(time)
-    retrier.stop_by(1005.0)
-
-    with pytest.raises(RetryableError):
-        run(retrier, script)
-
-    assert time.now <= 1005.0
-
-
 @pytest.mark.parametrize(
     ("kind", "error", "exit_code"),
     [

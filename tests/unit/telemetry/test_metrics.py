@@ -93,7 +93,7 @@ def test_the_progress_line_keeps_the_last_speed() -> None:
     ]
 
 
-def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(
+def test_a_tracker_that_fails_is_disabled_and_the_others_continue(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Broken:
@@ -116,7 +116,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(
 
     assert len(shown) == 2
     assert [record.getMessage() for record in caplog.records] == [
-        "a tracker failed and is left out from here on"
+        "a tracker failed and is disabled"
     ]
 
 

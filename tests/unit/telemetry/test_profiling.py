@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from app.telemetry.memory import memory_facts
 from app.telemetry.profiling import StepProfiler
 
 CPU = torch.device("cpu")
@@ -39,10 +38,3 @@ def test_minus_one_traces_nothing(tmp_path: Path) -> None:
     run_steps(StepProfiler(-1, CPU, tmp_path), 3)
 
     assert list(tmp_path.iterdir()) == []
-
-
-def test_memory_is_told_in_gib() -> None:
-    facts = memory_facts(CPU)
-
-    assert list(facts) == ["host_peak_gib"]
-    assert 0.01 < facts["host_peak_gib"] < 1000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.launch.devices import count_gpus
+from app.distributed.devices import count_gpus
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Count the GPUs that this container was given, without importing torch."""
+"""Count the GPUs of this container, without importing torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _NODE = re.compile(r"nvidia\d+")
 def count_gpus(environ: Mapping[str, str], device_folder: Path = Path("/dev")) -> int:
     """Number of GPUs a process started with `environ` can use.
 
-    The device files say what exists; a privileged container sees all of the host's, so the
-    container runtime's and CUDA's own lists can only take some away.
+    The device files show what exists; a privileged container sees all of the host's, so the lists
+    of the container runtime and of CUDA can only remove some.
     """
     present = sum(1 for entry in _entries(device_folder) if _NODE.fullmatch(entry))
     allotted = environ.get("NVIDIA_VISIBLE_DEVICES", "all").strip()

@@ -1,4 +1,4 @@
-"""Which ranks share one copy of the network, and what of a batch they have to agree on."""
+"""Which ranks share one copy of the network, and its batch; which ones share their clips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from app.distributed.groups import ProcessGroups
-from app.distributed.rank import check_copies
+from app.distributed.rank import check_clip_groups, check_copies
 from app.distributed.rank_group import RankGroup
 from app.errors import DataError
 
@@ -23,7 +23,7 @@ def split_ranks(groups: ProcessGroups, size: int) -> ProcessGroups:
     Rank r holds part r % size of copy r // size, as in upstream's model-parallel groups.
 
     Raises:
-        ConfigError: the number of ranks is no multiple of `size`.
+        ConfigError: the number of ranks is not a multiple of `size`.
     """
     if size == 1:
         return groups
@@ -41,11 +41,27 @@ def split_ranks(groups: ProcessGroups, size: int) -> ProcessGroups:
     )
 
 
+def share_clips(groups: ProcessGroups, size: int) -> ProcessGroups:
+    """Let neighbouring ranks encode clips together, `size` of them each; every rank calls this.
+
+    Raises:
+        ConfigError: the number of ranks is not a multiple of `size`.
+    """
+    rank, world_size = groups.rank.rank, groups.rank.world_size
+    check_clip_groups(world_size, size)
+    if size == 1:
+        return groups
+    # Every rank must take part in making every group, those of others too.
+    firsts = range(0, world_size, size)
+    handles = [dist.new_group(list(range(first, first + size))) for first in firsts]
+    return replace(groups, clips=RankGroup(rank % size, size, handles[rank // size]))
+
+
 def of_first_rank(value: Mapping[str, Any], group: RankGroup) -> dict[str, Any]:
     """Tensors on the CPU and JSON values by name: those of the first rank, on every rank.
 
     Args:
-        value: not looked at on the other ranks.
+        value: ignored on the other ranks.
 
     Raises:
         DataError: on the first rank, which then leaves the others: a value cannot travel.

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 
 import pytest
 
+from app.distributed.environment import resolve_layout
+from app.distributed.layout import RankLayout
 from app.errors import ConfigError
-from app.launch.environment import resolve_placement
-from app.launch.placement import RankLayout, placement_of_this_machine
 
 
 def resolve(gpus: int = 0, **environ: str) -> RankLayout:
-    return resolve_placement(environ, lambda _: gpus)
+    return resolve_layout(environ, lambda _: gpus)
 
 
 def operator(rank: int, world: str, nproc: str) -> dict[str, str]:
@@ -44,24 +44,24 @@ ELASTIC = {
 }
 
 
-def facts(placement: RankLayout) -> tuple[object, ...]:
+def facts(layout: RankLayout) -> tuple[object, ...]:
     return (
-        placement.mode,
-        placement.node_rank,
-        placement.nodes,
-        placement.nproc_per_node,
-        placement.world_size,
-        placement.master_addr,
-        placement.master_port,
+        layout.mode,
+        layout.node_rank,
+        layout.nodes,
+        layout.nproc_per_node,
+        layout.world_size,
+        layout.master_addr,
+        layout.master_port,
     )
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 def test_a_master_with_workers_is_static_and_rank_is_a_node_rank(rank: int) -> None:
-    placement = resolve(**operator(rank, "32", "8"))
+    layout = resolve(**operator(rank, "32", "8"))
 
-    assert facts(placement) == ("static", rank, 4, 8, 32, "cogvx-master-0", 23456)
-    assert placement.sources == {
+    assert facts(layout) == ("static", rank, 4, 8, 32, "cogvx-master-0", 23456)
+    assert layout.sources == {
         "node_rank": "PET_NODE_RANK",
         "nodes": "PET_NNODES",
         "nproc_per_node": "PET_NPROC_PER_NODE",
@@ -73,16 +73,16 @@ def test_a_master_with_workers_is_static_and_rank_is_a_node_rank(rank: int) -> N
 
 @pytest.mark.parametrize("word", ["auto", "gpu"])
 def test_b_and_c_a_word_for_processes_means_the_gpus_of_the_container(word: str) -> None:
-    placement = resolve(gpus=8, **operator(2, "4", word))
+    layout = resolve(gpus=8, **operator(2, "4", word))
 
-    assert facts(placement) == ("static", 2, 4, 8, 32, "cogvx-master-0", 23456)
-    assert placement.sources["world_size"] == "PET_NNODES * PET_NPROC_PER_NODE"
+    assert facts(layout) == ("static", 2, 4, 8, 32, "cogvx-master-0", 23456)
+    assert layout.sources["world_size"] == "PET_NNODES * PET_NPROC_PER_NODE"
 
 
 def test_b_auto_without_a_gpu_is_one_process_and_not_the_cpus_of_the_host() -> None:
-    placement = resolve(gpus=0, **operator(0, "4", "auto"))
+    layout = resolve(gpus=0, **operator(0, "4", "auto"))
 
-    assert facts(placement) == ("static", 0, 4, 1, 4, "cogvx-master-0", 23456)
+    assert facts(layout) == ("static", 0, 4, 1, 4, "cogvx-master-0", 23456)
 
 
 def test_c_gpu_without_a_gpu_is_refused() -> None:
@@ -97,18 +97,18 @@ def test_d_cpu_is_one_process() -> None:
 
 
 def test_e_one_process_per_pod_is_plain() -> None:
-    placement = resolve(**operator(3, "4", "1"))
+    layout = resolve(**operator(3, "4", "1"))
 
-    assert facts(placement) == ("plain", 3, 4, 1, 4, "cogvx-master-0", 23456)
-    assert placement.sources["node_rank"] == "RANK"
-    assert placement.sources["world_size"] == "WORLD_SIZE"
+    assert facts(layout) == ("plain", 3, 4, 1, 4, "cogvx-master-0", 23456)
+    assert layout.sources["node_rank"] == "RANK"
+    assert layout.sources["world_size"] == "WORLD_SIZE"
 
 
 def test_f_an_endpoint_is_elastic_and_the_rendezvous_gives_the_rank() -> None:
-    placement = resolve(**ELASTIC)
+    layout = resolve(**ELASTIC)
 
-    assert facts(placement) == ("elastic", None, 4, 8, 32, "cogvx-worker-0", 23456)
-    assert placement.sources["node_rank"] == "rendezvous"
+    assert facts(layout) == ("elastic", None, 4, 8, 32, "cogvx-worker-0", 23456)
+    assert layout.sources["node_rank"] == "rendezvous"
 
 
 def test_g_elastic_with_a_master_is_refused() -> None:
@@ -117,9 +117,9 @@ def test_g_elastic_with_a_master_is_refused() -> None:
 
 
 def test_h_the_deprecated_field_is_elastic_too() -> None:
-    placement = resolve(**(ELASTIC | {"PET_NNODES": "4:4"}))
+    layout = resolve(**(ELASTIC | {"PET_NNODES": "4:4"}))
 
-    assert facts(placement)[:5] == ("elastic", None, 4, 8, 32)
+    assert facts(layout)[:5] == ("elastic", None, 4, 8, 32)
 
 
 def test_i_workers_without_master_or_elastic_policy_are_refused() -> None:
@@ -135,15 +135,15 @@ def test_i_holds_for_one_process_per_pod_as_well() -> None:
 
 
 def test_j_an_empty_standalone_is_one_node() -> None:
-    placement = resolve(**(ELASTIC | {"PET_STANDALONE": "", "PET_NNODES": "1:1"}))
+    layout = resolve(**(ELASTIC | {"PET_STANDALONE": "", "PET_NNODES": "1:1"}))
 
-    assert facts(placement) == ("elastic", 0, 1, 8, 8, "127.0.0.1", 0)
-    assert placement.standalone is True
+    assert facts(layout) == ("elastic", 0, 1, 8, 8, "127.0.0.1", 0)
+    assert layout.standalone is True
 
 
 @pytest.mark.parametrize("nproc", ["1", "8"])
 def test_trainer_v2_gives_only_pet_variables_and_is_static(nproc: str) -> None:
-    placement = resolve(
+    layout = resolve(
         PET_NNODES="2",
         PET_NPROC_PER_NODE=nproc,
         PET_NODE_RANK="1",
@@ -151,19 +151,19 @@ def test_trainer_v2_gives_only_pet_variables_and_is_static(nproc: str) -> None:
         PET_MASTER_PORT="29500",
     )
 
-    assert facts(placement) == (
+    assert facts(layout) == (
         *("static", 1, 2, int(nproc), 2 * int(nproc)),
         *("run-node-0-0.run", 29500),
     )
 
 
 def test_inside_torchrun_its_variables_are_trusted() -> None:
-    placement = resolve(
+    layout = resolve(
         **(operator(1, "99", "8") | TORCHRUN_CHILD),
     )
 
-    assert facts(placement) == ("inside", 1, 2, 8, 16, "10.0.0.7", 23456)
-    assert placement.sources["nodes"] == "GROUP_WORLD_SIZE"
+    assert facts(layout) == ("inside", 1, 2, 8, 16, "10.0.0.7", 23456)
+    assert layout.sources["nodes"] == "GROUP_WORLD_SIZE"
 
 
 TORCHRUN_CHILD = {
@@ -180,14 +180,14 @@ TORCHRUN_CHILD = {
 
 
 def test_openmpi_on_one_node_without_an_address_gets_the_loopback() -> None:
-    placement = resolve(
+    layout = resolve(
         OMPI_COMM_WORLD_LOCAL_RANK="1",
         OMPI_COMM_WORLD_RANK="1",
         OMPI_COMM_WORLD_SIZE="2",
         OMPI_COMM_WORLD_LOCAL_SIZE="2",
     )
 
-    assert facts(placement) == ("inside", 0, 1, 2, 2, "127.0.0.1", 6000)
+    assert facts(layout) == ("inside", 0, 1, 2, 2, "127.0.0.1", 29500)
 
 
 def test_openmpi_on_several_nodes_without_an_address_is_refused() -> None:
@@ -201,20 +201,20 @@ def test_openmpi_on_several_nodes_without_an_address_is_refused() -> None:
 
 
 def test_nothing_at_all_is_one_process() -> None:
-    placement = resolve()
+    layout = resolve()
 
-    assert facts(placement) == ("single", 0, 1, 1, 1, "127.0.0.1", 0)
-    assert set(placement.sources.values()) == {"default"}
+    assert facts(layout) == ("single", 0, 1, 1, 1, "127.0.0.1", 0)
+    assert set(layout.sources.values()) == {"default"}
 
 
 def test_the_variables_of_upstreams_one_gpu_script_are_one_process() -> None:
-    placement = resolve(WORLD_SIZE="1", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    layout = resolve(WORLD_SIZE="1", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
 
-    assert facts(placement)[:5] == ("single", 0, 1, 1, 1)
+    assert facts(layout)[:5] == ("single", 0, 1, 1, 1)
 
 
 def test_a_launcher_that_sets_ranks_of_processes_is_plain() -> None:
-    placement = resolve(
+    layout = resolve(
         RANK="5",
         WORLD_SIZE="8",
         LOCAL_RANK="1",
@@ -223,15 +223,11 @@ def test_a_launcher_that_sets_ranks_of_processes_is_plain() -> None:
         MASTER_PORT="6000",
     )
 
-    assert facts(placement) == ("plain", 1, 2, 4, 8, "node0", 6000)
+    assert facts(layout) == ("plain", 1, 2, 4, 8, "node0", 6000)
 
 
 def test_several_processes_on_one_node_need_no_address() -> None:
     assert facts(resolve(PET_NPROC_PER_NODE="8"))[:6] == ("static", 0, 1, 8, 8, "127.0.0.1")
-
-
-def test_this_machine_with_several_processes_is_static_on_the_loopback() -> None:
-    assert facts(placement_of_this_machine(2)) == ("static", 0, 1, 2, 2, "127.0.0.1", 0)
 
 
 CONTRADICTIONS: dict[str, tuple[Mapping[str, str], str]] = {
@@ -264,7 +260,7 @@ def test_a_contradiction_is_a_configuration_error_before_anything_starts(case: s
     environ, message = CONTRADICTIONS[case]
 
     with pytest.raises(ConfigError) as caught:
-        resolve_placement(environ, lambda _: 0)
+        resolve_layout(environ, lambda _: 0)
 
     assert message in caught.value.what
     assert caught.value.exit_code == 78
