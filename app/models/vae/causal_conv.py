@@ -81,21 +81,11 @@ def _convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
 class CausalConv3d(nn.Module):
     """Convolution with an odd kernel: causal in time, zero-padded in space, stride 1."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
         self.past_frames = kernel - 1
         pad = kernel // 2
-        self.conv = nn.Conv3d(
-            in_channels, out_channels, kernel, padding=(0, pad, pad), device=device, dtype=dtype
-        )
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, padding=(0, pad, pad))
 
     def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """Convolve one chunk of a clip.
