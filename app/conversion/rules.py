@@ -180,7 +180,7 @@ def plan(names: Iterable[str], rules: Sequence[Rule], where: str, *, partial: bo
     return [step for entry in matched for step in _steps(entry, where)]
 
 
-def convert(
+def apply_rules(
     names: Iterable[str],
     read: Callable[[str], Tensor],
     rules: Sequence[Rule],

@@ -15,6 +15,7 @@ from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import DiTConfig, LoraConfig
 from app.errors import WeightsError
 from app.models.conditioning import Conditioning
+from app.models.dit.position import has_table
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.vae.autoencoder import VideoAutoencoder
 
@@ -122,8 +123,7 @@ def network_output(tensors: Mapping[str, Tensor], config: DiTConfig) -> Tensor:
     patch = config.patch
     size = (patch.frames, PATCHES * patch.rows, PATCHES * patch.columns)
     T, H, W = size
-    has_table = config.position.learnable or config.position.kind != "rope3d"
-    n = config.position.text_length if has_table else TEXT_TOKENS
+    n = config.position.text_length if has_table(config.position) else TEXT_TOKENS
     image_channels = config.in_channels - config.out_channels
     conditioning = Conditioning(
         text=normal(1, n, config.text_hidden_size),

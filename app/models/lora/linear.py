@@ -7,8 +7,22 @@ Source: LoRA, arXiv:2106.09685.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import Tensor, nn
+
+Value = TypeVar("Value")
+
+
+def is_pair(name: str) -> bool:
+    """Whether a tensor of a network is one half of a pair, by our name of it."""
+    return name.endswith((".lora_a", ".lora_b"))
+
+
+def pairs_among(tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """The entries, by our names, that belong to pairs."""
+    return {name: value for name, value in tensors.items() if is_pair(name)}
 
 
 class LoraLinear(nn.Linear):

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from app.models.lora.linear import is_pair
+
 
 @torch.no_grad()
 def merged_tensors(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -23,7 +25,7 @@ def merged_tensors(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Ten
         The other tensors as they are; merged weights W + B A scale, summed in fp32 or wider, in
         their own dtype.
     """
-    plain = {name: t for name, t in tensors.items() if not name.endswith((".lora_a", ".lora_b"))}
+    plain = {name: tensor for name, tensor in tensors.items() if not is_pair(name)}
     for name, lora_a in tensors.items():
         if name.endswith(".lora_a"):
             layer = name.removesuffix(".lora_a")
