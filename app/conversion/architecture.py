@@ -1,7 +1,7 @@
 """Which network do weights belong to: from our own notes in the file, or from the shapes alone.
 
-Shapes tell width, depth and channels, not the sizes that the position table was made for. Those
-are known of the released networks, so a file whose shapes are a released network's is one.
+Shapes give width, depth and channels, not the sizes that the position table was made for. Those
+are known of the released networks: a file with the shapes of one is taken for it.
 
 Axes: h hidden width, C channels, (o, p, q) patch frames, rows, columns, r rank.
 """
@@ -24,7 +24,7 @@ SAT_LORA_ALPHA = 1.0  # what upstream takes where lora_alpha is not given
 
 
 class Features(NamedTuple):
-    """What shapes tell of a released network."""
+    """What can be read from the shapes of a network."""
 
     hidden_size: int
     num_layers: int
@@ -79,7 +79,7 @@ def _network_1_5(**given: Any) -> DiTConfig:
 def released_network(shapes: Shapes) -> tuple[str, DiTConfig] | None:
     """Name and config of the released network that tensors by our names belong to.
 
-    LoRA pairs among them are left aside (see `lora_of`). None: the sizes are no released ones.
+    LoRA pairs among them are ignored (see `lora_of`). None: no released network has these sizes.
     """
     found = _features(shapes)
     for name, config in released_networks().items():
@@ -88,7 +88,7 @@ def released_network(shapes: Shapes) -> tuple[str, DiTConfig] | None:
         tables = {expected.table} if config.position.learnable else {expected.table, 0}
         if found is None or found._replace(table=0) != expected._replace(table=0):
             continue
-        # The table tells 5B-I2V from nothing else here, but a wrong one must not pass as right.
+        # The table distinguishes no two of them, but one of a wrong size must not pass as right.
         if found.table in tables:
             return name, config
     return None
@@ -126,7 +126,7 @@ def _expected(config: DiTConfig) -> Features:
 def lora_of(shapes: Shapes, layers: int) -> LoraConfig | None:
     """Rank and layers of the LoRA pairs among tensors by our names; None where there are none.
 
-    No shape tells alpha: it is upstream's default.
+    Alpha, which no shape gives, is upstream's default.
 
     Args:
         shapes: by our names.

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from app.config.schema.model import DiTConfig, LoraConfig
 from app.conversion import lora
-from app.conversion import sat_files as sat_config
 from app.conversion.architecture import (
     lora_of,
     network_of_metadata,
@@ -20,6 +19,7 @@ from app.conversion.architecture import (
 )
 from app.conversion.diffusers import network_of_config
 from app.conversion.misfit import Shapes, check_fit, num_layers, shapes_of
+from app.conversion.sat_files import FILE_NAME as SIDECAR_FILE
 from app.conversion.weights_file import Kind, WeightsFile, open_weights, read_json
 from app.errors import ConfigError, WeightsError
 from app.models.dit.transformer import DiffusionTransformer
@@ -190,7 +190,7 @@ def _sidecar(file: WeightsFile, path: Path, read_sidecar: ReadSidecar) -> tuple[
     """What the YAML file in the folder of SAT weights says, and its path."""
     if file.kind == "sat":
         for folder in _folders(path):
-            described = folder / sat_config.FILE_NAME
+            described = folder / SIDECAR_FILE
             if described.is_file():
                 return read_sidecar(described), str(described)
     return SidecarConfig(None, None), ""

@@ -45,7 +45,7 @@ _FIXED: dict[str, Any] = {
     "use_quant_conv": False,
 }
 _DOWN_BLOCK = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.norm2\.weight")
-# The frames that a level halves are averaged without any weight, so that no tensor tells them.
+# Levels that halve the frames average them without weights, so no tensor shows which do.
 TIME_COMPRESSION = 4
 
 
@@ -166,7 +166,7 @@ def vae_config_of_shapes(shapes: Shapes, where: str) -> VAEConfig:
     """Sizes that tensors by the names of 3d-vae.pt have.
 
     Raises:
-        WeightsError: this is no such VAE.
+        WeightsError: these are not tensors of such a VAE.
     """
     widths: dict[int, int] = {}
     blocks = 0

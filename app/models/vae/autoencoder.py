@@ -87,7 +87,7 @@ class VideoAutoencoder(nn.Module):
         return self.encoder.conv_in.conv.weight.dtype
 
     def share_encoding(self, group: RankGroup, *, has_same_clip: bool = False) -> None:
-        """From now on `encode` is called by all ranks of `group` at once and shared by them.
+        """From now on all ranks of `group` call `encode` together and share its work.
 
         Args:
             group: the ranks; each works on a part of the time of every clip.
@@ -130,7 +130,7 @@ class VideoAutoencoder(nn.Module):
 
         Args:
             latents: (B, t, C, h, w), not scaled (divided by scale_factor).
-            plan: latent frames per chunk; None: `decode_plan(t)`; `[t]`: the whole clip at once.
+            plan: latent frames per chunk; None: `decode_plan(t)`; `[t]`: one chunk.
             samples_at_a_time: clips per pass; None: all. Only memory depends on it.
 
         Returns:

@@ -1,7 +1,7 @@
 """Pieces of the autoencoder: residual block, spatial norm, resampling.
 
 Axes: B batch, C channels, T frames, H rows, W columns; t, h, w are those of the latents.
-Source: CogVideoX, arXiv:2408.06072. In a clip the first frame stands alone and the others come in
+Source: CogVideoX, arXiv:2408.06072. The first frame of a clip is alone and the others come in
 groups; `is_first_chunk` says whether a tensor holds the start of a clip. It is never guessed from
 the number of frames.
 """

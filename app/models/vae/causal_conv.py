@@ -2,7 +2,7 @@
 
 Axes: B batch, C channels, T frames, H rows, W columns; tensors are (B, C, T, H, W) in this package.
 Source: CogVideoX, arXiv:2408.06072, "3D Causal VAE". The first frame is repeated in front of a
-clip; in front of a later chunk of a clip stand the last frames of the chunk before it.
+clip; a later chunk of a clip is preceded by the last frames of the chunk before it.
 """
 
 from __future__ import annotations

@@ -80,9 +80,9 @@ class VAEDecoder(nn.Module):
         Args:
             latents: (B, c, t, h, w), as the encoder gives them (not scaled).
             past: what the chunk before returned; None at the start of a clip.
-            is_first_chunk: the first latent stands for one frame, the others for four. Else all
-                stand for four. Said and not derived from `past`, because upstream's HEAD decodes
-                first chunks without it (upstream_differences.md).
+            is_first_chunk: the first latent becomes one frame, the others four. Else all become
+                four. Not derived from `past`, because upstream's HEAD decodes first chunks
+                without it (upstream_differences.md).
 
         Returns:
             (B, 3, T, 8 h, 8 w), not clamped, T = 4 (t - 1) + 1 in the first chunk, else 4 t; and

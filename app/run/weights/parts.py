@@ -1,6 +1,6 @@
 """The parts of a model in a source: network, VAE, text encoder; found, and checked before upload.
 
-A part is used as it lies: every layout that training reads is left alone.
+The files are uploaded as they are: training reads every one of these layouts.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class ModelPart:
 
 
 def find_parts(source: Path | None, given: Mapping[str, Path]) -> dict[str, Path]:
-    """Where each part lies: as given, or below `source` by the names that releases use.
+    """Where each part is: as given, or below `source` by the names that releases use.
 
     Args:
         source: folder or file; None: only what is given.
         given: by part.
 
     Raises:
-        InputMissingError: there is no part at all.
+        InputMissingError: nothing was found.
     """
     found = dict(given)
     if source is not None:

@@ -43,7 +43,7 @@ class PutRequest:
     """What to put.
 
     Attributes:
-        given: part -> URL, for parts that do not lie in the source.
+        given: part -> URL, for parts that are not in the source.
         base: files of the model, for sizes that no released model has.
         verify: read every object back and compare.
         overwrite: replace files that differ.
@@ -57,7 +57,7 @@ class PutRequest:
 
 @dataclass(slots=True)
 class PutReport:
-    """What lies in the target now."""
+    """What the target holds now."""
 
     url: str
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -81,7 +81,7 @@ def put_weights(
     Raises:
         InputMissingError: nothing is there.
         WeightsError: a part is not whole, or does not fit the others.
-        UsageError: other weights lie in the target.
+        UsageError: the target holds other weights.
         DataError: what was read back is not what was written.
     """
     config = describe_files(request.base).network if request.base else None
@@ -214,13 +214,13 @@ def _upload(
     report: PutReport,
     notify: Notify,
 ) -> None:
-    """Upload what is not there; replace what differs only if that was asked for."""
+    """Upload what is not there; replace what differs only with `overwrite`."""
     parts, records, stale = wanted
     states = {key: _state(storage, key, record) for key, record in records.items()}
     differing = [key for key, state in states.items() if state == "other"] + stale
     if differing and not request.overwrite:
         raise UsageError(
-            f"other weights lie in the target: {differing[0]}",
+            f"the target holds other weights: {differing[0]}",
             where=storage.url,
             fix="name another place, or replace them with --overwrite",
         )

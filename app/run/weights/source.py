@@ -108,7 +108,7 @@ class WeightsSource:
         """The VAE: named by the caller, in the source, or where the model's files say.
 
         Raises:
-            InputMissingError: nobody says where it is.
+            InputMissingError: neither the caller nor the source says where it is.
         """
         if self.request.vae is not None:
             return read_vae(fetch(self.request.vae, self.cache_dir))
