@@ -75,13 +75,16 @@ TARGETS: dict[str, RegistryRow] = {
     f"{_DIFFUSION}.loss.VideoDiffusionLoss": RegistryRow(LossConfig, role="loss"),
     # samplers and guidance
     f"{_SAMPLING}.VPSDEDPMPP2MSampler": RegistryRow(
-        SamplerConfig, "app.diffusion.samplers.dpmpp_2m:SdeSampler", role="sampler"
+        SamplerConfig,
+        "app.diffusion.samplers.dpmpp_2m:SdeSampler",
+        role="sampler",
+        scheduler="dpm",
     ),
     f"{_SAMPLING}.VPODEDPMPP2MSampler": RegistryRow(
         SamplerConfig, "app.diffusion.samplers.dpmpp_2m:OdeSampler", role="sampler"
     ),
     f"{_SAMPLING}.VideoDDIMSampler": RegistryRow(
-        SamplerConfig, "app.diffusion.samplers.ddim:DdimSampler", role="sampler"
+        SamplerConfig, "app.diffusion.samplers.ddim:DdimSampler", role="sampler", scheduler="ddim"
     ),
     f"{_GUIDERS}.DynamicCFG": RegistryRow(
         GuidanceConfig, "app.diffusion.guidance:DynamicGuidance", "guidance", "dynamic"

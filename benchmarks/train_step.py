@@ -99,7 +99,7 @@ def vae_encode(
     """Encode one clip in bf16."""
     config = VAEConfig(encoder=part, decoder=part)
     with torch.device(device):
-        vae = VideoAutoencoder(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+        vae = VideoAutoencoder(config).bfloat16().eval().requires_grad_(False)
     shape = (1, clip.frames, 3, clip.rows, clip.columns)
     video = torch.rand(shape, device=device, dtype=torch.bfloat16) * 2 - 1
     seconds, peak = timed(lambda: vae.encode(video), device, runs)

@@ -32,9 +32,9 @@ MIB = 2**20
 PIECE = 8  # frames
 ENCODES = {
     "encode, whole clip": VAEMemoryConfig(),
-    "encode, pieces on the device": VAEMemoryConfig(encode_frames=PIECE, parking="device"),
-    "encode, pieces on the host": VAEMemoryConfig(encode_frames=PIECE, parking="host"),
-    "encode, pieces on disk": VAEMemoryConfig(encode_frames=PIECE, parking="disk"),
+    "encode, pieces on the device": VAEMemoryConfig(encode_frames=PIECE, offload="device"),
+    "encode, pieces on the host": VAEMemoryConfig(encode_frames=PIECE, offload="host"),
+    "encode, pieces on disk": VAEMemoryConfig(encode_frames=PIECE, offload="disk"),
 }
 
 
@@ -42,7 +42,7 @@ def ways(rows: int, columns: int) -> dict[str, VAEMemoryConfig]:
     """Every way by its name; a tile has 5/8 of the frame's height and width."""
     size = (rows * 5 // 8 // 8 * 8, columns * 5 // 8 // 8 * 8)
     overlap = min(size) // 5 // 8 * 8
-    tiled = VAEMemoryConfig(tile_size=size, tile_overlap=overlap, parking="disk")
+    tiled = VAEMemoryConfig(tile_size=size, tile_overlap=overlap, offload="disk")
     return {**ENCODES, "decode, chunks": VAEMemoryConfig(), "decode, chunks and tiles": tiled}
 
 
@@ -53,7 +53,8 @@ def measure(way: str, frames: int, rows: int, columns: int, ch: int) -> dict[str
     blocks = 3 if ch == 128 else 1
     part = VAEPartConfig(ch=ch, num_res_blocks=blocks)
     config = VAEConfig(encoder=part, decoder=part, memory=ways(rows, columns)[way])
-    vae = VideoAutoencoder(config, device=device, dtype=dtype).eval().requires_grad_(False)
+    with torch.device(device):
+        vae = VideoAutoencoder(config).to(dtype).eval().requires_grad_(False)
     video = torch.rand(1, frames, 3, rows, columns, device=device, dtype=dtype) * 2 - 1
     latents = torch.randn(1, (frames - 1) // 4 + 1, 16, rows // 8, columns // 8).to(device, dtype)
     vae.encode(video[:, :5, :, :32, :32])  # makes the libraries load their code

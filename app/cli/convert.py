@@ -121,7 +121,7 @@ def _configure_target(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert; print what was written and what the comparison found."""
-    from app.run.weights.convert import convert
+    from app.run.weights.convert import convert_weights
 
     if args.shards < 1 or args.max_shard_gib <= 0:
         raise UsageError(
@@ -130,7 +130,9 @@ def run(args: argparse.Namespace) -> int:
             fix="omit them for one SAT file and files of 5 GiB",
         )
     with tempfile.TemporaryDirectory() as cache:
-        report = convert(args.source, args.target, _convert_request(args), Path(cache), output.note)
+        report = convert_weights(
+            args.source, args.target, _convert_request(args), Path(cache), output.note
+        )
     if args.json:
         output.as_json(as_dict(report))
     else:

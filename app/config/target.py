@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from app.errors import ConfigError
 
@@ -39,12 +39,15 @@ class RegistryRow:
             part of the class above it (a position mixin of the network) or is ignored.
         role: place where the name may stand; "any" for a user's own class.
         choice: value that the schema records instead of a class (`PositionConfig.kind`).
+        scheduler: of a sampler, "dpm" or "ddim": the scheduler of diffusers that samples alike;
+            None where diffusers has none.
     """
 
     params: type
     implementation: str | None = None
     role: str = "any"
     choice: str = ""
+    scheduler: Literal["dpm", "ddim"] | None = None
 
 
 Registry = Mapping[str, RegistryRow]

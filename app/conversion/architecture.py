@@ -1,7 +1,7 @@
 """Which network do weights belong to: from our own notes in the file, or from the shapes alone.
 
-Shapes tell width, depth and channels, not the sizes that the position table was made for. Those
-are known of the released networks, so a file whose shapes are a released network's is one.
+Shapes give width, depth and channels, not the sizes that the position table was made for. Those
+are known of the released networks: a file with the shapes of one is taken for it.
 
 Axes: h hidden width, C channels, (o, p, q) patch frames, rows, columns, r rank.
 """
@@ -14,16 +14,17 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from app.config.schema.model import DiTConfig, LoraConfig, PatchSize, PositionConfig
-from app.conversion.misfit import Shapes
+from app.conversion.misfit import Shapes, num_layers
 from app.errors import CogvxError, WeightsError
+from app.models.dit.position import has_table
+from app.models.lora.linear import pairs_among
 
 NETWORK_KEY = "cogvx.network"  # header entry of our own files: the network's config as JSON
 SAT_LORA_ALPHA = 1.0  # what upstream takes where lora_alpha is not given
-_PAIR_ENDS = (".lora_a", ".lora_b")
 
 
 class Features(NamedTuple):
-    """What shapes tell of a released network."""
+    """What can be read from the shapes of a network."""
 
     hidden_size: int
     num_layers: int
@@ -78,7 +79,7 @@ def _network_1_5(**given: Any) -> DiTConfig:
 def released_network(shapes: Shapes) -> tuple[str, DiTConfig] | None:
     """Name and config of the released network that tensors by our names belong to.
 
-    LoRA pairs among them are left aside (see `lora_of`). None: the sizes are no released ones.
+    LoRA pairs among them are ignored (see `lora_of`). None: no released network has these sizes.
     """
     found = _features(shapes)
     for name, config in released_networks().items():
@@ -87,7 +88,7 @@ def released_network(shapes: Shapes) -> tuple[str, DiTConfig] | None:
         tables = {expected.table} if config.position.learnable else {expected.table, 0}
         if found is None or found._replace(table=0) != expected._replace(table=0):
             continue
-        # The table tells 5B-I2V from nothing else here, but a wrong one must not pass as right.
+        # The table distinguishes no two of them, but one of a wrong size must not pass as right.
         if found.table in tables:
             return name, config
     return None
@@ -110,37 +111,33 @@ def _features(shapes: Shapes) -> Features | None:
 def _expected(config: DiTConfig) -> Features:
     frames, rows, columns = config.grid
     size = config.patch.frames * config.patch.rows * config.patch.columns
-    has_table = config.position.learnable or config.position.kind != "rope3d"
     return Features(
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
         patch=config.in_channels * size,
         out=config.out_channels * size,
         ofs=config.ofs_embed_dim is not None,
-        table=config.position.text_length + frames * rows * columns if has_table else 0,
+        table=config.position.text_length + frames * rows * columns
+        if has_table(config.position)
+        else 0,
     )
 
 
-def num_layers(shapes: Shapes) -> int:
-    """1 + the highest layer that a name has; 0 without any."""
-    layers = [int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")]
-    return max(layers, default=-1) + 1
-
-
-def lora_of(shapes: Shapes, alpha: float, layers: int | None = None) -> LoraConfig | None:
+def lora_of(shapes: Shapes, layers: int) -> LoraConfig | None:
     """Rank and layers of the LoRA pairs among tensors by our names; None where there are none.
+
+    Alpha, which no shape gives, is upstream's default.
 
     Args:
         shapes: by our names.
-        alpha: of the pairs, which no shape tells.
-        layers: of the whole network, so that all of them are written as None; None: not known.
+        layers: of the whole network.
     """
-    wrapped = sorted({int(n.split(".")[1]) for n in shapes if n.endswith(_PAIR_ENDS)})
+    wrapped = sorted({int(name.split(".")[1]) for name in pairs_among(shapes)})
     if not wrapped:
         return None
     rank = next(shape[0] for name, shape in shapes.items() if name.endswith(".lora_a"))
-    every = wrapped == list(range(layers if layers is not None else num_layers(shapes)))
-    return LoraConfig(rank=rank, alpha=alpha, layer_range=None if every else tuple(wrapped))
+    chosen = None if wrapped == list(range(layers)) else tuple(wrapped)
+    return LoraConfig(rank=rank, alpha=SAT_LORA_ALPHA, layer_range=chosen)
 
 
 def network_of_metadata(metadata: Mapping[str, str], where: str) -> DiTConfig | None:

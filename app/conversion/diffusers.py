@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from app.config.schema.model import DiTConfig, PatchSize, PositionConfig
-from app.conversion.rules import Concat, Drop, Rename, Reshape, Rule, convert, inverse
+from app.conversion.rules import Concat, Drop, Rename, Reshape, Rule, apply_rules, inverse
 from app.errors import ConfigError, WeightsError
 
 CLASS_NAME = "CogVideoXTransformer3DModel"
@@ -63,7 +63,7 @@ def from_diffusers(
     Raises:
         WeightsError: the file is not such a transformer.
     """
-    yield from convert(names, read, DIT, where)
+    yield from apply_rules(names, read, DIT, where)
 
 
 def to_diffusers(tensors: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def to_diffusers(tensors: Mapping[str, Tensor], config: DiTConfig) -> dict[str, 
     if not config.position.learnable:
         # Computed on both sides; current diffusers refuses it in a file.
         rules = (Drop("position.table", why="computed from the config"), *rules)
-    return dict(convert(tensors, tensors.__getitem__, rules, "the network's tensors"))
+    return dict(apply_rules(tensors, tensors.__getitem__, rules, "the network's tensors"))
 
 
 def _laid_out(rule: Rule, config: DiTConfig) -> Rule:

@@ -1,7 +1,7 @@
 """Write the network's weights for other tools: diffusers, PEFT, plain safetensors, SAT.
 
 All take tensors by our names, from a network or from the fp32 masters of a checkpoint. Files are
-written where they are asked for, on the local disk; publishing them is the caller's.
+written to the local disk; publishing them is up to the caller.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from torch import Tensor
 
 from app.checkpoint.tensor_file import write_tensors
 from app.config.schema.model import DiTConfig, LoraConfig, PatchSize
-from app.conversion import lora
-from app.conversion import sat_files as sat_config
+from app.conversion import lora, sat_files
 from app.conversion.architecture import NETWORK_KEY
 from app.conversion.diffusers import to_diffusers, transformer_config
 from app.conversion.sat import Layout, to_sat, unread_rows
-from app.conversion.sat_files import cut
 from app.conversion.shard_files import MAX_SHARD_BYTES, cast, write_shards
 from app.conversion.weights_file import SAT_RANK_FILE, SAT_TAG_FILE
 from app.errors import ConfigError
@@ -150,7 +148,7 @@ def export_sat(
     state = cast(to_sat(tensors, config.patch, form.layout), dtype)
     stored = next(iter(state.values())).dtype
     state |= unread_rows(config, form.layout, stored)
-    return _write_sat(folder, state, sat_config.model_section(config), form.shards)
+    return _write_sat(folder, state, sat_files.model_section(config), form.shards)
 
 
 def export_sat_lora(
@@ -165,11 +163,11 @@ def export_sat_lora(
         The files written, `latest` last.
 
     Raises:
-        WeightsError: these are no pairs.
+        WeightsError: these are not pairs.
     """
     any_patch = PatchSize(frames=1, rows=1, columns=1)  # no pair depends on it
     state = cast(to_sat(pairs, any_patch), dtype)
-    return _write_sat(folder, state, sat_config.lora_section(lora_config), shards=1)
+    return _write_sat(folder, state, sat_files.lora_section(lora_config), shards=1)
 
 
 def _write_sat(
@@ -177,13 +175,13 @@ def _write_sat(
 ) -> list[Path]:
     inside = folder / SAT_TAG
     inside.mkdir(parents=True, exist_ok=True)
-    pieces = {name: cut(tensor, name, shards) for name, tensor in state.items()}
+    pieces = {name: sat_files.cut(tensor, name, shards) for name, tensor in state.items()}
     files = []
     for rank in range(shards):
         module = {name: _alone(slices[rank]) for name, slices in pieces.items()}
         files.append(inside / SAT_RANK_FILE.format(rank))
         torch.save({"module": module}, files[-1])
-    described = folder / sat_config.FILE_NAME
+    described = folder / sat_files.FILE_NAME
     described.write_text(yaml.safe_dump(section, sort_keys=False))
     tag = folder / SAT_TAG_FILE
     tag.write_text(SAT_TAG)

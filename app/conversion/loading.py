@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from app.conversion.lora import peft_scale, stored_scale
-from app.conversion.misfit import Shapes, compare, error_of
+from app.conversion.misfit import Shapes, check_fit, shapes_of
 from app.conversion.sat import OUTSIDE
 from app.conversion.shared_weights import ReadableWeights, open_for_all
-from app.conversion.vae import vae_from_diffusers, vae_names
+from app.conversion.vae import vae_tensors
 from app.conversion.weights_file import Kind, open_weights
 from app.errors import WeightsError
 from app.models.dit.parallel import own_part, whole_shape
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.lora.inject import reset_lora
+from app.models.lora.linear import is_pair, pairs_among
 
 # What one model has and another has not: image-to-video starts from text-to-video weights so.
 OPTIONAL_MODULES = ("position.", "ofs_embed.")
@@ -77,13 +78,13 @@ def load_network_weights(
             for name, parameter in network.named_parameters()
             if name not in computed
         }
-        has_pairs = any(_is_pair(name) for name in outline)
+        has_pairs = any(is_pair(name) for name in outline)
         if not has_pairs:
-            wanted = {name: shape for name, shape in wanted.items() if not _is_pair(name)}
+            wanted = {name: shape for name, shape in wanted.items() if not is_pair(name)}
         if force:
             wanted = _without_absent_modules(wanted, outline, file.where)
             _check_allocated(network, wanted)
-        _check(wanted, outline, file)
+        check_fit(wanted, shapes_of(outline), file.where)
         _check_lora_scale(network, file)
         tensors = file.our_tensors()
         _fill(network, ((n, own_part(n, t, group)) for n, t in tensors if n in wanted), device)
@@ -105,16 +106,16 @@ def load_lora_weights(network: DiffusionTransformer, path: Path) -> LoadReport:
     Raises:
         WeightsError: a pair is missing, unexpected or misshaped, or the network has no pairs.
     """
-    wanted = {n: tuple(p.shape) for n, p in network.named_parameters() if _is_pair(n)}
+    wanted = shapes_of(pairs_among(dict(network.named_parameters())))
     with open_weights(path) as file:
-        outline = {name: t for name, t in file.our_outline().items() if _is_pair(name)}
+        outline = pairs_among(file.our_outline())
         if not outline:
             raise WeightsError(
                 "the file holds no LoRA pairs",
                 where=file.where,
                 fix="give it as the base weights instead (load)",
             )
-        _check(wanted, outline, file)
+        check_fit(wanted, shapes_of(outline), file.where)
         factor = _file_scale(network, file) if file.kind == "peft" else 1.0
         if file.kind != "peft":
             _check_lora_scale(network, file)
@@ -150,25 +151,15 @@ def load_vae_weights(
     """
     inside = path / "vae"
     with open_weights(inside if inside.is_dir() else path) as file:
-        stored = vae_names(file.names, ignore_keys)
-        wanted = {name: tuple(p.shape) for name, p in vae.named_parameters()}
-        if any("down_blocks." in name for name in stored):
-            outline = dict(vae_from_diffusers(stored, file.outline, file.where))
-            tensors = vae_from_diffusers(stored, file.read, file.where)
-        else:
-            outline = {name: file.outline(full) for name, full in stored.items()}
-            tensors = ((name, file.read(full)) for name, full in stored.items())
-        shapes = _shapes(outline)
-        misfit = compare(wanted, shapes)
-        if misfit:
-            cause = error_of(misfit, wanted, shapes, file.where)
-            raise WeightsError(cause.what, where=cause.where, fix=_vae_cause(misfit.unexpected))
-        _fill(vae, tensors, device)
+        wanted = shapes_of(dict(vae.named_parameters()))
+        found = shapes_of(dict(vae_tensors(file, file.outline, ignore_keys)))
+        check_fit(wanted, found, file.where, what="the VAE", fix=_vae_cause(found))
+        _fill(vae, vae_tensors(file, file.read, ignore_keys), device)
     return len(wanted)
 
 
-def _vae_cause(unexpected: tuple[str, ...]) -> str:
-    if any(name.startswith("loss.") for name in unexpected):
+def _vae_cause(names: Iterable[str]) -> str:
+    if any(name.startswith("loss.") for name in names):
         return (
             "the file holds the discriminator too: set first_stage_config.params.ignore_keys "
             "to [loss]"
@@ -194,32 +185,17 @@ def _check_allocated(network: DiffusionTransformer, wanted: Shapes) -> None:
     """What keeps its start must have one: only a network with memory can be loaded in part."""
     computed = network.computed_parameters()
     kept = (n for n, p in network.named_parameters() if p.is_meta and n not in wanted)
-    assert all(_is_pair(name) or name in computed for name in kept), "give it memory before"
+    assert all(is_pair(name) or name in computed for name in kept), "give it memory before"
 
 
 def _to_compute(network: DiffusionTransformer, outline: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Fixed tables that the file lacks, or has in another size than the config."""
-    shapes = _shapes(outline)
+    shapes = shapes_of(outline)
     return {
         name: tensor
         for name, tensor in network.computed_parameters().items()
         if shapes.get(name) != tuple(tensor.shape)
     }
-
-
-def _check(wanted: Shapes, outline: Mapping[str, Tensor], file: ReadableWeights) -> None:
-    shapes = _shapes(outline)
-    misfit = compare(wanted, shapes)
-    if misfit:
-        raise error_of(misfit, wanted, shapes, file.where)
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _is_pair(name: str) -> bool:
-    return name.endswith((".lora_a", ".lora_b"))
 
 
 def _check_lora_scale(network: DiffusionTransformer, file: ReadableWeights) -> None:
@@ -263,7 +239,7 @@ def _fill(
 
 def _start_pairs(network: DiffusionTransformer, device: torch.device | str) -> None:
     """Allocate pairs that are still on the meta device and give them their starting values."""
-    pairs = [(name, p) for name, p in network.named_parameters() if _is_pair(name) and p.is_meta]
+    pairs = [(name, p) for name, p in network.named_parameters() if is_pair(name) and p.is_meta]
     if pairs:
         _fill(network, ((name, torch.zeros(p.shape)) for name, p in pairs), device)
         reset_lora(network)

@@ -18,8 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from app.config.schema.model import LoraConfig
-from app.conversion.rules import Rename, Rule, convert, inverse
+from app.conversion.rules import Rename, Rule, apply_rules, inverse
 from app.errors import WeightsError
+from app.models.lora.linear import is_pair, pairs_among
 
 COMPONENT = "transformer"  # the pipeline's part that the pairs belong to
 PEFT_WRAPPER = "base_model.model."  # what PEFT's own save_pretrained puts before every name
@@ -64,10 +65,10 @@ def to_peft(
     Raises:
         WeightsError: there are no pairs, or halves of them are missing.
     """
-    pairs = {name: t for name, t in tensors.items() if name.endswith((".lora_a", ".lora_b"))}
+    pairs = pairs_among(tensors)
     if fold_scale:
         pairs, lora = folded(pairs, lora, float(lora.rank))
-    made = dict(convert(pairs, pairs.__getitem__, inverse(PAIRS), "the network's LoRA pairs"))
+    made = dict(apply_rules(pairs, pairs.__getitem__, inverse(PAIRS), "the network's LoRA pairs"))
     adapter = {
         "r": lora.rank,
         "lora_alpha": lora.alpha,
@@ -110,7 +111,7 @@ def from_peft(
         WeightsError: it holds something else than pairs on the attention projections.
     """
     stored = {_of_pipeline(name): name for name in names}
-    yield from convert(stored, lambda name: read(stored[name]), PAIRS, where)
+    yield from apply_rules(stored, lambda name: read(stored[name]), PAIRS, where)
 
 
 def _of_pipeline(name: str) -> str:
@@ -130,7 +131,7 @@ def wanted_pairs(shapes: Mapping[str, tuple[int, ...]], hidden: int | None) -> d
         shapes: by our names; other tensors than pairs are left aside.
         hidden: width of the network; None: that of the first pair.
     """
-    pairs = {name: s for name, s in shapes.items() if name.endswith((".lora_a", ".lora_b"))}
+    pairs = pairs_among(shapes)
     firsts = [shape for name, shape in pairs.items() if name.endswith(".lora_a")]
     rank, width = firsts[0] if firsts and len(firsts[0]) == 2 else (0, 0)
     wanted: dict[str, Any] = {}
@@ -144,7 +145,7 @@ def wanted_pairs(shapes: Mapping[str, tuple[int, ...]], hidden: int | None) -> d
 
 def are_pairs(names: Iterable[str]) -> bool:
     """Whether tensors by our names are LoRA pairs and nothing else."""
-    return all(name.endswith((".lora_a", ".lora_b")) for name in names)
+    return all(is_pair(name) for name in names)
 
 
 def lora_metadata(lora: LoraConfig) -> dict[str, str]:

@@ -1,5 +1,4 @@
-"""Say why weights do not fit a network: what is missing, unexpected or misshaped, and the likely
-cause.
+"""Whether weights fit a network, by names and shapes; if not, what differs and the likely cause.
 
 Axes: h hidden width, C channels.
 """
@@ -8,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from app.errors import WeightsError
 
@@ -23,21 +24,37 @@ class Misfit:
     unexpected: tuple[str, ...]
     misshaped: tuple[str, ...]
 
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.misshaped)
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def compare(network: Shapes, file: Shapes) -> Misfit:
-    """Names by kind of disagreement, in the order of the network, then of the file."""
-    return Misfit(
+def num_layers(names: Iterable[str]) -> int:
+    """1 + the highest layer among our names of tensors; 0 without any."""
+    layers = [int(name.split(".")[1]) for name in names if name.startswith("blocks.")]
+    return max(layers, default=-1) + 1
+
+
+def check_fit(
+    network: Shapes, file: Shapes, where: str, *, what: str = "the network", fix: str | None = None
+) -> None:
+    """Raise WeightsError unless a file has the tensors of a network, no others, in its shapes.
+
+    The message has counts, the first names of each kind of disagreement and the likely cause.
+
+    Args:
+        network: wanted, by our names.
+        file: found.
+        where: the file.
+        what: that the weights should fit, for the message.
+        fix: None: what the disagreement suggests.
+    """
+    misfit = Misfit(
         missing=tuple(name for name in network if name not in file),
         unexpected=tuple(name for name in file if name not in network),
         misshaped=tuple(n for n, shape in network.items() if n in file and file[n] != shape),
     )
-
-
-def error_of(misfit: Misfit, network: Shapes, file: Shapes, where: str) -> WeightsError:
-    """The error to raise: counts, the first names of each kind, and the likely cause."""
     shapes = [f"{n} is {file[n]}, expected {network[n]}" for n in misfit.misshaped[:LISTED]]
     parts = [
         _part("missing", misfit.missing),
@@ -46,11 +63,12 @@ def error_of(misfit: Misfit, network: Shapes, file: Shapes, where: str) -> Weigh
         if misfit.misshaped
         else "",
     ]
-    return WeightsError(
-        f"the weights do not fit the network: {'; '.join(part for part in parts if part)}",
-        where=where,
-        fix=likely_cause(misfit, network, file),
-    )
+    if any(parts):
+        raise WeightsError(
+            f"the weights do not fit {what}: {'; '.join(part for part in parts if part)}",
+            where=where,
+            fix=fix or _likely_cause(misfit, network, file),
+        )
 
 
 def _part(kind: str, names: tuple[str, ...]) -> str:
@@ -61,7 +79,7 @@ def _listed(names: Iterable[str], count: int) -> str:
     return ", ".join([*names, *(["..."] if count > LISTED else [])])
 
 
-def likely_cause(misfit: Misfit, network: Shapes, file: Shapes) -> str:
+def _likely_cause(misfit: Misfit, network: Shapes, file: Shapes) -> str:
     """What a person should check first."""
     for cause in (_lora, _width, _depth, _channels, _ofs, _table):
         found = cause(misfit, network, file)
@@ -106,16 +124,10 @@ def _hidden(shapes: Shapes) -> int | None:
 
 
 def _depth(misfit: Misfit, network: Shapes, file: Shapes) -> str | None:
-    ours, theirs = _layers(network), _layers(file)
+    ours, theirs = num_layers(network), num_layers(file)
     if ours == theirs or 0 in (ours, theirs):
         return None
     return f"the file has {theirs} layers, the config num_layers {ours}: use the model file of it"
-
-
-def _layers(shapes: Shapes) -> int:
-    return 1 + max(
-        (int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")), default=-1
-    )
 
 
 def _channels(misfit: Misfit, network: Shapes, file: Shapes) -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from app.errors import InputMissingError, WeightsError
 
-# Entries under which a state dict lies, in the order of trust: SAT and DeepSpeed, others.
+# Entries that may hold a state dict, in the order of preference: SAT and DeepSpeed, others.
 WRAPPERS = ("module", "state_dict", "model")
 
 

@@ -17,6 +17,7 @@ from app.config.schema.diffusion import ScheduleConfig
 from app.config.schema.model import DiTConfig
 from app.conversion.diffusers import CLASS_NAME, DIFFUSERS_VERSION
 from app.conversion.vae import CLASS_NAME as VAE_CLASS_NAME
+from app.conversion.vae import LatentScale
 from app.conversion.weights_file import read_json
 from app.errors import ConfigError, InputMissingError
 
@@ -42,16 +43,32 @@ class PipelineFacts:
     scale_factor: float  # latents seen by the network = scale_factor * VAE latents
     schedule: ScheduleConfig
     image_latent_scale: float  # of the image latent of image-to-video
-    scheduler: Scheduler = "dpm"
+    scheduler: Scheduler | None = "dpm"  # None: diffusers has none that samples like `sampler`
+    sampler: str = ""  # the model's, by its `target`
 
     @property
-    def is_inverted(self) -> bool:
+    def latent_scale(self) -> LatentScale:
         """diffusers knows two scales of an image latent, scale_factor and 1 / scale_factor.
 
         The released 1.5 folders divide, although 1 is what the network was trained with
         (upstream_differences.md, T8).
         """
-        return self.image_latent_scale != self.scale_factor
+        return LatentScale(self.scale_factor, self.image_latent_scale != self.scale_factor)
+
+    def scheduler_of(self, choice: Scheduler | None) -> Scheduler:
+        """The scheduler that was chosen, or the one that samples as the model's sampler does.
+
+        Raises:
+            ConfigError: diffusers has none.
+        """
+        found = choice or self.scheduler
+        if found is None:
+            raise ConfigError(
+                f"diffusers has no scheduler that samples like {self.sampler}",
+                where="model.sampler_config.target",
+                fix="choose one that it has: --scheduler dpm, or --scheduler ddim",
+            )
+        return found
 
 
 def released_facts(config: DiTConfig) -> PipelineFacts:
@@ -66,7 +83,7 @@ def released_facts(config: DiTConfig) -> PipelineFacts:
 
 
 def is_image_to_video(config: DiTConfig) -> bool:
-    """Whether the network takes an image beside the noisy latents."""
+    """Whether the network takes an image with the noisy latents."""
     return config.in_channels > config.out_channels
 
 
@@ -117,11 +134,13 @@ def scheduler_config(schedule: ScheduleConfig, scheduler: Scheduler) -> dict[str
     }
 
 
-def write_index(folder: Path, config: DiTConfig, facts: PipelineFacts) -> list[Path]:
-    """The scheduler's file and model_index.json, which comes last: it makes the folder one."""
+def write_index(
+    folder: Path, config: DiTConfig, schedule: ScheduleConfig, scheduler: Scheduler
+) -> list[Path]:
+    """The scheduler's file, then model_index.json, which makes the folder a pipeline."""
     contents = {
-        SCHEDULER_FILE: scheduler_config(facts.schedule, facts.scheduler),
-        INDEX_FILE: model_index(config, facts.scheduler),
+        SCHEDULER_FILE: scheduler_config(schedule, scheduler),
+        INDEX_FILE: model_index(config, scheduler),
     }
     for name, content in contents.items():
         path = folder / name
@@ -130,8 +149,8 @@ def write_index(folder: Path, config: DiTConfig, facts: PipelineFacts) -> list[P
     return [folder / name for name in contents]
 
 
-def read_facts(folder: Path, config: DiTConfig) -> PipelineFacts | None:
-    """What a pipeline folder says; None where the folder is none.
+def read_facts(folder: Path) -> PipelineFacts | None:
+    """What a pipeline folder says; None where the folder is not one.
 
     Raises:
         WeightsError: a file does not parse.
@@ -156,7 +175,7 @@ def read_facts(folder: Path, config: DiTConfig) -> PipelineFacts | None:
 
 
 def copy_text_encoder(source: Path, target: Path, *, apart: bool) -> list[Path]:
-    """Copy a T5 encoder with its tokenizer.
+    """Copy a T5 encoder and its tokenizer.
 
     Args:
         source: both in one folder, or in `text_encoder` and `tokenizer` of a pipeline.
@@ -195,8 +214,3 @@ def _text_files(source: Path, name: str) -> Iterator[Path]:
     elif any(path.name.endswith(_ENCODER_ENDS) for path in files):
         mine = (".json", *_ENCODER_ENDS)
         yield from (p for p in files if p.name.endswith(mine) and p.name not in _TOKENIZER_FILES)
-
-
-def facts_of_sampler(implementation: str) -> Scheduler:
-    """The scheduler of diffusers that samples like one of our classes."""
-    return "ddim" if implementation.endswith(":DdimSampler") else "dpm"

@@ -1,7 +1,7 @@
 """A table of rules turns the tensor names of one layout into those of another, and back.
 
 A template is a name with fields in braces: {i} and {j} are layer numbers, {p} is weight or bias,
-{rest} is any remainder. A field stands for the same text on both sides of a rule.
+{rest} is any remainder. A field is the same text on both sides of a rule.
 
 The plan is made from names alone, before anything is read: a name without a rule, and a rule that
 met no name, are errors. Tensors are read one step at a time.
@@ -67,7 +67,7 @@ class Reshape:
     source: str
     target: str
     trailing: tuple[int, ...] | None = None
-    source_trailing: tuple[int, ...] | None = None  # how the source lies, for the way back
+    source_trailing: tuple[int, ...] | None = None  # of the source, for the way back
     required: bool = True
 
 
@@ -173,14 +173,14 @@ def plan(names: Iterable[str], rules: Sequence[Rule], where: str, *, partial: bo
             f"{len(unknown)} tensors have a name that no rule knows, first: "
             f"{', '.join(unknown[:3])}",
             where=where,
-            fix="check that the file holds a CogVideoX network of the layout that was asked for",
+            fix="check that the file holds a CogVideoX network of the requested layout",
         )
     if not partial:
         _check_all_met(matched, where)
     return [step for entry in matched for step in _steps(entry, where)]
 
 
-def convert(
+def apply_rules(
     names: Iterable[str],
     read: Callable[[str], Tensor],
     rules: Sequence[Rule],
@@ -262,7 +262,7 @@ def _split(tensor: Tensor, dealt: tuple[tuple[int, ...], ...], name: str) -> lis
         raise WeightsError(
             f"{tensor.shape[0]} rows do not divide into {count} equal parts",
             where=name,
-            fix="check that the file holds a CogVideoX network of the layout that was asked for",
+            fix="check that the file holds a CogVideoX network of the requested layout",
         )
     rows = tensor.chunk(count)
     return [

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from app.config.schema.model import DiTConfig, PatchSize
 from app.conversion.lora import are_pairs
-from app.conversion.rules import Drop, Rename, Reshape, Rule, Split, convert, counterparts, inverse
+from app.conversion.rules import (
+    Drop,
+    Rename,
+    Reshape,
+    Rule,
+    Split,
+    apply_rules,
+    counterparts,
+    inverse,
+)
 from app.errors import ConfigError, WeightsError
 from app.models.dit.rotary import rotation_for
 from app.models.dit.tokens import PatchGrid
@@ -97,7 +106,9 @@ def from_sat(
     """
     stored = network_names(names, where)
     partial = all(_LORA_KEY.fullmatch(name) for name in stored)
-    yield from convert(stored, lambda name: read(stored[name]), DIT + LORA, where, partial=partial)
+    yield from apply_rules(
+        stored, lambda name: read(stored[name]), DIT + LORA, where, partial=partial
+    )
 
 
 def network_names(names: Iterable[str], where: str) -> dict[str, str]:
@@ -146,7 +157,7 @@ def to_sat(
     rules = inverse(_with_patch_layout(trailing))
     partial = are_pairs(tensors)
     converted = dict(
-        convert(tensors, tensors.__getitem__, rules, "the network's tensors", partial=partial)
+        apply_rules(tensors, tensors.__getitem__, rules, "the network's tensors", partial=partial)
     )
     return {PREFIX + _original(name, converted): tensor for name, tensor in converted.items()}
 

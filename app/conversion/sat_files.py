@@ -1,8 +1,8 @@
-"""A network in the words of upstream's YAML files, to lie beside SAT weights.
+"""What belongs to SAT weights: a YAML file that describes the network, and slices for ranks.
 
-A SAT file has no place for sizes that shapes do not tell, nor for the alpha of LoRA. Upstream's
-own training leaves the merged YAML of the run beside its checkpoints, under this name; we write
-the network's section there, so that what we wrote can be read without naming a model file.
+A SAT file has no place for sizes that shapes do not give, nor for the alpha of LoRA. Upstream's
+own training leaves the merged YAML of the run in the folder of its checkpoints, under this name; we
+write the network's section there, so that our files can be read without naming a model file.
 """
 
 from __future__ import annotations

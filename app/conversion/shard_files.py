@@ -28,7 +28,7 @@ def write_shards(
     Args:
         folder: made if it is not there.
         stem: of the names.
-        tensors: by the names that the files shall have.
+        tensors: by their names in the files.
         dtype: of floating-point tensors in the files; None: as they are.
         max_bytes: of one file; a larger tensor has a file of its own.
 

@@ -65,7 +65,7 @@ class SharedWeights:
         }
 
     def our_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors in the same order on every rank, each valid until the next is asked for."""
+        """The tensors in the same order on every rank, each valid until the next is read."""
         read = None if self.file is None else self.file.our_tensors()
         for name, (shape, stored) in self.outline.items():
             dtype = self._travels_as(getattr(torch, stored))

@@ -12,77 +12,98 @@ from torch import Tensor
 
 from app.config.schema.model import DiTConfig, LoraConfig
 from app.conversion import lora
-from app.conversion import sat_files as sat_config
 from app.conversion.architecture import (
-    SAT_LORA_ALPHA,
     lora_of,
     network_of_metadata,
-    num_layers,
     released_network,
 )
 from app.conversion.diffusers import network_of_config
-from app.conversion.misfit import Shapes, compare, error_of
+from app.conversion.misfit import Shapes, check_fit, num_layers, shapes_of
+from app.conversion.sat_files import FILE_NAME as SIDECAR_FILE
 from app.conversion.weights_file import Kind, WeightsFile, open_weights, read_json
 from app.errors import ConfigError, WeightsError
 from app.models.dit.transformer import DiffusionTransformer
+from app.models.lora.linear import pairs_among
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class Beside(NamedTuple):
-    """What a YAML file that lies beside weights says."""
+class SidecarConfig(NamedTuple):
+    """What a YAML file in the folder of SAT weights says."""
 
     network: DiTConfig | None
     lora: LoraConfig | None
 
 
-Parse = Callable[[Path], Beside]
+ReadSidecar = Callable[[Path], SidecarConfig]
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkWeights:
-    """A network, or LoRA pairs alone, as read from a file.
+    """Every tensor of a network, as read from a file.
 
     Attributes:
         where: the file or folder.
         kind: its layout.
         tensors: by our names; memory-mapped where nothing had to be put together.
-        config: of the network, with `lora` exactly if there are pairs; None for pairs alone whose
-            network nobody named.
-        lora: rank, alpha and layers of the pairs.
-        origin: what told the sizes.
-        alpha_origin: what told alpha; "" without pairs.
+        network: its config, with `lora` exactly if there are pairs.
+        origin: where the sizes were found.
+        alpha_origin: where alpha was found; "" without pairs.
     """
 
     where: str
     kind: Kind | str
     tensors: Mapping[str, Tensor]
-    config: DiTConfig | None
-    lora: LoraConfig | None
+    network: DiTConfig
     origin: str
     alpha_origin: str = ""
 
     @property
-    def is_pairs(self) -> bool:
-        """Whether there are LoRA pairs and nothing else."""
-        return lora.are_pairs(self.tensors)
+    def lora(self) -> LoraConfig | None:
+        """Of the pairs among the tensors."""
+        return self.network.lora
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class LoraWeights:
+    """LoRA pairs alone, as read from a file.
+
+    Attributes:
+        where: the file or folder.
+        kind: its layout.
+        tensors: by our names.
+        lora: rank, alpha and layers.
+        network: that they are for; None where neither the file nor the caller says it.
+        origin: where the sizes of the network were found.
+        alpha_origin: where alpha was found.
+    """
+
+    where: str
+    kind: Kind | str
+    tensors: Mapping[str, Tensor]
+    lora: LoraConfig
+    network: DiTConfig | None
+    origin: str
+    alpha_origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsOverrides:
     """What the caller says about a file; it wins over what the file says."""
 
     config: DiTConfig | None = None  # from model files
     alpha: float | None = None  # of LoRA pairs
 
 
-def read_network(path: Path, told: Told, parse: Parse) -> NetworkWeights:
+def read_network_weights(
+    path: Path, overrides: WeightsOverrides, read_sidecar: ReadSidecar
+) -> NetworkWeights | LoraWeights:
     """Read a file or folder of any layout (see `open_weights`), strictly.
 
     Args:
         path: local.
-        told: by the caller.
-        parse: of a YAML file that lies beside SAT weights.
+        overrides: by the caller.
+        read_sidecar: reads a YAML file in the folder of SAT weights.
 
     Raises:
         InputMissingError: there is nothing to open.
@@ -92,35 +113,38 @@ def read_network(path: Path, told: Told, parse: Parse) -> NetworkWeights:
     with open_weights(path) as file:
         tensors = dict(file.our_tensors())
         shapes = shapes_of(tensors)
-        beside, place = _beside(file, path, parse)
-        config, origin = told.config, "--base"
+        sidecar, place = _sidecar(file, path, read_sidecar)
+        config, origin = overrides.config, "--base"
         if config is None:
-            config, origin = beside.network, place
+            config, origin = sidecar.network, place
         if config is None:
             config, origin = _found(file, path, shapes)
-        if config is None and not lora.are_pairs(tensors):
-            raise ConfigError(
-                "the sizes of this network are not known: the file does not say them, and its "
-                "tensors have not the shapes of a released model",
-                where=file.where,
-                fix="name its model file: --base configs/<model>.yaml",
-            )
-        pairs, alpha_origin = _pairs(file, shapes, (config, beside.lora), told.alpha)
+        found, alpha_origin = _pairs(file, shapes, (config, sidecar.lora), overrides.alpha)
         _check_dtypes(tensors, file.where)
-        if pairs is not None:
+        if found is not None:
             _check_pairs(shapes, config, file.where)
-            if told.config is not None and told.config.lora is None and "nothing" in alpha_origin:
+            base = overrides.config
+            if base is not None and base.lora is None and "nothing" in alpha_origin:
                 raise ConfigError(
                     "the file holds LoRA pairs, and the model file has no lora_config, so that "
                     "their alpha is not known",
                     where=file.where,
                     fix="name a *_lora.yaml with --base as well, or give --lora-alpha",
                 )
-        if config is not None:
-            config = replace(config, lora=pairs)
-            if not lora.are_pairs(tensors):
-                tensors = checked(tensors, config, file.where)
-    return NetworkWeights(file.where, file.kind, tensors, config, pairs, origin, alpha_origin)
+        if found is not None and lora.are_pairs(tensors):
+            network = None if config is None else replace(config, lora=found)
+            kind = file.kind
+            return LoraWeights(file.where, kind, tensors, found, network, origin, alpha_origin)
+        if config is None:
+            raise ConfigError(
+                "the sizes of this network are not known: the file does not say them, and its "
+                "tensors do not have the shapes of a released model",
+                where=file.where,
+                fix="name its model file: --base configs/<model>.yaml",
+            )
+        config = replace(config, lora=found)
+        tensors = checked(tensors, config, file.where)
+        return NetworkWeights(file.where, file.kind, tensors, config, origin, alpha_origin)
 
 
 def _check_dtypes(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -136,17 +160,13 @@ def _check_dtypes(tensors: Mapping[str, Tensor], where: str) -> None:
 
 def _check_pairs(shapes: Shapes, config: DiTConfig | None, where: str) -> None:
     """Raise WeightsError unless every pair is whole, of one rank, and of the network's width."""
-    found = {name: s for name, s in shapes.items() if name.endswith((".lora_a", ".lora_b"))}
-    wanted = lora.wanted_pairs(found, config.hidden_size if config is not None else None)
-    misfit = compare(wanted, found)
-    if misfit:
-        error = error_of(misfit, wanted, found, where)
-        raise WeightsError(
-            error.what.replace("the network", "LoRA pairs on q, k, v and out of each layer"),
-            where=error.where,
-            fix="all pairs must be whole, of one rank and of the width of the network: name the "
-            "model file that belongs to them, or fetch the file again",
-        )
+    wanted = lora.wanted_pairs(shapes, config.hidden_size if config is not None else None)
+    what = "LoRA pairs on q, k, v and out of each layer"
+    fix = (
+        "all pairs must be whole, of one rank and of the width of the network: name the model "
+        "file that belongs to them, or fetch the file again"
+    )
+    check_fit(wanted, pairs_among(shapes), where, what=what, fix=fix)
 
 
 def checked(tensors: Mapping[str, Tensor], config: DiTConfig, where: str) -> dict[str, Tensor]:
@@ -156,36 +176,28 @@ def checked(tensors: Mapping[str, Tensor], config: DiTConfig, where: str) -> dic
         WeightsError: a tensor is missing, unexpected or misshaped.
     """
     network = DiffusionTransformer(config, device="meta")
-    wanted = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    wanted = shapes_of(dict(network.named_parameters()))
     complete = dict(tensors)
     dtype = next(iter(complete.values())).dtype
     for name, table in network.computed_parameters().items():
         if name not in complete or complete[name].shape != table.shape:
             complete[name] = table.to(dtype)
-    shapes = shapes_of(complete)
-    misfit = compare(wanted, shapes)
-    if misfit:
-        raise error_of(misfit, wanted, shapes, where)
+    check_fit(wanted, shapes_of(complete), where)
     return {name: complete[name] for name in wanted}
 
 
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name."""
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _beside(file: WeightsFile, path: Path, parse: Parse) -> tuple[Beside, str]:
-    """What the YAML file beside SAT weights says, and where it lies."""
+def _sidecar(file: WeightsFile, path: Path, read_sidecar: ReadSidecar) -> tuple[SidecarConfig, str]:
+    """What the YAML file in the folder of SAT weights says, and its path."""
     if file.kind == "sat":
         for folder in _folders(path):
-            described = folder / sat_config.FILE_NAME
+            described = folder / SIDECAR_FILE
             if described.is_file():
-                return parse(described), str(described)
-    return Beside(None, None), ""
+                return read_sidecar(described), str(described)
+    return SidecarConfig(None, None), ""
 
 
 def _found(file: WeightsFile, path: Path, shapes: Shapes) -> tuple[DiTConfig | None, str]:
-    """The config and what told it."""
+    """The config and where it was found."""
     config = network_of_metadata(file.metadata, file.where)
     if config is not None:
         return config, "the header of the file"
@@ -202,7 +214,7 @@ def _found(file: WeightsFile, path: Path, shapes: Shapes) -> tuple[DiTConfig | N
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    """Where a description of the weights may lie: in their folder, or above a tag folder."""
+    """Where a description of the weights may be: in their folder, or above a tag folder."""
     folder = path if path.is_dir() else path.parent
     if (folder / "transformer").is_dir():
         yield folder / "transformer"
@@ -216,10 +228,10 @@ def _pairs(
     described: tuple[DiTConfig | None, LoraConfig | None],
     alpha: float | None,
 ) -> tuple[LoraConfig | None, str]:
-    """Rank, alpha and layers of the pairs in the file, and what told alpha."""
-    config, beside = described
+    """Rank, alpha and layers of the pairs in the file, and where alpha was found."""
+    config, sidecar = described
     layers = config.num_layers if config is not None else num_layers(shapes)
-    found = lora_of(shapes, SAT_LORA_ALPHA, layers)
+    found = lora_of(shapes, layers)
     if found is None:
         return None, ""
     if alpha is not None:
@@ -232,7 +244,7 @@ def _pairs(
     if lora.stored_scale(file.metadata, file.where) is not None:
         stored = float(file.metadata[lora.ALPHA_KEY])
         return replace(found, alpha=stored), "the header of the file"
-    told = config.lora if config is not None and config.lora is not None else beside
-    if told is not None:
-        return replace(found, alpha=told.alpha), "lora_config"
+    named = config.lora if config is not None and config.lora is not None else sidecar
+    if named is not None:
+        return replace(found, alpha=named.alpha), "lora_config"
     return found, "nothing: taken as 1, upstream's default (--lora-alpha names another)"

@@ -18,16 +18,52 @@ from torch import Tensor
 
 from app.config.schema.encoders import VAEConfig, VAEPartConfig
 from app.conversion.diffusers import DIFFUSERS_VERSION, check_config
-from app.conversion.misfit import Shapes, compare, error_of
-from app.conversion.rules import Drop, Rename, Rule, convert, inverse
+from app.conversion.misfit import Shapes, check_fit, shapes_of
+from app.conversion.rules import Drop, Rename, Rule, apply_rules, inverse
 from app.conversion.shard_files import MAX_SHARD_BYTES, cast, write_shards
-from app.conversion.weights_file import open_weights, read_json
+from app.conversion.weights_file import WeightsFile, open_weights, read_json
 from app.errors import WeightsError
 from app.models.vae.autoencoder import VideoAutoencoder
 
+SAT_FILE = "3d-vae.pt"
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+IGNORED = ("loss.",)  # the discriminator of the VAE's own training
 SAT_PREFIX = "first_stage_model."  # inside a training checkpoint
 _UP_BLOCK = re.compile(r"decoder\.up_blocks\.(\d+)\..*")
 _UP = re.compile(r"decoder\.up\.(\d+)\..*")
+CLASS_NAME = "AutoencoderKLCogVideoX"
+# Sizes that tiled decoding takes its tiles from, in pixels; the released folders all say this.
+SAMPLE_ROWS, SAMPLE_COLUMNS = 480, 720
+_FIXED: dict[str, Any] = {
+    "act_fn": "silu",
+    "latents_mean": None,
+    "latents_std": None,
+    "norm_eps": 1e-6,
+    "norm_num_groups": 32,
+    "shift_factor": None,
+    "use_post_quant_conv": False,
+    "use_quant_conv": False,
+}
+_DOWN_BLOCK = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.norm2\.weight")
+# Levels that halve the frames average them without weights, so no tensor shows which do.
+TIME_COMPRESSION = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LatentScale:
+    """What latents are multiplied by before the network sees them."""
+
+    factor: float
+    is_inverted: bool = False  # image latents are divided by it instead: `invert_scale_latents`
+
+
+@dataclass(frozen=True, slots=True)
+class VaeWeights:
+    """A VAE as read from its files."""
+
+    tensors: Mapping[str, Tensor]  # by the names of 3d-vae.pt
+    config: VAEConfig
+    scale: LatentScale | None = None  # where the files say it (diffusers)
 
 
 def vae_rules(levels: int) -> tuple[Rule, ...]:
@@ -69,7 +105,7 @@ def vae_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         WeightsError: a tensor is unknown, or a whole part is missing.
     """
     rules = vae_rules(_levels(tensors, _UP))
-    return dict(convert(tensors, tensors.__getitem__, rules, "the VAE's tensors"))
+    return dict(apply_rules(tensors, tensors.__getitem__, rules, "the VAE's tensors"))
 
 
 def vae_from_diffusers(
@@ -81,7 +117,27 @@ def vae_from_diffusers(
         WeightsError: a tensor is unknown, or a whole part is missing.
     """
     names = list(names)
-    yield from convert(names, read, inverse(vae_rules(_levels(names, _UP_BLOCK))), where)
+    yield from apply_rules(names, read, inverse(vae_rules(_levels(names, _UP_BLOCK))), where)
+
+
+def vae_tensors(
+    file: WeightsFile, read: Callable[[str], Tensor], ignore_keys: tuple[str, ...]
+) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors of the VAE in a file of either layout.
+
+    Args:
+        file: 3d-vae.pt, a training checkpoint that holds it, or diffusers' weights.
+        read: one of the file's two ways to read a tensor.
+        ignore_keys: prefixes of names that are left out (the discriminator: `loss`).
+    """
+    stored = vae_names(file.names, ignore_keys)
+
+    def read_ours(name: str) -> Tensor:
+        return read(stored[name])
+
+    if any("down_blocks." in name for name in stored):
+        return vae_from_diffusers(stored, read_ours, file.where)
+    return ((name, read_ours(name)) for name in stored)
 
 
 def vae_names(names: Iterable[str], ignore_keys: tuple[str, ...] = ()) -> dict[str, str]:
@@ -106,29 +162,11 @@ def _levels(names: Iterable[str], pattern: re.Pattern[str]) -> int:
     return 1 + max((int(match[1]) for match in found if match), default=0)
 
 
-CLASS_NAME = "AutoencoderKLCogVideoX"
-# Sizes that tiled decoding takes its tiles from, in pixels; the released folders all say this.
-SAMPLE_ROWS, SAMPLE_COLUMNS = 480, 720
-_FIXED: dict[str, Any] = {
-    "act_fn": "silu",
-    "latents_mean": None,
-    "latents_std": None,
-    "norm_eps": 1e-6,
-    "norm_num_groups": 32,
-    "shift_factor": None,
-    "use_post_quant_conv": False,
-    "use_quant_conv": False,
-}
-_DOWN_BLOCK = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.norm2\.weight")
-# The frames that a level halves are averaged without any weight, so that no tensor tells them.
-TIME_COMPRESSION = 4
-
-
 def vae_config_of_shapes(shapes: Shapes, where: str) -> VAEConfig:
     """Sizes that tensors by the names of 3d-vae.pt have.
 
     Raises:
-        WeightsError: this is no such VAE.
+        WeightsError: these are not tensors of such a VAE.
     """
     widths: dict[int, int] = {}
     blocks = 0
@@ -182,15 +220,8 @@ def vae_config_of_json(content: Mapping[str, Any], where: str) -> VAEConfig:
     return VAEConfig(encoder=part, decoder=part)
 
 
-def vae_json(config: VAEConfig, scale_factor: float, *, inverted: bool) -> dict[str, Any]:
-    """The content of config.json.
-
-    Args:
-        config: sizes.
-        scale_factor: of the latents.
-        inverted: `invert_scale_latents`: the image latent of image-to-video is divided by the
-            scale instead of multiplied (the released 1.5 folders).
-    """
+def vae_json(config: VAEConfig, scale: LatentScale) -> dict[str, Any]:
+    """The content of config.json."""
     encoder = config.encoder
     levels = len(encoder.ch_mult)
     return {
@@ -201,31 +232,16 @@ def vae_json(config: VAEConfig, scale_factor: float, *, inverted: bool) -> dict[
         "down_block_types": ["CogVideoXDownBlock3D"] * levels,
         "force_upcast": True,
         "in_channels": encoder.in_channels,
-        "invert_scale_latents": inverted,
+        "invert_scale_latents": scale.is_inverted,
         "latent_channels": encoder.z_channels,
         "layers_per_block": encoder.num_res_blocks,
         "out_channels": config.decoder.out_ch,
         "sample_height": SAMPLE_ROWS,
         "sample_width": SAMPLE_COLUMNS,
-        "scaling_factor": scale_factor,
+        "scaling_factor": scale.factor,
         "temporal_compression_ratio": encoder.temporal_compress_times,
         "up_block_types": ["CogVideoXUpBlock3D"] * levels,
     }
-
-
-SAT_FILE = "3d-vae.pt"
-DIFFUSERS_STEM = "diffusion_pytorch_model"
-IGNORED = ("loss.",)  # the discriminator of the VAE's own training
-
-
-@dataclass(frozen=True, slots=True)
-class VaeWeights:
-    """A VAE that was read."""
-
-    tensors: Mapping[str, Tensor]  # by the names of 3d-vae.pt
-    config: VAEConfig
-    scale_factor: float | None  # where the files say it (diffusers)
-    is_inverted: bool | None  # `invert_scale_latents`, likewise
 
 
 def read_vae(path: Path) -> VaeWeights:
@@ -239,29 +255,22 @@ def read_vae(path: Path) -> VaeWeights:
     inside = folder / SAT_FILE if (folder / SAT_FILE).is_file() else folder
     described = read_json(folder / "config.json") if folder.is_dir() else None
     with open_weights(inside) as file:
-        stored = vae_names(file.names, IGNORED)
-        if any("down_blocks." in name for name in stored):
-            tensors = dict(vae_from_diffusers(stored, lambda n: file.read(stored[n]), file.where))
-        else:
-            tensors = {name: file.read(full) for name, full in stored.items()}
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        tensors = dict(vae_tensors(file, file.read, IGNORED))
+        shapes = shapes_of(tensors)
         if described is None:
             config = vae_config_of_shapes(shapes, file.where)
         else:
             config = vae_config_of_json(described, str(folder / "config.json"))
         with torch.device("meta"):
-            wanted = {n: tuple(p.shape) for n, p in VideoAutoencoder(config).named_parameters()}
-        misfit = compare(wanted, shapes)
-        if misfit:
-            found = error_of(misfit, wanted, shapes, file.where)
-            raise WeightsError(
-                found.what.replace("the network", "the VAE that its own sizes describe"),
-                where=found.where,
-                fix="the file is incomplete or of another VAE: fetch it again",
-            )
-    scale = None if described is None else described.get("scaling_factor")
-    inverted = None if described is None else described.get("invert_scale_latents")
-    return VaeWeights(tensors, config, scale, inverted)
+            wanted = shapes_of(VideoAutoencoder(config).state_dict())
+        what = "the VAE that its own sizes describe"
+        fix = "the file is incomplete or of another VAE: fetch it again"
+        check_fit(wanted, shapes, file.where, what=what, fix=fix)
+    scale: LatentScale | None = None
+    if described is not None and described.get("scaling_factor") is not None:
+        inverted = bool(described.get("invert_scale_latents"))
+        scale = LatentScale(described["scaling_factor"], inverted)
+    return VaeWeights(tensors, config, scale)
 
 
 def export_vae_sat(path: Path, vae: VaeWeights, dtype: torch.dtype | None = None) -> list[Path]:
@@ -274,13 +283,13 @@ def export_vae_sat(path: Path, vae: VaeWeights, dtype: torch.dtype | None = None
 def export_vae_diffusers(
     folder: Path,
     vae: VaeWeights,
+    scale: LatentScale,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> list[Path]:
     """A folder that diffusers' AutoencoderKLCogVideoX.from_pretrained opens."""
-    assert vae.scale_factor is not None, "the caller knows the model"
     folder.mkdir(parents=True, exist_ok=True)
-    content = vae_json(vae.config, vae.scale_factor, inverted=bool(vae.is_inverted))
+    content = vae_json(vae.config, scale)
     config_file = folder / "config.json"
     config_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     tensors = vae_to_diffusers(vae.tensors)

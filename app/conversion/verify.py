@@ -15,6 +15,7 @@ from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import DiTConfig, LoraConfig
 from app.errors import WeightsError
 from app.models.conditioning import Conditioning
+from app.models.dit.position import has_table
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.vae.autoencoder import VideoAutoencoder
 
@@ -82,15 +83,15 @@ def check_forward(source: Tensor, written: Tensor, dtypes: set[torch.dtype], whe
     """The largest difference of two outputs.
 
     Raises:
-        WeightsError: they differ by more than the dtypes explain, or are no numbers.
+        WeightsError: they differ by more than the dtypes explain, or only one is NaN.
     """
-    # What is no number on both sides came in so: `compare_tensors` has seen that it is the same.
+    # NaN on both sides is in the weights: `compare_tensors` has found these to be the same.
     same = source.isnan() & written.isnan()
     source, written = source.float().masked_fill(same, 0), written.float().masked_fill(same, 0)
     allowed = max(TOLERANCE[dtype] for dtype in dtypes)
     size = source.square().mean().sqrt()
     error = (source - written).square().mean().sqrt()
-    if not error <= allowed * size:  # also where it is no number
+    if not error <= allowed * size:  # also where it is NaN
         raise _differs(f"the outputs differ by {float(error):g} of {float(size):g}", where)
     return max_difference(source, written)
 
@@ -104,7 +105,7 @@ def _differs(what: str, where: str) -> WeightsError:
 
 
 def _same_bits(left: Tensor, right: Tensor) -> bool:
-    """Also for numbers that are none, which do not equal themselves."""
+    """Also for NaN, which does not equal itself."""
     return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
 
 
@@ -122,8 +123,7 @@ def network_output(tensors: Mapping[str, Tensor], config: DiTConfig) -> Tensor:
     patch = config.patch
     size = (patch.frames, PATCHES * patch.rows, PATCHES * patch.columns)
     T, H, W = size
-    has_table = config.position.learnable or config.position.kind != "rope3d"
-    n = config.position.text_length if has_table else TEXT_TOKENS
+    n = config.position.text_length if has_table(config.position) else TEXT_TOKENS
     image_channels = config.in_channels - config.out_channels
     conditioning = Conditioning(
         text=normal(1, n, config.text_hidden_size),

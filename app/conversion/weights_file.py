@@ -1,6 +1,6 @@
 """Open a weight file or folder of any layout: SAT, diffusers, PEFT, our own.
 
-Nothing is read until a tensor is asked for: pickles and safetensors are memory-mapped.
+Tensors are read one by one when needed: pickles and safetensors are memory-mapped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Kind = Literal["sat", "diffusers", "peft", "ours"]
 
 SAT_TAG_FILE = "latest"
 SAT_RANK_FILE = "mp_rank_{:02d}_model_states.pt"
-PEFT_CONFIG = "adapter_config.json"  # beside the file that PEFT itself writes
+PEFT_CONFIG = "adapter_config.json"  # in the folder of weights that PEFT itself writes
 INDEX_SUFFIX = ".safetensors.index.json"  # diffusers' and transformers' list of shards
 
 
@@ -153,10 +153,10 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file; None where there is no file.
+    """The mapping in a JSON file; None if the file does not exist.
 
     Raises:
-        WeightsError: it is no such file.
+        WeightsError: it is not a JSON mapping.
     """
     if not path.is_file():
         return None
@@ -167,7 +167,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
             f"the file does not parse ({cause})", where=str(path), fix="fetch it again"
         ) from cause
     if not isinstance(content, dict):
-        raise WeightsError("the file holds no mapping", where=str(path), fix="fetch it again")
+        raise WeightsError(
+            "the file does not hold a mapping", where=str(path), fix="fetch it again"
+        )
     return content
 
 

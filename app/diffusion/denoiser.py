@@ -19,7 +19,7 @@ Network = Callable[[Tensor, Tensor, Any], Tensor]
 
 
 class Denoiser:
-    """Asks the network once and turns its answer into x0.
+    """Calls the network once and turns its prediction into x0.
 
     Attributes:
         alpha_bar_sqrt: (num_idx,) fp32 on the CPU, ascending timestep.
@@ -56,8 +56,8 @@ class Denoiser:
         Args:
             network: called once.
             noisy: (B, T, C, H, W) fp32.
-            alpha_bar_sqrt: (B,) fp32, best on the CPU: the table lies there.
-            timesteps: (B,), what the network is told; not derived from alpha_bar_sqrt.
+            alpha_bar_sqrt: (B,) fp32, best on the CPU, where the table is.
+            timesteps: (B,), as given to the network; not derived from alpha_bar_sqrt.
             conditioning: handed to the network as it is.
 
         Returns:

@@ -18,7 +18,7 @@ LOG_NOISE_STD = 0.5
 def noised_image(image: Tensor, draws: Draws) -> Tensor:
     """Add Gaussian noise whose strength is log-normal, one strength per sample.
 
-    Asks `draws` for image_noise_level and image_noise.
+    Draws image_noise_level and image_noise.
 
     Args:
         image: (B, 1, 3, H, W) in [-1, 1], any float dtype.

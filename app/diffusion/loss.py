@@ -41,7 +41,7 @@ class LossResult:
 
 
 class VideoDiffusionLoss:
-    """Draws timesteps and noise, asks the denoiser, weighs the error.
+    """Draws timesteps and noise, calls the denoiser, weighs the error.
 
     Raises:
         ConfigError: `type` is neither l2 nor l1.
@@ -69,8 +69,7 @@ class VideoDiffusionLoss:
     ) -> LossResult:
         """The loss of one micro-batch with drawn timesteps and noise.
 
-        Asks `draws` for timestep, noise and, with `offset_noise_level`, offset_noise, in this
-        order.
+        Draws timestep, noise and, with `offset_noise_level`, offset_noise, in this order.
 
         Args:
             network: called once.

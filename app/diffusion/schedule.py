@@ -48,7 +48,7 @@ class NoiseSchedule:
         total = self.config.num_timesteps
         if not 2 <= count <= total:
             raise ConfigError(
-                f"a noise table of {count} timesteps was asked for",
+                f"a noise table of {count} timesteps was requested",
                 where="discretization_config.params.num_timesteps, num_idx or num_steps",
                 fix=f"use 2 to {total} (one timestep alone cannot be rescaled to zero signal)",
             )

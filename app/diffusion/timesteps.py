@@ -92,7 +92,7 @@ class RankStratum:
 def draw_timesteps(
     config: TimestepConfig, draws: Draws, count: int, strata: Strata | RankStratum | None
 ) -> Tensor:
-    """One timestep per sample, asked for under the purpose "timestep".
+    """One timestep per sample, drawn under the purpose "timestep".
 
     Args:
         strata: read only with `uniform_sampling: true`; None draws from all timesteps.

@@ -1,6 +1,6 @@
 """The image of image-to-video: its size in the video, and its pixels there.
 
-Two rules, one for each generation of the model: 1.5 keeps the picture's proportions and resizes
+Two rules, one for each generation of the model: 1.5 keeps the image's proportions and resizes
 without cutting (Lanczos), 1.0 covers one fixed size and cuts the centre (bicubic).
 
 Axes: C channels, H rows, W columns.
@@ -35,24 +35,24 @@ def _nearest(numerator: int, denominator: int, multiple: int) -> int:
     return (2 * numerator + multiple * denominator) // (2 * multiple * denominator) * multiple
 
 
-def resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     """(3, H, W) uint8 to (3, *size) uint8 with a Lanczos kernel, columns first, as Pillow does."""
-    wide = _along_columns(picture.float(), size[1])
+    wide = _along_columns(image.float(), size[1])
     tall = _along_columns(wide.transpose(1, 2), size[0]).transpose(1, 2)
     return tall.to(torch.uint8).contiguous()
 
 
-def covered(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def covered(image: Tensor, size: tuple[int, int]) -> Tensor:
     """(3, H, W) uint8 to (3, *size) uint8: scaled to cover, the centre kept."""
-    return resize_and_crop(picture[None], size)[0]
+    return resize_and_crop(image[None], size)[0]
 
 
-def _along_columns(picture: Tensor, count: int) -> Tensor:
+def _along_columns(image: Tensor, count: int) -> Tensor:
     """(3, H, W) to (3, H, count), values rounded to those of a byte."""
-    if picture.shape[2] == count:
-        return picture
-    weights = _lanczos_weights(picture.shape[2], count)
-    made = picture.double() @ weights.T
+    if image.shape[2] == count:
+        return image
+    weights = _lanczos_weights(image.shape[2], count)
+    made = image.double() @ weights.T
     # Half up, as fixed-point numbers are rounded.
     return (made + 0.5).floor().clamp(0, 255).float()
 

@@ -1,4 +1,4 @@
-"""A picture that shows many videos at once: one row each, a few frames side by side.
+"""One image of many videos: a row for each, a few of its frames side by side.
 
 Axes: T frames, C channels, H rows, W columns. PNG is written with zlib alone.
 Source: the PNG specification (W3C, third edition), chunks IHDR, IDAT, IEND.
@@ -42,19 +42,19 @@ def strip(video: Tensor) -> Tensor:
 
 def contact_sheet(strips: Sequence[Tensor]) -> Tensor:
     """Strips (3, H, W_i) uint8 below each other on black: (3, rows, widest)."""
-    width = max(picture.shape[2] for picture in strips)
+    width = max(image.shape[2] for image in strips)
     rows = []
-    for picture in strips:
-        right = width - picture.shape[2]
-        rows.append(F.pad(picture, (0, right, 0, GAP)))
+    for image in strips:
+        right = width - image.shape[2]
+        rows.append(F.pad(image, (0, right, 0, GAP)))
     return torch.cat(rows, dim=1)[:, :-GAP].contiguous()
 
 
-def png(picture: Tensor) -> bytes:
+def png(image: Tensor) -> bytes:
     """(3, H, W) uint8 RGB as a PNG file; the same bytes every time."""
-    assert picture.dtype == torch.uint8, picture.dtype
-    _, rows, columns = picture.shape
-    pixels = picture.permute(1, 2, 0).reshape(rows, columns * 3).cpu().contiguous()
+    assert image.dtype == torch.uint8, image.dtype
+    _, rows, columns = image.shape
+    pixels = image.permute(1, 2, 0).reshape(rows, columns * 3).cpu().contiguous()
     # Every row begins with the number of its filter: 0, none.
     lines = F.pad(pixels, (1, 0)).numpy().tobytes()
     header = struct.pack(">IIBBBBB", columns, rows, BITS, TRUE_COLOUR, 0, 0, 0)

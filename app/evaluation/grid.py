@@ -1,4 +1,4 @@
-"""Several videos in one picture, for people."""
+"""Several videos in one image, for people."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def tiled(videos: Sequence[Tensor], rows: int) -> Tensor:
     columns = -(-len(videos) // rows)
     rows = -(-len(videos) // columns)
     frames, channels, height, width = videos[0].shape
-    picture = torch.zeros((frames, channels, rows * height, columns * width), dtype=videos[0].dtype)
+    image = torch.zeros((frames, channels, rows * height, columns * width), dtype=videos[0].dtype)
     for place, video in enumerate(videos):
         top, left = place // columns * height, place % columns * width
-        picture[:, :, top : top + height, left : left + width] = video
-    return picture
+        image[:, :, top : top + height, left : left + width] = video
+    return image

@@ -7,7 +7,6 @@ and with keyed draws so does their noise: the same seed gives the same videos at
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from app.diffusion.denoiser import Network
 from app.diffusion.frames_padding import drop_padding, padding_count
 from app.diffusion.samplers.loop import Progress, Sampler
 from app.distributed.seeding import Draws
+from app.models.conditioning import Conditioning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,19 +39,15 @@ class SamplingJob:
     """What one batch of samples is made from.
 
     Attributes:
-        conditional: conditioning of B samples; image latents cover frames and padding.
-        unconditional: the same without the prompt.
-        count: B.
+        conditioning: of B samples; image latents cover frames and padding.
         shape: size of the latents.
         scale_factor: latents that the network sees = scale_factor * latents of the VAE.
-        device: where the network lies.
+        device: of the network.
         dtype: dtype of the latents given to the VAE; the sampling itself is fp32.
         prefix: (B, f, C, h, w) clean scaled latents for the first frames, with `fixed_frames`.
     """
 
-    conditional: Any
-    unconditional: Any
-    count: int
+    conditioning: Conditioning
     shape: LatentShape
     scale_factor: float
     device: torch.device
@@ -73,22 +69,22 @@ def sample_latents(
 ) -> Tensor:
     """Sample latents as the VAE knows them: not scaled, padding dropped.
 
-    Asks `draws` for initial_noise and for what the sampler needs.
+    Draws initial_noise and what the sampler needs.
 
     Returns:
         (B, t, C, h, w) in `job.dtype`.
     """
     shape = job.shape
     frames = shape.frames + shape.padding
-    size = (job.count, frames, shape.channels, shape.rows, shape.columns)
+    size = (len(job.conditioning.text), frames, shape.channels, shape.rows, shape.columns)
     # On the CPU, whatever the device: the same seed gives the same start everywhere.
     noise = draws.normal_like("initial_noise", torch.zeros(size)).to(job.device)
     if job.prefix is not None:
         noise = torch.cat([job.prefix.to(noise), noise[:, job.prefix.shape[1] :]], dim=1)
-    latents = sampler.sample(network, noise, job.conditional, job.unconditional, draws, progress)
+    latents = sampler.sample(network, noise, job.conditioning.for_guidance(), draws, progress)
     return drop_padding(latents.to(job.dtype), shape.padding) / job.scale_factor
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:
-    """Pixels in [-1, 1], any dtype, as fp32 in [0, 1]; what lies outside is cut."""
+    """Pixels in [-1, 1], any dtype, as fp32 in [0, 1]; values outside are clamped."""
     return ((pixels.float() + 1) / 2).clamp(0, 1)

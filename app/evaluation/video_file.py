@@ -22,7 +22,7 @@ QUALITY_CRF = 18
 # More or fewer threads give other bytes; fixed, so that one video is one file on any machine.
 ENCODER_THREADS = 2
 STDERR_TAIL_CHARACTERS = 600
-MEND_FOLDER = "check that the folder is writable and has space"
+FOLDER_FIX = "check that the folder is writable and has space"
 
 
 def to_uint8(video: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def write_video(path: Path, frames: Tensor, fps: float, *, timeout_s: float = 30
         os.replace(unfinished, path)
     except OSError as error:
         raise CogvxError(
-            f"the video cannot be written: {error}", where=str(path), fix=MEND_FOLDER
+            f"the video cannot be written: {error}", where=str(path), fix=FOLDER_FIX
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -87,19 +87,19 @@ def _check(frames: Tensor, path: Path) -> None:
 def _arguments(rows: int, columns: int, fps: float, output: Path) -> list[str]:
     """Arguments of ffmpeg: raw RGB on standard input, mp4 out."""
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{columns}x{rows}", "-r", f"{fps:g}"]
-    # The picture is converted with the matrix that it is tagged with: an untagged file is shown
+    # The image is converted with the matrix that it is tagged with: an untagged file is shown
     # with shifted colours from 720 rows on, where players guess another one.
-    picture = ["-vf", "scale=out_color_matrix=bt601:out_range=tv", "-pix_fmt", "yuv420p"]
+    image = ["-vf", "scale=out_color_matrix=bt601:out_range=tv", "-pix_fmt", "yuv420p"]
     tags = ["-colorspace", "smpte170m", "-color_primaries", "smpte170m", "-color_trc", "smpte170m"]
     codec = ["-c:v", "libx264", "-crf", str(QUALITY_CRF), "-threads", str(ENCODER_THREADS)]
     # bitexact: no encoder version or date in the file.
     container = ["-fflags", "+bitexact", "-movflags", "+faststart", "-f", "mp4", str(output)]
     quiet = ["-hide_banner", "-loglevel", "error", "-nostdin", "-y"]
-    return [*quiet, *raw, "-i", "-", "-an", *picture, *tags, *codec, *container]
+    return [*quiet, *raw, "-i", "-", "-an", *image, *tags, *codec, *container]
 
 
 def read_image(path: Path, *, timeout_s: float = 60.0) -> Tensor:
-    """The pixels of a picture file (png, jpg, webp, ...), the first one of several.
+    """The pixels of an image file (png, jpg, webp, ...), of its first image if it has several.
 
     Transparency is dropped.
 
@@ -108,7 +108,7 @@ def read_image(path: Path, *, timeout_s: float = 60.0) -> Tensor:
 
     Raises:
         InputMissingError: there is no such file.
-        DataError: it is no picture that ffmpeg can read.
+        DataError: ffmpeg cannot read it.
     """
     if not path.is_file():
         raise InputMissingError("there is no such image", where=str(path), fix="check the path")
@@ -125,7 +125,7 @@ def read_image(path: Path, *, timeout_s: float = 60.0) -> Tensor:
         return _pixels_of_ppm(done.stdout)
     except (OSError, RuntimeError, ValueError, subprocess.TimeoutExpired) as error:
         raise DataError(
-            f"this is not a picture that can be read ({type(error).__name__})",
+            f"this is not an image that can be read ({type(error).__name__})",
             where=str(path),
             fix="give a png or jpg file",
         ) from error
@@ -170,5 +170,5 @@ def _run_encoder(arguments: list[str], raw: bytes, path: Path, timeout_s: float)
         raise CogvxError(
             f"the video encoder failed with exit code {done.returncode}: {tail}",
             where=str(path),
-            fix=MEND_FOLDER,
+            fix=FOLDER_FIX,
         )

@@ -1,4 +1,4 @@
-"""What a denoising network is told besides the noisy latents.
+"""What a denoising network is given besides the noisy latents.
 
 Axes: B batch, n text tokens, D text width, T latent frames, C channels, H rows, W columns.
 """
@@ -15,31 +15,15 @@ from torch import Tensor
 class Conditioning:
     """Text, and for image-to-video the image latent and the constant `ofs`."""
 
-    text: Tensor  # (B, n, D); a dropped or unconditional caption is all zeros
+    text: Tensor  # (B, n, D); a dropped caption is all zeros
     image: Tensor | None = None  # (B, T, C2, H, W), joined to the channels after the latents
     ofs: Tensor | None = None  # (1,) or (B,); read by networks with an ofs embedding only
 
-
-def joined(unconditional: Conditioning, conditional: Conditioning) -> Conditioning:
-    """Both conditionings as one batch of 2B, unconditional first, for one guided network call."""
-    return Conditioning(
-        text=torch.cat([unconditional.text, conditional.text]),
-        image=_joined_or_none(unconditional.image, conditional.image),
-        ofs=_joined_ofs(unconditional, conditional),
-    )
-
-
-def _joined_or_none(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    assert (first is None) == (second is None), "only one of the two conditionings has it"
-    if first is None or second is None:
-        return None
-    return torch.cat([first, second])
-
-
-def _joined_ofs(unconditional: Conditioning, conditional: Conditioning) -> Tensor | None:
-    """(2B,): a value of shape (1,) stands for every sample of its own half."""
-    halves = []
-    for half in (unconditional, conditional):
-        batch = half.text.shape[0]
-        halves.append(None if half.ofs is None else half.ofs.expand(batch))
-    return _joined_or_none(*halves)
+    def for_guidance(self) -> Conditioning:
+        """2B samples for one guided network call: the B without captions, then with them."""
+        ofs = None if self.ofs is None else self.ofs.expand(len(self.text))
+        return Conditioning(
+            text=torch.cat([torch.zeros_like(self.text), self.text]),
+            image=None if self.image is None else torch.cat([self.image, self.image]),
+            ofs=None if ofs is None else torch.cat([ofs, ofs]),
+        )

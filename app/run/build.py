@@ -25,7 +25,6 @@ from app.diffusion.denoiser import Denoiser
 from app.diffusion.loss import VideoDiffusionLoss
 from app.distributed.groups import ProcessGroups
 from app.distributed.rank_group import ALONE, RankGroup
-from app.models.conditioning import joined
 from app.models.dit.initialization import init_from_scratch
 from app.models.dit.parallel import split_network
 from app.models.dit.transformer import DiffusionTransformer
@@ -194,7 +193,7 @@ def build_sampler(part: Component[SamplerConfig], denoiser: Denoiser) -> Any:
     where = "model.sampler_config"
     guidance_class = load_class(guidance.implementation, f"{where}.params.guider_config.target")
     sampler_class = load_class(part.implementation, f"{where}.target")
-    return sampler_class(part.params, denoiser, guidance_class(guidance.params), joined)
+    return sampler_class(part.params, denoiser, guidance_class(guidance.params))
 
 
 def choose_trainable(network: DiffusionTransformer, model: ModelConfig) -> TrainableReport:

@@ -317,13 +317,8 @@ class DiffusionModel:
         if not only_log_video_latents:
             shown["reconstructions"] = self.decode(drop_padding(encoded.latents, padding))
         noise = draws.normal_like("initial_noise", encoded.latents.float())
-        conditional = encoded.conditioning
-        unconditional = Conditioning(
-            text=self.conditioner.unconditional_like(conditional.text),
-            image=conditional.image,
-            ofs=conditional.ofs,
-        )
-        sampled = self.sampler.sample(self.network, noise, conditional, unconditional, draws)
+        both = encoded.conditioning.for_guidance()
+        sampled = self.sampler.sample(self.network, noise, both, draws)
         sampled = drop_padding(sampled.to(self.dtype), padding)
         if only_log_video_latents:
             shown["latents"] = sampled.transpose(1, 2) / self.config.scale_factor

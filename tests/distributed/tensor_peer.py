@@ -26,7 +26,6 @@ from app.distributed.rank_group import RankGroup
 from app.distributed.sharing import of_first_rank, split_ranks
 from app.models.dit.parallel import own_part, split_network, whole_shape
 from app.models.dit.transformer import DiffusionTransformer
-from app.models.lora.merge import merge_lora, unmerge_lora
 from tests.support.networks import inputs, tiny
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -95,7 +94,7 @@ def compared(case: str, group: RankGroup) -> dict[str, object]:
         for name, gradient in gradients.items()
     }
     worst = max(errors, key=lambda name: errors[name])
-    report = {
+    return {
         "case": case,
         "output": deviation(output, expected),
         "gradient": errors[worst],
@@ -106,13 +105,6 @@ def compared(case: str, group: RankGroup) -> dict[str, object]:
         / sum(p.numel() for p in whole.parameters()),
         "bits": [float(v) for v in output.flatten()[:3]],
     }
-    if config.lora is not None and not config.lora.dropout:
-        layers = merge_lora(shared)
-        with torch.no_grad():
-            report["merged"] = deviation(shared(*inputs(config)), expected)
-            unmerge_lora(shared, layers)
-            report["unmerged"] = deviation(shared(*inputs(config)), expected)
-    return report
 
 
 def check_batch(group: RankGroup) -> None:

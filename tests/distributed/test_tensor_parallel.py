@@ -57,21 +57,6 @@ def test_output_and_gradients_are_those_of_one_process(
         assert report["bits"] == reports[0]["bits"]  # what is on every rank stays the same
 
 
-def test_merged_pairs_of_a_shared_network_give_the_same_output(
-    found: dict[tuple[int, str], list[dict[str, Any]]],
-) -> None:
-    reports = [r for both in found.values() for r in both if "merged" in r]
-
-    assert {report["case"] for report in reports} == {
-        "5b:lora",
-        "1.5_i2v:second,swiglu",
-        "5b:six,lora",
-    }
-    for report in reports:
-        assert report["merged"] <= TOLERANCE
-        assert report["unmerged"] <= TOLERANCE
-
-
 def test_each_rank_holds_its_part_of_the_wide_layers_only(
     found: dict[tuple[int, str], list[dict[str, Any]]],
 ) -> None:

@@ -2,7 +2,7 @@
 
     vae_peer.py
 
-prints, by the number of ranks that share, {case: largest deviation, or the text of the refusal}:
+prints, by the number of ranks that share, {case: largest deviation}:
 first all ranks of the gang, then all but rank 0.
 """
 
@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -23,7 +21,6 @@ from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
 from app.distributed.groups import process_groups
 from app.distributed.rank import RankInfo
 from app.distributed.rank_group import RankGroup
-from app.errors import ShapeError
 from app.models.vae.autoencoder import VideoAutoencoder
 from app.models.vae.gaussian import Gaussian
 
@@ -57,14 +54,10 @@ def encoded(vae: VideoAutoencoder, group: RankGroup, frames: int, batch: int = 1
     memory, vae.memory = vae.memory, VAEMemoryConfig(tile_size=vae.memory.tile_size, tile_overlap=8)
     alone = moments(vae.encode(video))
     vae.memory = memory
-    return deviation(moments(vae.encode_together(video, group)), alone)
-
-
-def decoded(
-    vae: VideoAutoencoder, group: RankGroup, count: int, plan: list[int] | None = None
-) -> float:
-    latents = random(1, count, 4, 2, 3)
-    return deviation(vae.decode_together(latents, group, plan), vae.decode(latents, plan))
+    vae.share_encoding(group, has_same_clip=True)
+    together = moments(vae.encode(video))
+    vae.share_encoding(RankGroup())
+    return deviation(together, alone)
 
 
 def in_turn(vae: VideoAutoencoder, group: RankGroup, frames: int) -> float:
@@ -77,19 +70,9 @@ def in_turn(vae: VideoAutoencoder, group: RankGroup, frames: int) -> float:
     return deviation(together, alone)
 
 
-def refused(call: Callable[[], object]) -> str:
-    started = time.monotonic()
-    try:
-        call()
-    except ShapeError as error:
-        assert time.monotonic() - started < 1, "only after a collective"
-        return f"{error.what}; {error.fix}"
-    return "went through"
-
-
-def cases(group: RankGroup) -> dict[str, float | str]:
+def cases(group: RankGroup) -> dict[str, float]:
     vae, size = tiny(), group.size
-    found: dict[str, float | str] = {}
+    found: dict[str, float] = {}
     for frames in (4 * size - 3, 4 * size + 1, 21):
         found[f"encode {frames}"] = encoded(vae, group, frames)
     found["encode of a batch"] = encoded(vae, group, 13, batch=2)
@@ -97,20 +80,9 @@ def cases(group: RankGroup) -> dict[str, float | str]:
     found["encode by pieces"] = encoded(vae, group, 33)
     vae.memory = VAEMemoryConfig(tile_size=(16, 16), tile_overlap=8)
     found["encode tiled"] = encoded(vae, group, 13)
-    found["decode tiled"] = decoded(vae, group, 5)
     vae.memory = VAEMemoryConfig()
-    for count in (size, 7):
-        found[f"decode {count}"] = decoded(vae, group, count)
-        found[f"decode {count} whole"] = decoded(vae, group, count, [count])
-    found["decode one by one"] = decoded(vae, group, 4, [1, 1, 1, 1])
-    found["decode 1, 4, 2"] = decoded(vae, group, 7, [1, 4, 2])
     found["in turn"] = in_turn(vae, group, 13)
     found["in turn, images"] = in_turn(vae, group, 1)
-    short = random(1, 4 * size - 7, 3, 16, 16)
-    found["refused encode"] = refused(lambda: vae.encode_together(short, group))
-    found["refused decode"] = refused(
-        lambda: vae.decode_together(random(1, size - 1, 4, 2, 2), group)
-    )
     found["bf16"] = encoded(tiny(torch.bfloat16), group, 13)
     return found
 

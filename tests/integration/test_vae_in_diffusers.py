@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
 from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
-from app.conversion.vae import VaeWeights, export_vae_diffusers, read_vae
+from app.conversion.vae import LatentScale, VaeWeights, export_vae_diffusers, read_vae
 from app.models.vae.autoencoder import VideoAutoencoder, decode_plan
 
 PART = VAEPartConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=2, z_channels=8)
@@ -25,7 +25,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     torch.manual_seed(3)
     ours = VideoAutoencoder(CONFIG).eval().requires_grad_(False)
     folder = tmp_path_factory.mktemp("vae")
-    export_vae_diffusers(folder, VaeWeights(ours.state_dict(), CONFIG, SCALE, is_inverted=False))
+    export_vae_diffusers(folder, VaeWeights(ours.state_dict(), CONFIG), LatentScale(SCALE))
     theirs = AutoencoderKLCogVideoX.from_pretrained(folder).eval().requires_grad_(False)
     return ours, theirs, folder
 
@@ -82,7 +82,7 @@ def test_every_tensor_comes_back_bit_for_bit(pair: Pair, tmp_path: Path) -> None
     for source in (folder, tmp_path):
         read = read_vae(source)
         assert read.config.encoder == PART
-        assert read.scale_factor == SCALE
+        assert read.scale == LatentScale(SCALE)
         assert read.tensors.keys() == ours.state_dict().keys()
         for name, tensor in ours.state_dict().items():
             assert torch.equal(read.tensors[name], tensor), name

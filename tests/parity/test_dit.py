@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from app.models.conditioning import Conditioning
 from app.models.dit.rotary import rotation_for
 from app.models.dit.tokens import PatchGrid
 from app.models.dit.transformer import DiffusionTransformer
-from app.models.lora.merge import merge_lora
+from app.models.lora.merge import merged_tensors
 from tests.parity.golden import RUNNING, Case, cases, name_of, placed, weight
 from tests.parity.recorded_network import config_of
 
@@ -162,10 +163,13 @@ def compare_merged(case: Case, network: DiffusionTransformer) -> None:
     if not case.has("merged/output"):
         return
     x, timesteps, conditioning = run_inputs(case, next(iter(case.json["runs"])))
-    merge_lora(network)
-    merged = to_sat(network.state_dict(), network.config.patch)
+    lora = network.config.lora
+    assert lora is not None
+    plain = placed(DiffusionTransformer(replace(network.config, lora=None)))
+    plain.load_state_dict(merged_tensors(network.state_dict(), lora.alpha / lora.rank))
+    merged = to_sat(plain.state_dict(), plain.config.patch)
 
-    output = network(x, timesteps, conditioning)
+    output = plain(x, timesteps, conditioning)
 
     case.assert_close(output, case.tensor("merged/output"), "output", "merged output")
     layer = "model.diffusion_model.transformer.layers.0.attention."

@@ -29,7 +29,7 @@ from app.diffusion.samplers.path import SamplingPath
 from app.diffusion.scaling import noise_level
 from app.diffusion.schedule import NoiseSchedule
 from app.distributed.seeding import GlobalDraws
-from app.models.conditioning import Conditioning, joined
+from app.models.conditioning import Conditioning
 from app.registry import TARGETS
 from tests.parity.golden import Case, cases, name_of, placed, text_embedding
 from tests.parity.recorded_draws import RecordedDraws
@@ -50,7 +50,7 @@ def sampler_of(case: Case) -> Sampler:
     denoiser = Denoiser(parse_denoiser(model["denoiser_config"], case.path.name, TARGETS))
     guidance = part.params.guidance
     scale = class_of(guidance.implementation)(guidance.params)
-    return class_of(part.implementation)(part.params, denoiser, scale, joined)
+    return class_of(part.implementation)(part.params, denoiser, scale)
 
 
 @dataclass
@@ -98,15 +98,14 @@ def recorded_draws(case: Case, count: int) -> RecordedDraws:
     return RecordedDraws(recorded)
 
 
-def conditionings(case: Case, ofs: Tensor | None) -> tuple[Conditioning, Conditioning]:
-    """Conditional and unconditional; the image is the same for both."""
+def conditioning_of(case: Case, ofs: Tensor | None) -> Conditioning:
+    """With the prompt; without one it is recorded as zeros and the same image."""
     text, nothing = case.tensor("cond"), case.tensor("uncond")
     expected = text_embedding(case.json["prompt"], *text.shape[1:])[None]
     case.assert_close(text, expected, "cond")
     assert not nothing.any(), "no prompt is an embedding of zeros"
     image = placed(case.tensor("concat")) if case.has("concat") else None
-    text, nothing, ofs = placed(text), placed(nothing), placed(ofs)
-    return Conditioning(text, image, ofs), Conditioning(nothing, image, ofs)
+    return Conditioning(placed(text), image, placed(ofs))
 
 
 @pytest.mark.parametrize("case", cases(*ITEMS), ids=name_of)
@@ -119,7 +118,10 @@ def test_trajectory_is_the_recorded_one(case: Case) -> None:
         ofs = torch.tensor([2.0]) if network.config.ofs_embed_dim else None
 
         final = sampler.sample(
-            network, placed(case.tensor("initial_noise")), *conditionings(case, ofs), draws
+            network,
+            placed(case.tensor("initial_noise")),
+            conditioning_of(case, ofs).for_guidance(),
+            draws,
         )
 
         assert set(draws.asked) == set(draws.recorded)
@@ -164,7 +166,7 @@ def sampler_with(
     part = Component("", "", GuidanceConfig())
     config = SamplerConfig(num_steps=num_steps, guidance=part, schedule=schedule)
     denoiser = Denoiser(DenoiserConfig(schedule=schedule))
-    return kind(config, denoiser, guidance, lambda u, c: torch.cat([u, c]))
+    return kind(config, denoiser, guidance)
 
 
 DYNAMIC = DynamicGuidance(GuidanceConfig(scale=6, exp=5, num_steps=50))
@@ -202,7 +204,8 @@ def test_fifty_steps_of_a_network_without_weights(
     sampler = sampler_with(kind, shift, guidance)
 
     torch.manual_seed(7)
-    result = sampler.sample(toy_network, start, text, torch.zeros(1, 3, 4), GlobalDraws())
+    both = torch.cat([torch.zeros(1, 3, 4), text])
+    result = sampler.sample(toy_network, start, both, GlobalDraws())
 
     assert result.flatten().tolist() == pytest.approx(expected, abs=6e-6)
 
@@ -251,8 +254,7 @@ def test_ten_steps_are_those_of_diffusers(
         return x * t / (t + 1)
 
     torch.manual_seed(0)
-    nothing = torch.zeros(4, 1, 1)
-    result = sampler.sample(network, start.contiguous(), nothing, nothing, GlobalDraws())
+    result = sampler.sample(network, start.contiguous(), torch.zeros(8, 1, 1), GlobalDraws())
 
     oracle = ORACLE[f"{scheduler} shift={shift}"]
     assert result.abs().sum().item() == pytest.approx(oracle["loop10_abs_sum"], rel=2e-5)

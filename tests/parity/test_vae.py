@@ -159,7 +159,7 @@ def vae_of(case: Case) -> VideoAutoencoder:
     )
     vae = VideoAutoencoder(VAEConfig(encoder=encoder, decoder=decoder)).eval().requires_grad_(False)
     shapes = {key: tuple(tensor.shape) for key, tensor in vae.state_dict().items()}
-    vae.load_weights(case.weights(shapes), where=str(case.path))
+    vae.load_state_dict(case.weights(shapes))
     return placed(vae)
 
 

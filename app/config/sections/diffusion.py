@@ -124,28 +124,15 @@ def read_sampler(node: object, where: str, context: Context) -> Component[Sample
     params.dead(upstream.DEAD_SAMPLER)
     values = params.fields(SAMPLER)
     values["schedule"] = read_schedule(params, context)
-    values["guidance"] = _guidance(params, context)
+    values["guidance"] = _guidance(params, values["num_steps"], context)
     params.close()
-    guidance = values["guidance"]
-    if guidance is not None and part.target.choice != "constant":
-        _check_steps(values["num_steps"], guidance, params)
     config = _built(SamplerConfig, values, context)
     return Component(part.name, part.target.implementation, config) if config else None
 
 
-def _check_steps(
-    num_steps: int | None, guidance: Component[GuidanceConfig], params: Reader
-) -> None:
-    dynamic = guidance.implementation.endswith("DynamicGuidance")
-    if dynamic and num_steps is not None and guidance.params.num_steps != num_steps:
-        params.problems.warn(
-            f"guider_config.params.num_steps is {guidance.params.num_steps}, "
-            f"but the sampler takes {num_steps} steps",
-            where=params.path("num_steps"),
-        )
-
-
-def _guidance(params: Reader, context: Context) -> Component[GuidanceConfig] | None:
+def _guidance(
+    params: Reader, num_steps: int | None, context: Context
+) -> Component[GuidanceConfig] | None:
     part = _part(params, "guider_config", "guidance", context)
     if part is None:
         return None
@@ -161,7 +148,15 @@ def _guidance(params: Reader, context: Context) -> Component[GuidanceConfig] | N
         values["scale"] = 1.0
     reader.close()
     config = _built(GuidanceConfig, values, context)
-    return Component(part.name, part.target.implementation, config) if config else None
+    if config is None:
+        return None
+    if kind == "dynamic" and num_steps not in (None, config.num_steps):
+        params.problems.warn(
+            f"guider_config.params.num_steps is {config.num_steps}, "
+            f"but the sampler takes {num_steps} steps",
+            where=params.path("num_steps"),
+        )
+    return Component(part.name, part.target.implementation, config)
 
 
 def _part(

@@ -13,7 +13,7 @@ from torch import Tensor
 from app.config.schema.diffusion import SamplerConfig
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.guidance import Guidance
-from app.diffusion.samplers.loop import Join, Sampler
+from app.diffusion.samplers.loop import Sampler
 from app.diffusion.samplers.path import SamplingPath
 from app.distributed.seeding import Draws
 
@@ -71,10 +71,8 @@ def extrapolated(step: Coefficients, denoised: Tensor, previous: Tensor | None) 
 class SdeSampler(Sampler):
     """Adds fresh noise at every step but the last. The stock sampler, VPSDEDPMPP2MSampler."""
 
-    def __init__(
-        self, config: SamplerConfig, denoiser: Denoiser, guidance: Guidance, join: Join
-    ) -> None:
-        super().__init__(config, denoiser, guidance, join)
+    def __init__(self, config: SamplerConfig, denoiser: Denoiser, guidance: Guidance) -> None:
+        super().__init__(config, denoiser, guidance)
         self.coefficients = sde_coefficients(self.path)
 
     def step(
@@ -92,10 +90,8 @@ class SdeSampler(Sampler):
 class OdeSampler(Sampler):
     """Deterministic. Upstream: VPODEDPMPP2MSampler."""
 
-    def __init__(
-        self, config: SamplerConfig, denoiser: Denoiser, guidance: Guidance, join: Join
-    ) -> None:
-        super().__init__(config, denoiser, guidance, join)
+    def __init__(self, config: SamplerConfig, denoiser: Denoiser, guidance: Guidance) -> None:
+        super().__init__(config, denoiser, guidance)
         self.coefficients = ode_coefficients(self.path)
 
     def step(

@@ -18,7 +18,6 @@ from app.diffusion.guidance import Guidance, guided
 from app.diffusion.samplers.path import SamplingPath
 from app.distributed.seeding import Draws
 
-Join = Callable[[Any, Any], Any]  # (unconditional, conditional) -> one batch, in this order
 Progress = Callable[[int, int], None]  # (steps done, steps in all), after each step
 
 
@@ -32,16 +31,12 @@ class Sampler(ABC):
         config: schedule, number of steps, fixed frames.
         denoiser: predicts x0.
         guidance: the scale at each step.
-        join: concatenates two conditionings along the batch.
     """
 
-    def __init__(
-        self, config: SamplerConfig, denoiser: Denoiser, guidance: Guidance, join: Join
-    ) -> None:
+    def __init__(self, config: SamplerConfig, denoiser: Denoiser, guidance: Guidance) -> None:
         self.config = config
         self.denoiser = denoiser
         self.guidance = guidance
-        self.join = join
         self.path = SamplingPath.of(config.schedule, config.num_steps)
 
     @abstractmethod
@@ -55,7 +50,7 @@ class Sampler(ABC):
             x: (B, T, C, H, W) fp32, noisy.
             denoised: its guided prediction of x0.
             previous: the prediction of the step before, None at index 0.
-            draws: asked for sampler_noise/<index> by rules that add noise.
+            draws: gives sampler_noise/<index> to rules that add noise.
         """
 
     @torch.no_grad()
@@ -63,33 +58,30 @@ class Sampler(ABC):
         self,
         network: Network,
         initial_noise: Tensor,
-        conditional: Any,
-        unconditional: Any,
+        conditioning: Any,
         draws: Draws,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Sample latents, asking the network once per step with both conditionings in one batch.
+        """Sample latents with one network call per step, with and without the prompt.
 
         Args:
-            network: called num_steps times with 2B samples, the unconditional ones first.
+            network: called num_steps times with 2B samples.
             initial_noise: (B, T, C, H, W), unit Gaussian; with `fixed_frames` its first frames
                 are the clean latents to keep.
-            conditional: conditioning of B samples.
-            unconditional: conditioning of B samples, without the prompt.
-            draws: asked for sampler_noise/<step index> and, with `sdedit`, sdedit_noise/<step
+            conditioning: of 2B samples: the B without the prompt, then with it.
+            draws: gives sampler_noise/<step index> and, with `sdedit`, sdedit_noise/<step
                 index>.
-            progress: told after each step.
+            progress: called after each step.
 
         Returns:
             (B, T, C, H, W) fp32: the last step's prediction of the clean latents.
         """
-        joined = self.join(unconditional, conditional)
         x = initial_noise.float()
         prefix = x[:, : self.config.fixed_frames].clone()
         previous: Tensor | None = None
         for index in range(self.config.num_steps):
             x = self._with_fixed_frames(x, prefix, index, draws)
-            denoised = self._guided_prediction(network, x, joined, index)
+            denoised = self._guided_prediction(network, x, conditioning, index)
             if index == self.config.num_steps - 1:
                 x = denoised
             else:
@@ -99,7 +91,9 @@ class Sampler(ABC):
                 progress(index + 1, self.config.num_steps)
         return torch.cat([prefix, x[:, prefix.shape[1] :]], dim=1)
 
-    def _guided_prediction(self, network: Network, x: Tensor, joined: Any, index: int) -> Tensor:
+    def _guided_prediction(
+        self, network: Network, x: Tensor, conditioning: Any, index: int
+    ) -> Tensor:
         """(B, T, C, H, W) fp32: x0 by one call of the network, guided."""
         count = 2 * x.shape[0]
         timestep = float(self.path.timesteps[index])
@@ -108,7 +102,7 @@ class Sampler(ABC):
             torch.cat([x, x]),
             torch.full((count,), self.path.alpha_bar_sqrt[index].item()),
             torch.full((count,), timestep),  # fp32, as the network was always sampled
-            joined,
+            conditioning,
         )
         unconditional, conditional = both.chunk(2)
         scale = self.guidance.scale(timestep, index, self.config.num_steps)

@@ -18,7 +18,7 @@ from app.config.schema.model import DiTConfig
 from app.distributed.rank_group import ALONE, enter
 from app.models.dit.rotary import Rotation, rotate
 
-BLOCK_NORM_EPS = 1e-5  # upstream asks for 1e-6 and runs with 1e-5 (upstream_differences.md, M12)
+BLOCK_NORM_EPS = 1e-5  # upstream sets 1e-6 and runs with 1e-5 (upstream_differences.md, M12)
 HEAD_NORM_EPS = 1e-6
 
 

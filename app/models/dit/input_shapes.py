@@ -1,4 +1,4 @@
-"""What may enter the network: sizes of a config and shapes of the inputs, checked at the door.
+"""Checks of what enters the network: sizes of a config and shapes of the inputs.
 
 Axes: B batch, T latent frames, C channels, H rows, W columns, n text tokens, D text width.
 """
@@ -16,7 +16,7 @@ WHERE = "model.network_config.params"
 
 
 def check_sizes(config: DiTConfig) -> None:
-    """Refuse what the config's own checks let pass and this network cannot be.
+    """Refuse sizes that the config allows and this network cannot have.
 
     Raises:
         ConfigError: see above.
@@ -62,7 +62,7 @@ def _check_channels(config: DiTConfig, latents: Tensor, image: Tensor | None) ->
         expected = (*latents.shape[:2], image.shape[2], *latents.shape[3:])
         if tuple(image.shape) != expected:
             raise ShapeError(
-                f"the image latent does not lie on the latents of shape {tuple(latents.shape)}",
+                f"the image latent does not match the latents of shape {tuple(latents.shape)}",
                 where=f"conditioning.image of shape {tuple(image.shape)}",
                 fix="give it the same batch, frames, rows and columns; pad frames with zeros",
             )

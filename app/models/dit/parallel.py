@@ -164,21 +164,10 @@ class InputsLora(LoraLinear):
         kept = nn.functional.dropout(ones, self.dropout)
         return x * kept.chunk(self.group.size, -1)[self.group.rank]
 
-    def _empty_plain(self) -> nn.Linear:
-        return _summed_linear(self.in_features, self.out_features, self.bias, self.group)
-
 
 def _summed(x: Tensor, weight: Tensor, bias: Tensor | None, group: RankGroup) -> Tensor:
     total = leave(nn.functional.linear(x, weight), group)
     return total if bias is None else total + bias
-
-
-def _summed_linear(
-    inputs: int, outputs: int, bias: Tensor | None, group: RankGroup
-) -> SummedLinear:
-    linear = SummedLinear(inputs, outputs, bias is not None, device="meta")
-    linear.group = group
-    return linear
 
 
 def _by_outputs(layer: nn.Module, group: RankGroup) -> nn.Module:
@@ -202,13 +191,14 @@ def _by_inputs(layer: nn.Module, group: RankGroup) -> nn.Module:
     """This rank's inputs of a Linear or LoraLinear."""
     assert isinstance(layer, nn.Linear)
     inputs = layer.in_features // group.size
-    part: nn.Linear = _summed_linear(inputs, layer.out_features, layer.bias, group)
+    part: SummedLinear | InputsLora
+    part = SummedLinear(inputs, layer.out_features, layer.bias is not None, device="meta")
     if isinstance(layer, LoraLinear):
         lora = InputsLora(part, layer.rank, layer.alpha, layer.dropout)
-        lora.group = group
         lora.lora_a = _part(layer.lora_a, 1, group)
         lora.lora_b = layer.lora_b
         part = lora
+    part.group = group
     part.weight = _part(layer.weight, 1, group)
     if layer.bias is not None:
         part.bias = layer.bias

@@ -35,7 +35,7 @@ def sincos_table(grid: PatchGrid, hidden_size: int, config: PositionConfig) -> T
     """Image rows of the fixed table, fp32 on the CPU.
 
     A row is [time: h/4 | column: 3h/8 | row: 3h/8] (2D: [column: h/2 | row: h/2]). The column part
-    stands before the row part, as released weights expect.
+    comes before the row part, as released weights expect.
 
     Returns:
         (grid.num_tokens, hidden_size).

@@ -63,7 +63,7 @@ class DiffusionTransformer(nn.Module):
     """The denoising network. Built on the meta device, it allocates nothing.
 
     Linear layers start with torch's default values; `initialization.init_from_scratch` gives the
-    values for training without a checkpoint. LoRA pairs are there if the config asks for them.
+    values for training without a checkpoint. LoRA pairs are there if the config has them.
     """
 
     def __init__(

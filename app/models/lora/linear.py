@@ -7,9 +7,22 @@ Source: LoRA, arXiv:2106.09685.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
+
+Value = TypeVar("Value")
+
+
+def is_pair(name: str) -> bool:
+    """Whether a tensor of a network is one half of a pair, by our name of it."""
+    return name.endswith((".lora_a", ".lora_b"))
+
+
+def pairs_among(tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """The entries, by our names, that belong to pairs."""
+    return {name: value for name, value in tensors.items() if is_pair(name)}
 
 
 class LoraLinear(nn.Linear):
@@ -55,31 +68,5 @@ class LoraLinear(nn.Linear):
         low = nn.functional.linear(dropped, self.lora_a)
         return super().forward(x) + nn.functional.linear(low, self.lora_b) * self.scale
 
-    def plain(self) -> nn.Linear:
-        """A Linear on the same weight and bias, without the pair."""
-        linear = self._empty_plain()
-        linear.weight = self.weight
-        if self.bias is not None:
-            linear.bias = self.bias
-        return linear.train(self.training)
-
-    def _empty_plain(self) -> nn.Linear:
-        has_bias = self.bias is not None
-        return nn.Linear(self.in_features, self.out_features, has_bias, device="meta")
-
-    def merged_weight(self) -> Tensor:
-        """W + B A alpha/r (o, i): summed in fp32 or wider, then in the dtype of the weight."""
-        return merged(self.weight, self.lora_a, self.lora_b, self.scale)
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}, alpha={self.alpha}"
-
-
-def merged(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
-    """W + B A scale for W (o, i), A (r, i), B (o, r): in fp32 or wider, then in the dtype of W.
-
-    A negative scale takes the update out again, to rounding.
-    """
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    update = lora_b.to(wide) @ lora_a.to(wide) * scale
-    return (weight.to(wide) + update).to(weight.dtype)

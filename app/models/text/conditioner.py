@@ -2,7 +2,8 @@
 
 Axes: B batch, n text tokens, D width of the text encoder.
 Source: upstream's GeneralConditioner with one embedder. A dropped caption is an embedding of
-zeros, not the embedding of an empty caption; guidance in sampling uses the same zeros.
+zeros, not the embedding of an empty caption; guidance in sampling uses the same zeros
+(`Conditioning.for_guidance`).
 """
 
 from __future__ import annotations
@@ -59,7 +60,3 @@ class Conditioner:
             return text
         keep = draws.keep(DROPOUT_PURPOSE, len(text), 1 - self.ucg_rate)
         return text * keep.to(text.device)[:, None, None]
-
-    def unconditional_like(self, text: Tensor) -> Tensor:
-        """The embedding of "no caption" for `text` (B, n, D): zeros."""
-        return torch.zeros_like(text)

@@ -5,7 +5,7 @@ Source: upstream's FrozenT5Embedder: captions are cut and padded to a fixed numb
 the encoder is given the token numbers only. Padding is attended like any token: released
 weights were trained so, an attention mask would change every embedding.
 
-Nothing here reaches for the network: every file comes from a local folder.
+Nothing is downloaded: every file comes from a local folder.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class T5TextEncoder:
         Args:
             folder: tokenizer and encoder in one folder, or in its folders `tokenizer` and
                 `text_encoder` as a diffusers pipeline has them.
-            config: `max_length` is used; `model_dir` is where the caller had `folder` from.
+            config: only `max_length` is used.
             dtype: of the weights in memory; there is no fp32 copy on the way.
             device: where the encoder runs.
 
@@ -233,7 +233,7 @@ def _load_model(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
             where=str(folder),
             fix="give the folder of a T5 v1.1 encoder (or whole T5) as it was released",
         )
-    # The library keeps some layers in fp32 when asked for fp16; upstream casts them all.
+    # The library keeps some layers in fp32 when fp16 is requested; upstream casts them all.
     cast: torch.nn.Module = model.to(dtype)
     return cast
 

@@ -8,23 +8,20 @@ Source: CogVideoX, arXiv:2408.06072. Parameter names are the keys of 3d-vae.pt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from app.config.schema.encoders import VAEConfig, VAEMemoryConfig, VAEPartConfig
 from app.distributed.rank_group import ALONE, RankGroup
-from app.errors import ConfigError, ShapeError, WeightsError
+from app.errors import ConfigError, ShapeError
 from app.models.vae.blocks import NORM_GROUPS
 from app.models.vae.decoder import DecoderPast, VAEDecoder
 from app.models.vae.encoder import VAEEncoder
 from app.models.vae.gaussian import Gaussian
-from app.models.vae.parts import Cuts, decode_in_parts, encode_in_parts
+from app.models.vae.parts import Cuts, decode_in_tiles, encode_in_parts
 from app.models.vae.tiles import Tiling
-from app.models.vae.time_split import check_shares
-
-MAX_LISTED = 5  # keys that an error message lists
 
 
 def decode_plan(num_latents: int) -> list[int]:
@@ -50,13 +47,7 @@ def decode_plan(num_latents: int) -> list[int]:
 class VideoAutoencoder(nn.Module):
     """Frozen in every use here; runs in the dtype and on the device of its weights."""
 
-    def __init__(
-        self,
-        config: VAEConfig,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: VAEConfig) -> None:
         """Build the module with random weights.
 
         Raises:
@@ -76,8 +67,8 @@ class VideoAutoencoder(nn.Module):
         self.memory: VAEMemoryConfig = config.memory
         self._sharers: RankGroup = ALONE
         self._has_same_clip = False
-        self.encoder = VAEEncoder(config.encoder, device=device, dtype=dtype)
-        self.decoder = VAEDecoder(config.decoder, device=device, dtype=dtype)
+        self.encoder = VAEEncoder(config.encoder)
+        self.decoder = VAEDecoder(config.decoder)
 
     @property
     def time_stride(self) -> int:
@@ -94,41 +85,8 @@ class VideoAutoencoder(nn.Module):
         """Dtype of the weights."""
         return self.encoder.conv_in.conv.weight.dtype
 
-    def load_weights(self, state: Mapping[str, Tensor], *, where: str) -> None:
-        """Copy the tensors of 3d-vae.pt into the module.
-
-        Args:
-            state: `encoder.*` and `decoder.*`; keys with a prefix of `config.ignore_keys`
-                (the discriminator of upstream's training) are left out.
-            where: the file, for the message.
-
-        Raises:
-            WeightsError: a tensor is missing, unexpected or of another shape.
-        """
-        ignored = self.config.ignore_keys
-        kept = {k: v for k, v in state.items() if not (ignored and k.startswith(ignored))}
-        own = self.state_dict()
-        problems = [
-            *(f"missing {key}" for key in own if key not in kept),
-            *(f"unexpected {key}" for key in kept if key not in own),
-            *(
-                f"{key} is {tuple(kept[key].shape)}, expected {tuple(tensor.shape)}"
-                for key, tensor in own.items()
-                if key in kept and kept[key].shape != tensor.shape
-            ),
-        ]
-        if problems:
-            more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-            raise WeightsError(
-                f"VAE weights do not fit: {'; '.join(problems[:MAX_LISTED])}{more}",
-                where=where,
-                fix="check that ckpt_path names the 3d-vae.pt of this model and that "
-                "encoder_config and decoder_config are its sizes",
-            )
-        self.load_state_dict(kept)
-
     def share_encoding(self, group: RankGroup, *, has_same_clip: bool = False) -> None:
-        """From now on `encode` is called by all ranks of `group` at once and shared by them.
+        """From now on all ranks of `group` call `encode` together and share its work.
 
         Args:
             group: the ranks; each works on a part of the time of every clip.
@@ -161,22 +119,6 @@ class VideoAutoencoder(nn.Module):
         return self._encode(video, self._sharers if can_share else ALONE, samples_at_a_time)
 
     @torch.no_grad()
-    def encode_together(
-        self, video: Tensor, group: RankGroup, samples_at_a_time: int | None = None
-    ) -> Gaussian:
-        """Encode a clip that every rank of `group` has; each works on a part of its time.
-
-        Returns:
-            As `encode`, on every rank.
-
-        Raises:
-            ShapeError: as `encode`, or fewer latent frames than ranks; before anything is sent.
-        """
-        self._check_video(video)
-        check_shares(self._latents_of(video.shape[1]), group.size, self.time_stride)
-        return self._encode(video, group, samples_at_a_time)
-
-    @torch.no_grad()
     def decode(
         self,
         latents: Tensor,
@@ -187,7 +129,7 @@ class VideoAutoencoder(nn.Module):
 
         Args:
             latents: (B, t, C, h, w), not scaled (divided by scale_factor).
-            plan: latent frames per chunk; None: `decode_plan(t)`; `[t]`: the whole clip at once.
+            plan: latent frames per chunk; None: `decode_plan(t)`; `[t]`: one chunk.
             samples_at_a_time: clips per pass; None: all. Only memory depends on it.
 
         Returns:
@@ -196,30 +138,14 @@ class VideoAutoencoder(nn.Module):
         Raises:
             ShapeError: the latents have the wrong channels, or the plan does not add up to t.
         """
-        return self._decode(latents, ALONE, plan, samples_at_a_time)
-
-    @torch.no_grad()
-    def decode_together(
-        self,
-        latents: Tensor,
-        group: RankGroup,
-        plan: Sequence[int] | None = None,
-        samples_at_a_time: int | None = None,
-    ) -> Tensor:
-        """Decode latents that every rank of `group` has; each works on a part of every chunk.
-
-        Returns:
-            As `decode`, on every rank.
-
-        Raises:
-            ShapeError: as `decode`, or fewer latent frames than ranks; before anything is sent.
-        """
-        self._check_latents(latents, self._chunks(latents, plan))
-        check_shares(latents.shape[1], group.size, self.time_stride)
-        return self._decode(latents, group, plan, samples_at_a_time)
+        chunks = list(decode_plan(latents.shape[1]) if plan is None else plan)
+        self._check_latents(latents, chunks)
+        batch = latents.transpose(1, 2).to(self.dtype)
+        pieces = batch.split(samples_at_a_time or len(batch))
+        videos = [self._frames(piece, chunks) for piece in pieces]
+        return torch.cat(videos).transpose(1, 2).contiguous()
 
     def _encode(self, video: Tensor, group: RankGroup, samples_at_a_time: int | None) -> Gaussian:
-        self._check_video(video)
         batch = video.transpose(1, 2).to(self.dtype)
         pieces = batch.split(samples_at_a_time or len(batch))
         moments = torch.cat([self._moments(piece, group) for piece in pieces])
@@ -241,40 +167,27 @@ class VideoAutoencoder(nn.Module):
         shapes = [tuple(one.tolist()) for one in group.gathered(torch.tensor(video.shape))]
         for shape in shapes:  # all ranks see the same mistake, so none waits for another
             self._check_video(torch.empty(shape, device="meta"))
-        own: Gaussian | None = None
+        posteriors: dict[int, Gaussian] = {}
         for rank, shape in enumerate(shapes):
-            is_own = rank == group.rank
-            if self._latents_of(shape[1]) < group.size:  # an image
-                if is_own:
-                    own = self._encode(video, ALONE, samples_at_a_time)
-                continue
-            clip = video if is_own else video.new_empty(shape)
-            clip = group.broadcast(clip, rank)
-            found = self._encode(clip, group, samples_at_a_time)
-            own = found if is_own else own
-        assert own is not None, "every rank has its turn"
-        return own
+            if self._latents_of(shape[1]) >= group.size:
+                clip = video if rank == group.rank else video.new_empty(shape)
+                clip = group.broadcast(clip, rank)
+                posteriors[rank] = self._encode(clip, group, samples_at_a_time)
+            elif rank == group.rank:  # an image has no time to share
+                posteriors[rank] = self._encode(video, ALONE, samples_at_a_time)
+        return posteriors[group.rank]
 
-    def _decode(
-        self,
-        latents: Tensor,
-        group: RankGroup,
-        plan: Sequence[int] | None,
-        samples_at_a_time: int | None,
-    ) -> Tensor:
-        chunks = self._chunks(latents, plan)
-        self._check_latents(latents, chunks)
-        batch = latents.transpose(1, 2).to(self.dtype)
-        pieces = batch.split(samples_at_a_time or len(batch))
-        videos = [self._frames(piece, chunks, group) for piece in pieces]
-        return torch.cat(videos).transpose(1, 2).contiguous()
-
-    def _frames(self, latents: Tensor, chunks: Sequence[int], group: RankGroup) -> Tensor:
+    def _frames(self, latents: Tensor, chunks: list[int]) -> Tensor:
         """(B, C, t, h, w) -> (B, 3, T, H, W)."""
-        cuts = self._cuts(group, latents.shape[3], latents.shape[4])
-        if group.size == 1 and len(cuts.tiling.starts) == 1:
-            return torch.cat(list(self._decode_chunks(latents, chunks)), dim=2)
-        return decode_in_parts(self.decoder, latents, chunks, cuts)
+        cuts = self._cuts(ALONE, latents.shape[3], latents.shape[4])
+        if not cuts.tiling.is_one:
+            return decode_in_tiles(self.decoder, latents, chunks, cuts)
+        past: DecoderPast | None = None
+        videos = []
+        for chunk in latents.split(chunks, dim=2):
+            frames, past = self.decoder(chunk, past, is_first_chunk=past is None)
+            videos.append(frames)
+        return torch.cat(videos, dim=2)
 
     def _cuts(self, group: RankGroup, rows: int, columns: int) -> Cuts:
         """Of a clip whose latents have so many rows and columns."""
@@ -285,20 +198,10 @@ class VideoAutoencoder(nn.Module):
             size = (min(rows, high), min(columns, wide))
             tiling = Tiling((rows, columns), size, memory.tile_overlap // pixels)
         strides = (self.time_stride, pixels)
-        return Cuts(group, tiling, strides, memory.encode_frames, memory.parking)
+        return Cuts(group, tiling, strides, memory.encode_frames, memory.offload)
 
     def _latents_of(self, frames: int) -> int:
         return (frames - 1) // self.time_stride + 1
-
-    def _chunks(self, latents: Tensor, plan: Sequence[int] | None) -> list[int]:
-        return list(decode_plan(latents.shape[1]) if plan is None else plan)
-
-    def _decode_chunks(self, latents: Tensor, chunks: Sequence[int]) -> Iterator[Tensor]:
-        """Frames (B, 3, T_i, H, W) of every chunk of `latents` (B, C, t, h, w)."""
-        past: DecoderPast | None = None
-        for chunk in latents.split(list(chunks), dim=2):
-            frames, past = self.decoder(chunk, past, is_first_chunk=past is None)
-            yield frames
 
     def _check_video(self, video: Tensor) -> None:
         stride, pixels = self.time_stride, self.space_stride

@@ -1,8 +1,8 @@
 """Pieces of the autoencoder: residual block, spatial norm, resampling.
 
 Axes: B batch, C channels, T frames, H rows, W columns; t, h, w are those of the latents.
-Source: CogVideoX, arXiv:2408.06072. In a clip the first frame stands alone and the others come in
-groups; whether a tensor holds the start of a clip is told by `is_first_chunk`, never guessed from
+Source: CogVideoX, arXiv:2408.06072. The first frame of a clip is alone and the others come in
+groups; `is_first_chunk` says whether a tensor holds the start of a clip. It is never guessed from
 the number of frames.
 """
 
@@ -22,12 +22,9 @@ BlockPast = tuple[Tensor, Tensor]  # past frames of the two convolutions of a re
 
 def group_norm(
     channels: int,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
 ) -> nn.GroupNorm:
     """Norm over (channels / 32, T, H, W) of the tensor it is given."""
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS, device=device, dtype=dtype)
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS)
 
 
 def frame_by_frame(conv: nn.Conv2d, x: Tensor, piece_bytes: int = PIECE_BYTES) -> Tensor:
@@ -43,21 +40,14 @@ def frame_by_frame(conv: nn.Conv2d, x: Tensor, piece_bytes: int = PIECE_BYTES) -
 class SpatialNorm(nn.Module):
     """GroupNorm whose scale and shift, at every position, come from the latents there."""
 
-    def __init__(
-        self,
-        channels: int,
-        latent_channels: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, channels: int, latent_channels: int) -> None:
         super().__init__()
-        self.norm_layer = group_norm(channels, device=device, dtype=dtype)
-        self.conv_y = CausalConv3d(latent_channels, channels, 1, device=device, dtype=dtype)
-        self.conv_b = CausalConv3d(latent_channels, channels, 1, device=device, dtype=dtype)
+        self.norm_layer = group_norm(channels)
+        self.conv_y = CausalConv3d(latent_channels, channels, 1)
+        self.conv_b = CausalConv3d(latent_channels, channels, 1)
 
     def forward(self, x: Tensor, latents: Tensor, *, is_first_chunk: bool) -> Tensor:
-        """Normalise `x` and modulate it by the latents that it was decoded from.
+        """Norm `x` and modulate it by the latents that it was decoded from.
 
         Args:
             x: (B, C, T, H, W); H and W are multiples of h and w.
@@ -103,17 +93,10 @@ def repeat_nearest(x: Tensor, frames: int, rows: int, columns: int) -> Tensor:
 class Downsample(nn.Module):
     """Half the rows and columns; with `compress_time` half the frames too."""
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        compress_time: bool,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, channels: int, *, compress_time: bool) -> None:
         super().__init__()
         self.compress_time = compress_time
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, device=device, dtype=dtype)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor, *, is_first_chunk: bool) -> Tensor:
         """(B, C, T, H, W) -> (B, C, T', H // 2, W // 2).
@@ -139,17 +122,10 @@ def _mean_of_pairs(x: Tensor) -> Tensor:
 class Upsample(nn.Module):
     """Double the rows and columns; with `expand_time` the frames too."""
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        expand_time: bool,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, channels: int, *, expand_time: bool) -> None:
         super().__init__()
         self.expand_time = expand_time
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, device=device, dtype=dtype)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, *, is_first_chunk: bool) -> Tensor:
         """(B, C, T, H, W) -> (B, C, T', 2 H, 2 W).
@@ -169,13 +145,7 @@ class ResidualBlock(nn.Module):
     """norm, swish, conv, twice, plus the input. Norms of the decoder see the latents."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        latent_channels: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, in_channels: int, out_channels: int, *, latent_channels: int | None = None
     ) -> None:
         """Build a block.
 
@@ -183,17 +153,15 @@ class ResidualBlock(nn.Module):
             in_channels: C.
             out_channels: C_out.
             latent_channels: c, in the decoder; None in the encoder, which has plain norms.
-            device: where the weights are made.
-            dtype: of the weights.
         """
         super().__init__()
-        self.norm1 = _norm(in_channels, latent_channels, device, dtype)
-        self.conv1 = CausalConv3d(in_channels, out_channels, 3, device=device, dtype=dtype)
-        self.norm2 = _norm(out_channels, latent_channels, device, dtype)
-        self.conv2 = CausalConv3d(out_channels, out_channels, 3, device=device, dtype=dtype)
+        self.norm1 = _norm(in_channels, latent_channels)
+        self.conv1 = CausalConv3d(in_channels, out_channels, 3)
+        self.norm2 = _norm(out_channels, latent_channels)
+        self.conv2 = CausalConv3d(out_channels, out_channels, 3)
         self.nin_shortcut: nn.Conv3d | None = None
         if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv3d(in_channels, out_channels, 1, device=device, dtype=dtype)
+            self.nin_shortcut = nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(
         self, x: Tensor, latents: Tensor | None, past: BlockPast | None, *, is_first_chunk: bool
@@ -210,27 +178,22 @@ class ResidualBlock(nn.Module):
             (B, C_out, T, H, W), and the past of the next chunk.
         """
         past1, past2 = past if past is not None else (None, None)
-        h = swish(normalise(self.norm1, x, latents, is_first_chunk=is_first_chunk))
+        h = swish(_normed(self.norm1, x, latents, is_first_chunk=is_first_chunk))
         h, past1 = self.conv1(h, past1)
-        h = swish(normalise(self.norm2, h, latents, is_first_chunk=is_first_chunk))
+        h = swish(_normed(self.norm2, h, latents, is_first_chunk=is_first_chunk))
         h, past2 = self.conv2(h, past2)
         if self.nin_shortcut is not None:
             x = conv_in_pieces(self.nin_shortcut, x, None)
         return x + h, (past1, past2)
 
 
-def _norm(
-    channels: int,
-    latent_channels: int | None,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> nn.GroupNorm | SpatialNorm:
+def _norm(channels: int, latent_channels: int | None) -> nn.GroupNorm | SpatialNorm:
     if latent_channels is None:
-        return group_norm(channels, device=device, dtype=dtype)
-    return SpatialNorm(channels, latent_channels, device=device, dtype=dtype)
+        return group_norm(channels)
+    return SpatialNorm(channels, latent_channels)
 
 
-def normalise(
+def _normed(
     norm: nn.GroupNorm | SpatialNorm, x: Tensor, latents: Tensor | None, *, is_first_chunk: bool
 ) -> Tensor:
     """Apply a norm of either kind to `x` (B, C, T, H, W)."""

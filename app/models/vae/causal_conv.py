@@ -2,7 +2,7 @@
 
 Axes: B batch, C channels, T frames, H rows, W columns; tensors are (B, C, T, H, W) in this package.
 Source: CogVideoX, arXiv:2408.06072, "3D Causal VAE". The first frame is repeated in front of a
-clip; in front of a later chunk of a clip stand the last frames of the chunk before it.
+clip; a later chunk of a clip is preceded by the last frames of the chunk before it.
 """
 
 from __future__ import annotations
@@ -81,21 +81,11 @@ def _convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
 class CausalConv3d(nn.Module):
     """Convolution with an odd kernel: causal in time, zero-padded in space, stride 1."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
         self.past_frames = kernel - 1
         pad = kernel // 2
-        self.conv = nn.Conv3d(
-            in_channels, out_channels, kernel, padding=(0, pad, pad), device=device, dtype=dtype
-        )
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, padding=(0, pad, pad))
 
     def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """Convolve one chunk of a clip.

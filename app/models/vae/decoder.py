@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from app.config.schema.encoders import VAEPartConfig
@@ -31,13 +30,7 @@ class DecoderLevel(nn.Module):
     """Residual blocks at one resolution, then a step up (none after level 0)."""
 
     def __init__(
-        self,
-        channels: tuple[int, int, int],
-        num_blocks: int,
-        *,
-        expand_time: bool | None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, channels: tuple[int, int, int], num_blocks: int, *, expand_time: bool | None
     ) -> None:
         """Build a level.
 
@@ -45,52 +38,39 @@ class DecoderLevel(nn.Module):
             channels: in, out, latents.
             num_blocks: residual blocks.
             expand_time: whether the step up doubles the frames too; None: no step up.
-            device: where the weights are made.
-            dtype: of the weights.
         """
         super().__init__()
         widths = (channels[0], *(channels[1],) * num_blocks)
         self.block = nn.ModuleList(
-            ResidualBlock(*pair, latent_channels=channels[2], device=device, dtype=dtype)
-            for pair in pairwise(widths)
+            ResidualBlock(*pair, latent_channels=channels[2]) for pair in pairwise(widths)
         )
         self.upsample: Upsample | None = None
         if expand_time is not None:
-            self.upsample = Upsample(
-                channels[1], expand_time=expand_time, device=device, dtype=dtype
-            )
+            self.upsample = Upsample(channels[1], expand_time=expand_time)
 
 
 class VAEDecoder(nn.Module):
     """One chunk of latents in, its frames out."""
 
-    def __init__(
-        self,
-        config: VAEPartConfig,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: VAEPartConfig) -> None:
         super().__init__()
         widths = tuple(config.ch * factor for factor in config.ch_mult)
         num_levels = len(widths)
         time_levels = config.temporal_compress_times.bit_length() - 1
         z = config.z_channels
-        self.conv_in = CausalConv3d(z, widths[-1], 3, device=device, dtype=dtype)
-        self.mid = Middle(widths[-1], latent_channels=z, device=device, dtype=dtype)
+        self.conv_in = CausalConv3d(z, widths[-1], 3)
+        self.mid = Middle(widths[-1], latent_channels=z)
         # Listed by level, run from the last (lowest resolution) to level 0.
         self.up = nn.ModuleList(
             DecoderLevel(
                 (widths[min(level + 1, num_levels - 1)], width, z),
                 config.num_res_blocks + 1,
                 expand_time=None if level == 0 else level >= num_levels - time_levels,
-                device=device,
-                dtype=dtype,
             )
             for level, width in enumerate(widths)
         )
-        self.norm_out = SpatialNorm(widths[0], z, device=device, dtype=dtype)
-        self.conv_out = CausalConv3d(widths[0], config.out_ch, 3, device=device, dtype=dtype)
+        self.norm_out = SpatialNorm(widths[0], z)
+        self.conv_out = CausalConv3d(widths[0], config.out_ch, 3)
 
     def forward(
         self, latents: Tensor, past: DecoderPast | None, *, is_first_chunk: bool
@@ -100,9 +80,9 @@ class VAEDecoder(nn.Module):
         Args:
             latents: (B, c, t, h, w), as the encoder gives them (not scaled).
             past: what the chunk before returned; None at the start of a clip.
-            is_first_chunk: the first latent stands for one frame, the others for four. Else all
-                stand for four. Said and not derived from `past`, because upstream's HEAD decodes
-                first chunks without it (upstream_differences.md).
+            is_first_chunk: the first latent becomes one frame, the others four. Else all become
+                four. Not derived from `past`, because upstream's HEAD decodes first chunks
+                without it (upstream_differences.md).
 
         Returns:
             (B, 3, T, 8 h, 8 w), not clamped, T = 4 (t - 1) + 1 in the first chunk, else 4 t; and

@@ -16,9 +16,9 @@ from torch import Tensor
 from app.distributed.rank_group import RankGroup
 from app.models.vae.decoder import VAEDecoder
 from app.models.vae.encoder import VAEEncoder
-from app.models.vae.parking import parking
+from app.models.vae.offload import offloading
 from app.models.vae.tiles import Tiling
-from app.models.vae.time_split import ClipPart, check_shares, shares
+from app.models.vae.time_split import shares
 from app.models.vae.time_walk import TimeWalk
 
 
@@ -31,75 +31,50 @@ class Cuts:
         tiling: of its frames.
         strides: frames and pixels per latent.
         encode_frames: per piece of an encode, a multiple of the stride; the piece with the first
-            frame has one more. None: a rank's part at once.
-        place: where pieces wait; see `parking`.
+            frame has one more. None: all frames of a rank in one piece.
+        offload: where pieces wait; see `offloading`.
     """
 
     group: RankGroup
     tiling: Tiling
     strides: tuple[int, int]
     encode_frames: int | None = None
-    place: str = "device"
+    offload: str = "device"
 
     @property
     def is_whole(self) -> bool:
         """Nothing is cut."""
-        one_tile = len(self.tiling.starts) == 1
-        return one_tile and self.group.size == 1 and self.encode_frames is None
+        return self.tiling.is_one and self.group.size == 1 and self.encode_frames is None
 
 
 def encode_in_parts(encoder: VAEEncoder, video: Tensor, cuts: Cuts) -> Tensor:
     """Moments (B, 2 c, t, h, w) of a clip (B, 3, T, H, W), T = 4k + 1; on every rank.
 
-    Raises:
-        ShapeError: fewer latent frames than ranks.
+    t is at least the number of ranks.
     """
     group, (stride, pixels) = cuts.group, cuts.strides
-    num_latents = (video.shape[2] - 1) // stride + 1
-    check_shares(num_latents, group.size, stride)
-    counts = shares(num_latents, group.size)
+    counts = shares((video.shape[2] - 1) // stride + 1, group.size)
     first = sum(counts[: group.rank])
     own = _frames(video, first, counts[group.rank], stride)
     lengths = _piece_lengths(own.shape[2], first == 0, cuts.encode_frames)
     tiles = [crop.split(lengths, dim=2) for crop in cuts.tiling.crops(own, pixels)]
-    place = cuts.place if len(tiles) * len(lengths) > 1 else "device"
-    with parking(place) as park:
-        walk = TimeWalk(park, ClipPart(group, active=group.size), cuts.tiling.cores)
-        moments = walk.encode(encoder, tiles)
+    place = cuts.offload if len(tiles) * len(lengths) > 1 else "device"
+    with offloading(place) as offload:
+        moments = TimeWalk(offload, cuts.tiling.cores, group).encode(encoder, tiles)
     return _gathered(cuts.tiling.blended(moments, 1), counts, group)
 
 
-def decode_in_parts(
+def decode_in_tiles(
     decoder: VAEDecoder, latents: Tensor, chunks: Sequence[int], cuts: Cuts
 ) -> Tensor:
-    """Frames (B, 3, T, H, W) of latents (B, c, t, h, w), chunk by chunk; on every rank.
-
-    Args:
-        chunks: latent frames of each chunk. In one with fewer than there are ranks, some idle.
-
-    Raises:
-        ShapeError: fewer latent frames than ranks.
-    """
-    group, (stride, pixels) = cuts.group, cuts.strides
-    check_shares(latents.shape[2], group.size, stride)
-    part = ClipPart(group)
-    cores = cuts.tiling.cores
-    done: list[Tensor] = []
-    with parking(cuts.place if len(cores) > 1 else "device") as park:
-        walk = TimeWalk(park, part, cores, is_carried=len(chunks) > 1)
+    """Frames (B, 3, T, H, W) of latents (B, c, t, h, w), in chunks of so many latent frames."""
+    tiling, pixels = cuts.tiling, cuts.strides[1]
+    done = []
+    with offloading(cuts.offload) as offload:
+        walk = TimeWalk(offload, tiling.cores, cuts.group, is_carried=len(chunks) > 1)
         for chunk in latents.split(list(chunks), dim=2):
-            counts = [count for count in shares(chunk.shape[2], group.size) if count]
-            part = ClipPart(group, active=len(counts), before=part.active if done else 0)
-            first = sum(counts[: group.rank])
-            # A rank that has none takes the last latent frame, in order to do the same steps.
-            start, stop = (-1, None) if part.is_idle else (first, first + counts[group.rank])
-            tiles = cuts.tiling.crops(chunk[:, :, start:stop], 1)
-            frames = cuts.tiling.blended(walk.decode(decoder, tiles, part), pixels)
-            per_rank = [count * stride for count in counts]
-            if part.before == 0:
-                per_rank[0] -= stride - 1
-            idle = [0] * (group.size - len(counts))
-            done.append(_gathered(frames, [*per_rank, *idle], group))
+            tiles = walk.decode(decoder, tiling.crops(chunk, 1))
+            done.append(tiling.blended(tiles, pixels))
     return torch.cat(done, dim=2)
 
 
@@ -125,9 +100,7 @@ def _gathered(own: Tensor, counts: Sequence[int], group: RankGroup) -> Tensor:
     """The parts of all ranks, `counts` frames each, one after the other in time."""
     if group.size == 1:
         return own
-    longest = max(counts)
-    own = own[:, :, : counts[group.rank]]
-    missing = longest - own.shape[2]
+    missing = max(counts) - own.shape[2]
     padded = torch.cat([own, own.new_zeros(*own.shape[:2], missing, *own.shape[3:])], dim=2)
     parts = group.gathered(padded)
     return torch.cat([part[:, :, :n] for part, n in zip(parts, counts, strict=True)], dim=2)

@@ -8,6 +8,8 @@ variances", 1979: no difference of large sums, so nothing is lost where the mean
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 
@@ -21,16 +23,13 @@ class GroupStatistics:
         self.num_groups = num_groups
         self._sums: Tensor | None = None  # (3, B, groups) float64: count, mean, deviations
 
-    def add(self, x: Tensor, *, counts: bool = True) -> None:
-        """Take in one piece (B, C, T, H, W); `counts=False` only learns its batch size."""
+    def add(self, x: Tensor) -> None:
+        """Take in one piece (B, C, T, H, W)."""
         values = x.unflatten(1, (self.num_groups, -1)).flatten(2).float()
-        if counts:
-            variance, mean = torch.var_mean(values, dim=2, correction=0)
-            size = float(values.shape[2])
-            count = torch.full_like(mean, size, dtype=torch.float64)
-            found = torch.stack([count, mean.double(), variance.double() * size])
-        else:
-            found = torch.zeros(3, *values.shape[:2], dtype=torch.float64, device=x.device)
+        variance, mean = torch.var_mean(values, dim=2, correction=0)
+        size = float(values.shape[2])
+        count = torch.full_like(mean, size, dtype=torch.float64)
+        found = torch.stack([count, mean.double(), variance.double() * size])
         self._sums = found if self._sums is None else _together(self._sums, found)
 
     def scale_and_shift(self, norm: nn.GroupNorm, group: RankGroup) -> tuple[Tensor, Tensor]:
@@ -40,11 +39,7 @@ class GroupStatistics:
             Two of (B, C, 1, 1, 1) in fp32: x * scale + shift.
         """
         assert self._sums is not None, "a norm follows a map without pieces"
-        parts = group.gathered(self._sums)
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = _together(whole, part)
-        count, mean, deviations = whole
+        count, mean, deviations = reduce(_together, group.gathered(self._sums))
         rstd = torch.rsqrt(deviations / count + norm.eps)
         per_group = norm.num_channels // norm.num_groups
         rstd, mean = (v.repeat_interleave(per_group, dim=1) for v in (rstd, mean))
@@ -56,7 +51,7 @@ class GroupStatistics:
 def _together(a: Tensor, b: Tensor) -> Tensor:
     """Statistics of two parts as one; (3, B, groups)."""
     count = a[0] + b[0]
-    share = torch.where(count > 0, b[0] / count.clamp(min=1), 0.0)
+    share = b[0] / count
     step = b[1] - a[1]
     mean = a[1] + step * share
     return torch.stack([count, mean, a[2] + b[2] + step * step * a[0] * share])

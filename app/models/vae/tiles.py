@@ -1,4 +1,4 @@
-"""Overlapping tiles of large frames: where they lie, and how their results become one.
+"""Overlapping tiles of large frames: where they are, and how their results become one.
 
 Axes: rows H and columns W are the last two. Positions are counted in latents; what is `scale`
 times larger (pixels) is cut at the same places.
@@ -46,9 +46,14 @@ class Tiling:
 
     @property
     def starts(self) -> list[tuple[int, int]]:
-        """Upper left corners, row by row; one for a frame that a single tile covers."""
+        """Upper left corners, row by row."""
         rows, columns = (self._along(axis) for axis in (0, 1))
         return list(product(rows, columns))
+
+    @property
+    def is_one(self) -> bool:
+        """Whether a single tile covers the frame."""
+        return self.size == self.frame
 
     @property
     def cores(self) -> list[Core]:

@@ -3,8 +3,8 @@
 A group norm needs the statistics of a whole feature map before its first value. So the clip does
 not go through the network piece by piece: every layer runs over all pieces, and gathers the
 statistics of what it makes for the norm that follows. Between two layers a map waits in pieces
-(`parking`), and only the piece at hand is worked on. The same walk serves a clip that is cut over
-ranks: statistics are put together over the group, and the past of a convolution comes from the
+(`offload`), and only the piece at hand is worked on. The same walk serves an encode that ranks
+share: statistics are put together over the group, and the past of a convolution comes from the
 rank before. Cuts in time change nothing. Tiles of the frame see zeros where their neighbours are,
 so they overlap (`tiles`), but share their statistics.
 Axes: B batch, C channels, T frames, H rows, W columns; c, t, h, w are those of the latents.
@@ -13,10 +13,12 @@ Axes: B batch, C channels, T frames, H rows, W columns; c, t, h, w are those of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
+from app.distributed.rank_group import ALONE, RankGroup
 from app.models.vae.blocks import (
     NORM_GROUPS,
     Downsample,
@@ -28,57 +30,63 @@ from app.models.vae.blocks import (
 from app.models.vae.causal_conv import CausalConv3d, conv_in_pieces
 from app.models.vae.decoder import DecoderLevel, VAEDecoder
 from app.models.vae.encoder import EncoderLevel, VAEEncoder
-from app.models.vae.parking import Kept, Park, Parked
+from app.models.vae.offload import Offload, Offloaded, OnDevice
 from app.models.vae.statistics import GroupStatistics, apply_norm
 from app.models.vae.tiles import Core
-from app.models.vae.time_split import ClipPart
+from app.models.vae.time_split import past_from_neighbour
 
 Place = tuple[int, int]  # which tile, and which piece of its time
 Prepare = Callable[[Place, Tensor], Tensor]  # a piece -> what the convolution reads
 
 
 class FeatureMap:
-    """The pieces of one map on this rank, per tile in order of time; statistics of them all."""
+    """The pieces of one map on this rank, and statistics of them all."""
 
-    def __init__(self, tiles: Sequence[Sequence[Parked]] = ()) -> None:
-        self.tiles = [list(pieces) for pieces in tiles]
+    def __init__(self) -> None:
+        self._pieces: dict[Place, Offloaded] = {}
         self.statistics = GroupStatistics(NORM_GROUPS)
 
+    def put(self, place: Place, piece: Offloaded) -> None:
+        self._pieces[place] = piece
+
     def get(self, place: Place) -> Tensor:
-        """A piece."""
-        return self.tiles[place[0]][place[1]].get()
+        """A piece, which stays in the map."""
+        return self._pieces[place].get()
 
     def take(self, place: Place) -> Tensor:
-        """A piece that nobody asks for again."""
-        piece = self.get(place)
-        self.tiles[place[0]][place[1]].drop()
-        return piece
-
-    def places(self) -> Iterator[Place]:
-        """Of all pieces, a tile's after each other."""
-        for tile, pieces in enumerate(self.tiles):
-            for index in range(len(pieces)):
-                yield tile, index
+        """A piece, which leaves the map."""
+        piece = self._pieces.pop(place)
+        x = piece.get()
+        piece.drop()
+        return x
 
 
 class TimeWalk:
     """Runs the encoder over one clip, or the decoder over chunks of one, for this rank."""
 
     def __init__(
-        self, park: Park, part: ClipPart, cores: Sequence[Core], *, is_carried: bool = False
+        self,
+        offload: Offload,
+        cores: Sequence[Core],
+        group: RankGroup = ALONE,
+        *,
+        is_carried: bool = False,
     ) -> None:
         """Start a walk.
 
         Args:
-            park: where maps wait between layers.
-            part: of the first chunk.
+            offload: how maps wait between layers.
             cores: of the tiles.
-            is_carried: more chunks follow, which need the last frames of this one.
+            group: the ranks that share an encode.
+            is_carried: a decode has more than one chunk: each needs the last frames of the one
+                before.
         """
-        self._park = park
-        self._part = part
+        self._offload = offload
         self._cores = cores
+        self._group = group
         self._is_carried = is_carried
+        self._num_pieces = 1  # of each tile
+        self._has_start = group.rank == 0
         self._pasts: list[Tensor] = []  # of the chunk before, in the order in which they came
         self._next_pasts: list[Tensor] = []
 
@@ -90,8 +98,8 @@ class TimeWalk:
             tiles: the pieces (B, 3, T_i, H, W) of each, in order; every T_i a multiple of 4, but
                 4k + 1 for the first piece of the first rank.
         """
-        x = FeatureMap([[Kept(piece) for piece in pieces] for pieces in tiles])
-        x = self._conv(encoder.conv_in, x, _as_it_is)
+        self._num_pieces = len(tiles[0])
+        x = self._conv(encoder.conv_in, self._input(tiles), _unchanged)
         for level in encoder.down:
             assert isinstance(level, EncoderLevel)
             x = self._blocks(level.block, x, None)
@@ -99,14 +107,13 @@ class TimeWalk:
                 x = self._resample(level.downsample, x)
         x = self._blocks((encoder.mid.block_1, encoder.mid.block_2), x, None)
         x = self._conv(encoder.conv_out, x, self._normed(encoder.norm_out, x, None))
-        return [torch.cat([piece.get() for piece in pieces], dim=2) for pieces in x.tiles]
+        pieces = [x.take(place) for place in self._places()]
+        count = self._num_pieces
+        return [torch.cat(pieces[i : i + count], dim=2) for i in range(0, len(pieces), count)]
 
-    def decode(self, decoder: VAEDecoder, tiles: Sequence[Tensor], part: ClipPart) -> list[Tensor]:
-        """Frames (B, 3, T, 8 h, 8 w) per tile, of this rank's part (B, c, t, h, w) of a chunk."""
-        self._part = part
-        self._pasts, self._next_pasts = self._next_pasts, []
-        x = FeatureMap([[Kept(latents)] for latents in tiles])
-        x = self._conv(decoder.conv_in, x, _as_it_is)
+    def decode(self, decoder: VAEDecoder, tiles: Sequence[Tensor]) -> list[Tensor]:
+        """Frames (B, 3, T, 8 h, 8 w) of the next chunk (B, c, t, h, w) of a clip, per tile."""
+        x = self._conv(decoder.conv_in, self._input([[tile] for tile in tiles]), _unchanged)
         x = self._blocks((decoder.mid.block_1, decoder.mid.block_2), x, tiles)
         for level in reversed(decoder.up):
             assert isinstance(level, DecoderLevel)
@@ -114,7 +121,19 @@ class TimeWalk:
             if level.upsample is not None:
                 x = self._resample(level.upsample, x)
         x = self._conv(decoder.conv_out, x, self._normed(decoder.norm_out, x, tiles))
-        return [x.take(place) for place in x.places()]
+        self._has_start = False
+        self._pasts, self._next_pasts = self._next_pasts, []
+        return [x.take(place) for place in self._places()]
+
+    def _places(self) -> Iterator[Place]:
+        """Of the pieces of every map, a tile's after each other."""
+        return product(range(len(self._cores)), range(self._num_pieces))
+
+    def _input(self, tiles: Sequence[Sequence[Tensor]]) -> FeatureMap:
+        x = FeatureMap()
+        for tile, index in self._places():
+            x.put((tile, index), OnDevice(tiles[tile][index]))
+        return x
 
     def _blocks(
         self,
@@ -152,12 +171,12 @@ class TimeWalk:
 
         Args:
             finish: turns a piece of the result into what is kept of it.
-            keep: the source is asked for again.
+            keep: the source is read again later.
         """
-        made = FeatureMap([[] for _ in source.tiles])
+        made = FeatureMap()
         past: Tensor | None = None
         ready: Tensor | None = None
-        for place in source.places():
+        for place in self._places():
             if place[1] == 0:
                 past, ready = self._first_past(conv, source, place[0], prepare)
             if ready is None:
@@ -167,7 +186,7 @@ class TimeWalk:
             out, past = conv(ready, past)
             ready = None
             self._add(made, place, out if finish is None else finish(place, out))
-            if self._is_carried and place[1] == len(source.tiles[place[0]]) - 1:
+            if self._is_carried and place[1] == self._num_pieces - 1:
                 self._next_pasts.append(past)
         return made
 
@@ -175,22 +194,20 @@ class TimeWalk:
         self, conv: CausalConv3d, source: FeatureMap, tile: int, prepare: Prepare
     ) -> tuple[Tensor | None, Tensor | None]:
         """The frames before this rank's part, and the prepared piece if there is only one."""
-        own = self._pasts[len(self._next_pasts)] if self._pasts else None
-        if self._part.group.size == 1:
-            return own, None
+        if self._group.size == 1:
+            return self._pasts[len(self._next_pasts)] if self._pasts else None, None
         found: list[Tensor] = []  # from the last piece back, until they hold enough frames
-        count = len(source.tiles[tile])
-        for index in reversed(range(count)):
+        for index in reversed(range(self._num_pieces)):
             found.insert(0, prepare((tile, index), source.get((tile, index))))
             if sum(piece.shape[2] for piece in found) >= conv.past_frames:
                 break
         last = torch.cat([piece[:, :, -conv.past_frames :] for piece in found], dim=2)
-        past = self._part.past(own, last[:, :, -conv.past_frames :].contiguous())
-        return past, found[0] if count == 1 else None
+        past = past_from_neighbour(last[:, :, -conv.past_frames :].contiguous(), self._group)
+        return past, found[0] if self._num_pieces == 1 else None
 
     def _resample(self, layer: Downsample | Upsample, x: FeatureMap) -> FeatureMap:
-        made = FeatureMap([[] for _ in x.tiles])
-        for place in x.places():
+        made = FeatureMap()
+        for place in self._places():
             self._add(made, place, layer(x.take(place), is_first_chunk=self._is_first(place)))
         return made
 
@@ -202,7 +219,7 @@ class TimeWalk:
     ) -> Prepare:
         """Norm and swish with the statistics of the whole of `x`."""
         plain = norm.norm_layer if isinstance(norm, SpatialNorm) else norm
-        factors = x.statistics.scale_and_shift(plain, self._part.group)
+        factors = x.statistics.scale_and_shift(plain, self._group)
 
         def prepare(place: Place, piece: Tensor) -> Tensor:
             normed = apply_norm(piece, factors)
@@ -216,13 +233,12 @@ class TimeWalk:
 
     def _add(self, made: FeatureMap, place: Place, x: Tensor) -> None:
         if x.shape[1] % NORM_GROUPS == 0:  # all but pixels and latents
-            core = self._cores[place[0]].of(x)
-            made.statistics.add(core, counts=not self._part.is_idle)
-        made.tiles[place[0]].append(self._park(x))
+            made.statistics.add(self._cores[place[0]].of(x))
+        made.put(place, self._offload(x))
 
     def _is_first(self, place: Place) -> bool:
-        return place[1] == 0 and self._part.is_start
+        return place[1] == 0 and self._has_start
 
 
-def _as_it_is(place: Place, piece: Tensor) -> Tensor:
+def _unchanged(place: Place, piece: Tensor) -> Tensor:
     return piece

@@ -165,15 +165,8 @@ class Evaluator:
         encoded = first_of(encoded)  # of several views
         model, fixed = self.model, self.model.sampler.config.fixed_frames
         frames, channels, rows, columns = encoded.latents.shape[1:]
-        conditional = encoded.conditioning
         job = SamplingJob(
-            conditional=conditional,
-            unconditional=Conditioning(
-                text=model.conditioner.unconditional_like(conditional.text),
-                image=conditional.image,
-                ofs=conditional.ofs,
-            ),
-            count=1,
+            conditioning=encoded.conditioning,
             shape=LatentShape(
                 frames=frames - encoded.padding,
                 channels=channels,

@@ -212,14 +212,8 @@ class Maker:
 
     def _sampling_job(self, text: Tensor, image: Tensor | None, shape: LatentShape) -> SamplingJob:
         model = self.studio.model
-        text = text.to(model.device)
-        conditional = Conditioning(text=text, image=image, ofs=model.ofs())
-        nothing = model.conditioner.unconditional_like(text)
-        unconditional = Conditioning(text=nothing, image=image, ofs=model.ofs())
         return SamplingJob(
-            conditional=conditional,
-            unconditional=unconditional,
-            count=1,
+            conditioning=Conditioning(text=text.to(model.device), image=image, ofs=model.ofs()),
             shape=shape,
             scale_factor=model.config.scale_factor,
             device=model.device,

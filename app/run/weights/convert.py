@@ -5,7 +5,6 @@ What is read is checked strictly, what is written can be read back and compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,9 +21,15 @@ from app.conversion.export import (
     without_pairs,
     write_peft,
 )
-from app.conversion.pipeline import PipelineFacts, copy_text_encoder, write_index
+from app.conversion.misfit import num_layers
+from app.conversion.pipeline import Scheduler, copy_text_encoder, write_index
 from app.conversion.shard_files import MAX_SHARD_BYTES
-from app.conversion.source import NetworkWeights, Told, read_network
+from app.conversion.source import (
+    LoraWeights,
+    NetworkWeights,
+    WeightsOverrides,
+    read_network_weights,
+)
 from app.conversion.vae import (
     SAT_FILE,
     VaeWeights,
@@ -41,9 +46,10 @@ from app.conversion.verify import (
     vae_output,
 )
 from app.errors import ConfigError, UsageError
+from app.models.lora.linear import pairs_among
 from app.run.build import DTYPES
-from app.run.weights.description import read_beside
-from app.run.weights.source import SourceRequest, Tell, WeightsSource, open_weights_source
+from app.run.weights.description import read_sidecar
+from app.run.weights.source import Notify, SourceRequest, WeightsSource, open_weights_source
 from app.run.weights.target import Destination, open_target
 
 COMMAND = "cogvx convert"
@@ -61,7 +67,7 @@ class ConvertRequest:
         dtype: fp32, bf16 or fp16; None: as the source has it.
         max_shard_bytes: of one safetensors file.
         fold_scale: change B of LoRA pairs so that tools may take their scale for granted.
-        scheduler: "dpm" or "ddim"; None: the one that samples as the model's files say.
+        scheduler: of a pipeline; None: the one that samples as the model's sampler does.
         verify: read back and compare.
         overwrite: replace weights that are there.
         source: what is known about the source.
@@ -73,10 +79,15 @@ class ConvertRequest:
     dtype: str | None = None
     max_shard_bytes: int = MAX_SHARD_BYTES
     fold_scale: bool = False
-    scheduler: str | None = None
+    scheduler: Scheduler | None = None
     verify: bool = False
     overwrite: bool = False
     source: SourceRequest = field(default_factory=SourceRequest)
+
+    @property
+    def writes_pipeline(self) -> bool:
+        """A whole pipeline of diffusers, with its scheduler."""
+        return self.part == "pipeline" and self.to == "diffusers"
 
     def __post_init__(self) -> None:
         refusals = {
@@ -112,7 +123,7 @@ class ConvertReport:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Work:
     """One conversion under way."""
 
@@ -120,67 +131,71 @@ class _Work:
     source: WeightsSource
     target: Destination
     report: ConvertReport
-    tell: Tell
-    network: NetworkWeights | None = None  # what was written, before any cast
-    vae: VaeWeights | None = None
+    notify: Notify
 
     @property
     def dtype(self) -> torch.dtype | None:
         return DTYPES[self.request.dtype] if self.request.dtype else None
 
 
-def convert(
-    source: str, target: str, request: ConvertRequest, cache_dir: Path, tell: Tell
+def convert_weights(
+    source: str, target: str, request: ConvertRequest, cache_dir: Path, notify: Notify
 ) -> ConvertReport:
-    """Read `source`, write `target`, and compare if that was asked for.
+    """Read `source`, write `target`, and compare if requested.
 
     Args:
         source: a run, a weights file or folder of any layout, or a pipeline; local or s3://.
         target: a folder, local or s3:// (for one file: its name).
         request: what to write.
         cache_dir: for remote files.
-        tell: takes one line about each step.
+        notify: takes one line about each step.
 
     Raises:
         InputMissingError: the source, the VAE or the text encoder is not there.
         WeightsError: weights do not fit, or what was written is not what was read.
-        ConfigError: the other layout has no such network.
+        ConfigError: the other layout has no such network, or diffusers no such sampler.
         UsageError: there are weights in the target already.
     """
-    tell(f"reading {source}")
+    notify(f"reading {source}")
     found = open_weights_source(source, request.part, request.source, cache_dir)
-    work = _Work(request, found, open_target(target, request.overwrite), ConvertReport(), tell)
+    facts = found.description.facts
+    if facts is not None and request.writes_pipeline:  # before anything large is read
+        facts.scheduler_of(request.scheduler)
+    work = _Work(request, found, open_target(target, request.overwrite), ConvertReport(), notify)
     with work.target.staging() as folder:
-        if request.part != "vae":
-            _write_network(work, folder)
-        if request.part != "transformer":
-            _write_surroundings(work, folder)
+        network = None if request.part == "vae" else _write_network(work, folder)
+        vae = None if request.part == "transformer" else _write_surroundings(work, network, folder)
         if request.verify:  # before it takes the place of anything
-            _verify(work, folder / (work.target.file_name or ""))
-        tell(f"writing {target}")
+            notify("reading back")
+            written = folder / (work.target.file_name or "")
+            if network is not None:
+                inside = written if request.part == "transformer" else written / "transformer"
+                work.report.verified["network"] = _verify_network(work, network, inside)
+            if vae is not None:
+                work.report.verified["vae"] = _verify_vae(work, vae, written)
+        notify(f"writing {target}")
         work.report.files = work.target.publish(folder, read_back=request.verify)
     return work.report
 
 
-def _write_network(work: _Work, folder: Path) -> None:
+def _write_network(work: _Work, folder: Path) -> NetworkWeights | LoraWeights:
+    """Returns what was written, before any cast."""
     request = work.request
-    wants_pairs = request.to == "lora"
-    read = work.source.network(pairs_only=wants_pairs)
+    read = work.source.network(pairs_only=request.to == "lora")
     _describe(work.report, read)
     if request.fold_scale:
         read = _folded(read, request.to)
-    if wants_pairs:
-        read = _pairs_of(read)
-    work.network = read
-    work.tell(f"converting {len(read.tensors)} tensors to {request.to}")
+    if request.to == "lora":
+        return _write_lora(work, _pairs_of(read), folder)
+    work.notify(f"converting {len(read.tensors)} tensors to {request.to}")
     inside = folder if request.part == "transformer" else folder / "transformer"
-    if wants_pairs:
-        assert read.lora is not None
-        layers = read.config.num_layers if read.config is not None else _layers_of(read)
-        peft = lora.to_peft(read.tensors, read.lora, layers)
-        write_peft(folder / (work.target.file_name or lora.FILE_NAME), peft, work.dtype)
-    elif read.is_pairs and request.to == "sat":
-        assert read.lora is not None
+    if isinstance(read, LoraWeights):
+        if request.to != "sat":
+            raise ConfigError(
+                "the source holds LoRA pairs alone, and a transformer folder needs all weights",
+                where=read.where,
+                fix="convert them with --to lora, or name the run that trained them as the source",
+            )
         if request.form.shards > 1:
             raise ConfigError(
                 "LoRA pairs alone are not shared by tensor-parallel ranks",
@@ -188,26 +203,30 @@ def _write_network(work: _Work, folder: Path) -> None:
                 fix="leave --shards out",
             )
         export_sat_lora(inside, read.tensors, read.lora, work.dtype)
-    elif read.is_pairs or read.config is None:
-        raise ConfigError(
-            "the source holds LoRA pairs alone, and a transformer folder needs all weights",
-            where=read.where,
-            fix="convert them with --to lora, or name the run that trained them as the source",
-        )
     elif request.to == "sat":
-        export_sat(inside, read.tensors, read.config, request.form, work.dtype)
+        export_sat(inside, read.tensors, read.network, request.form, work.dtype)
     else:
-        check_expressible(read.config)
+        check_expressible(read.network)
         if read.lora is not None:
             work.report.notes.append(f"LoRA pairs (alpha {read.lora.alpha:g}) merged into weights")
-        export_diffusers(inside, read.tensors, read.config, work.dtype, request.max_shard_bytes)
+        export_diffusers(inside, read.tensors, read.network, work.dtype, request.max_shard_bytes)
+    return read
 
 
-def _describe(report: ConvertReport, read: NetworkWeights) -> None:
-    report.network = {"layout": read.kind, "sizes_from": read.origin if read.config else None}
-    if read.config is not None:
+def _write_lora(work: _Work, pairs: LoraWeights, folder: Path) -> LoraWeights:
+    work.notify(f"converting {len(pairs.tensors)} tensors to lora")
+    network = pairs.network
+    layers = network.num_layers if network is not None else num_layers(pairs.tensors)
+    peft = lora.to_peft(pairs.tensors, pairs.lora, layers)
+    write_peft(folder / (work.target.file_name or lora.FILE_NAME), peft, work.dtype)
+    return pairs
+
+
+def _describe(report: ConvertReport, read: NetworkWeights | LoraWeights) -> None:
+    report.network = {"layout": read.kind, "sizes_from": read.origin if read.network else None}
+    if read.network is not None:
         names = ("num_layers", "hidden_size", "num_attention_heads", "in_channels")
-        report.network |= {name: getattr(read.config, name) for name in names}
+        report.network |= {name: getattr(read.network, name) for name in names}
     if read.lora is not None:
         report.network |= {
             "lora_rank": read.lora.rank,
@@ -216,7 +235,7 @@ def _describe(report: ConvertReport, read: NetworkWeights) -> None:
         }
 
 
-def _folded(read: NetworkWeights, to: str) -> NetworkWeights:
+def _folded(read: NetworkWeights | LoraWeights, to: str) -> NetworkWeights | LoraWeights:
     """Pairs whose alpha tools may guess: r for those that know none, 1 as in stock model files."""
     if read.lora is None:
         raise ConfigError(
@@ -226,123 +245,88 @@ def _folded(read: NetworkWeights, to: str) -> NetworkWeights:
         )
     alpha = float(read.lora.rank) if to == "lora" else 1.0
     tensors, changed = lora.folded(read.tensors, read.lora, alpha)
-    config = None if read.config is None else replace(read.config, lora=changed)
-    return replace(read, tensors=tensors, lora=changed, config=config)
+    if isinstance(read, NetworkWeights):
+        return replace(read, tensors=tensors, network=replace(read.network, lora=changed))
+    return replace(read, tensors=tensors, lora=changed)
 
 
-def _pairs_of(read: NetworkWeights) -> NetworkWeights:
-    pairs = {n: t for n, t in read.tensors.items() if n.endswith((".lora_a", ".lora_b"))}
-    if not pairs:
+def _pairs_of(read: NetworkWeights | LoraWeights) -> LoraWeights:
+    if isinstance(read, LoraWeights):
+        return read
+    if read.lora is None:
         raise ConfigError(
             "the source has no LoRA pairs",
             where=read.where,
             fix="convert the whole network (--to diffusers), or name a LoRA run or checkpoint",
         )
-    return replace(read, tensors=pairs)
+    pairs = pairs_among(read.tensors)
+    known = (read.lora, read.network, read.origin, read.alpha_origin)
+    return LoraWeights(read.where, read.kind, pairs, *known)
 
 
-def _layers_of(read: NetworkWeights) -> int:
-    return 1 + max(int(name.split(".")[1]) for name in read.tensors)
-
-
-def _write_surroundings(work: _Work, folder: Path) -> None:
+def _write_surroundings(
+    work: _Work, network: NetworkWeights | LoraWeights | None, folder: Path
+) -> VaeWeights:
     """The VAE, and for a pipeline the text encoder and what says how they work together."""
     request = work.request
-    read = work.source.vae()
-    facts = _facts(work)
-    if facts is not None:  # the network's own scale counts, whatever VAE file was named
-        read = replace(read, scale_factor=facts.scale_factor, is_inverted=facts.is_inverted)
-    work.vae = read
+    vae = work.source.vae()
+    config = None if network is None else network.network
+    facts = work.source.facts(config) if config is not None else work.source.description.facts
     whole = request.part == "pipeline"
     inside = folder / "vae" if whole else folder
+    # The network's own scale counts, whatever VAE file was named.
+    scale = facts.latent_scale if facts is not None else vae.scale
     if request.to == "sat":
-        export_vae_sat(inside / (work.target.file_name or SAT_FILE), read, work.dtype)
-    elif read.scale_factor is None:
+        export_vae_sat(inside / (work.target.file_name or SAT_FILE), vae, work.dtype)
+    elif scale is None:
         raise ConfigError(
-            "the scale of the latents is not known: it is no part of these files",
+            "the scale of the latents is not known: it is not part of these files",
             where=work.source.url,
             fix="name the model that the VAE is for: --base configs/<model>.yaml",
         )
     else:
-        export_vae_diffusers(inside, read, work.dtype, request.max_shard_bytes)
-    if not whole:
-        return
-    work.tell("copying the text encoder")
-    text = work.source.text_encoder()
-    if request.to == "sat":
-        copy_text_encoder(text, folder / T5_FOLDER, apart=False)
-        return
-    copy_text_encoder(text, folder, apart=True)
-    assert facts is not None
-    assert work.network is not None
-    assert work.network.config is not None
-    write_index(folder, work.network.config, facts)
+        export_vae_diffusers(inside, vae, scale, work.dtype, request.max_shard_bytes)
+    if whole:
+        work.notify("copying the text encoder")
+        text, apart = work.source.text_encoder(), request.to == "diffusers"
+        copy_text_encoder(text, folder if apart else folder / T5_FOLDER, apart=apart)
+    if request.writes_pipeline and config is not None and facts is not None:
+        write_index(folder, config, facts.schedule, facts.scheduler_of(request.scheduler))
+    return vae
 
 
-def _facts(work: _Work) -> PipelineFacts | None:
-    """How the parts work together; None for a VAE alone of which no model file says it."""
-    if work.network is None or work.network.config is None:
-        return work.source.description.facts
-    facts = work.source.facts(work.network.config)
-    if work.request.scheduler is None:
-        return facts
-    return replace(facts, scheduler="ddim" if work.request.scheduler == "ddim" else "dpm")
-
-
-def _verify(work: _Work, path: Path) -> None:
-    """Compare what was written with what was read."""
-    work.tell("reading back")
-    if work.network is not None:
-        inside = path if work.request.part == "transformer" else path / "transformer"
-        work.report.verified["network"] = _verify_network(work, work.network, inside)
-    if work.vae is not None:
-        work.report.verified["vae"] = _verify_vae(work, work.vae, path)
-
-
-def _verify_network(work: _Work, source: NetworkWeights, path: Path) -> Verdict:
-    written = read_network(path, Told(), read_beside)
-    expected: Mapping[str, Tensor] = source.tensors
-    if work.request.to == "diffusers":
-        assert source.config is not None
-        expected = without_pairs(source.tensors, source.config)
-    # A fixed table is computed on both sides, and diffusers keeps none in its files.
-    names = [name for name in expected if name != "position.table" or _is_stored(work, source)]
+def _verify_network(work: _Work, source: NetworkWeights | LoraWeights, path: Path) -> Verdict:
+    """Compare a network, or pairs, with what was written to `path`."""
+    written = read_network_weights(path, WeightsOverrides(), read_sidecar)
+    expected, is_stored = source.tensors, True
+    if work.request.to == "diffusers" and source.network is not None:
+        expected = without_pairs(source.tensors, source.network)
+        # A fixed table is computed on both sides, and diffusers keeps none in its files.
+        is_stored = source.network.position.learnable
+    names = [name for name in expected if name != "position.table" or is_stored]
     compared, difference = compare_tensors(
         {name: expected[name] for name in names},
         {name: t for name, t in written.tensors.items() if name in names or name not in expected},
         str(path),
     )
-    work.tell("computing one forward of both")
+    work.notify("computing one forward of both")
     dtypes = {next(iter(t.values())).dtype for t in (source.tensors, written.tensors)}
-    if written.is_pairs:
-        assert source.lora is not None
-        assert written.lora is not None
-        what = "every pair on one input"
-        outputs = (
-            pairs_output(source.tensors, source.lora),
-            pairs_output(written.tensors, written.lora),
-        )
-    else:
-        assert source.config is not None
-        assert written.config is not None
-        what = "the network on one small clip"
-        outputs = (
-            network_output(source.tensors, source.config),
-            network_output(written.tensors, written.config),
-        )
-    forward = check_forward(*outputs, dtypes, str(path))
+    forward = check_forward(_output(source), _output(written), dtypes, str(path))
+    is_lora = isinstance(source, LoraWeights)
+    what = "every pair on one input" if is_lora else "the network on one small clip"
     return Verdict(len(names), compared, difference, what, forward)
 
 
-def _is_stored(work: _Work, source: NetworkWeights) -> bool:
-    learnable = source.config is not None and source.config.position.learnable
-    return learnable or work.request.to == "sat"
+def _output(weights: NetworkWeights | LoraWeights) -> Tensor:
+    if isinstance(weights, LoraWeights):
+        return pairs_output(weights.tensors, weights.lora)
+    return network_output(weights.tensors, weights.network)
 
 
 def _verify_vae(work: _Work, source: VaeWeights, path: Path) -> Verdict:
     written = read_vae(path)
     compared, difference = compare_tensors(source.tensors, written.tensors, str(path))
-    work.tell("computing one clip of both VAEs")
+    work.notify("computing one clip of both VAEs")
     dtypes = {next(iter(t.values())).dtype for t in (source.tensors, written.tensors)}
     outputs = (
         vae_output(source.tensors, source.config),

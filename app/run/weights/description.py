@@ -1,4 +1,4 @@
-"""What YAML says about a model: the network, its surroundings, and where its frozen parts lie.
+"""What YAML says about a model: the network, its surroundings, and where its frozen parts are.
 
 Only what is there is read: a file of a network alone describes a network.
 """
@@ -6,7 +6,7 @@ Only what is there is read: a file of a network alone describes a network.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from app.config.sections.parse import (
     parse_sampler,
 )
 from app.conversion.architecture import SAT_LORA_ALPHA
-from app.conversion.pipeline import PipelineFacts, facts_of_sampler
-from app.conversion.source import Beside
+from app.conversion.pipeline import PipelineFacts
+from app.conversion.source import SidecarConfig
 from app.errors import ConfigError
 from app.registry import TARGETS
 
@@ -38,7 +38,7 @@ class ModelDescription:
     t5_path: str | None = None  # emb_models[0].params.model_dir
 
 
-def describe(section: Mapping[str, Any], where: str) -> ModelDescription:
+def describe_section(section: Mapping[str, Any], where: str) -> ModelDescription:
     """Read a merged `model:` section.
 
     Raises:
@@ -63,11 +63,11 @@ def describe_files(base: Sequence[str], overrides: Sequence[str] = ()) -> ModelD
     Raises:
         ConfigError: a file is missing or wrong, or none has a `model:` section.
     """
-    return describe(_model_section(base, overrides), ", ".join(base))
+    return describe_section(_model_section(base, overrides), ", ".join(base))
 
 
-def read_beside(path: Path) -> Beside:
-    """What a file beside weights says of the network and of LoRA; a file may say the latter alone.
+def read_sidecar(path: Path) -> SidecarConfig:
+    """What a YAML file in a folder of weights says of the network and of LoRA, or of LoRA alone.
 
     Raises:
         ConfigError: it does not parse.
@@ -76,11 +76,11 @@ def read_beside(path: Path) -> Beside:
     node = section.get("network_config") or {}
     network = _network(section, str(path))
     if network is not None:
-        return Beside(network, network.lora)
+        return SidecarConfig(network, network.lora)
     modules = (node.get("params") or {}).get("modules") or {}
     params = (modules.get("lora_config") or {}).get("params") or {}
     if "r" not in params:
-        return Beside(None, None)
+        return SidecarConfig(None, None)
     try:
         layers = params.get("layer_range")
         lora = LoraConfig(
@@ -94,7 +94,7 @@ def read_beside(path: Path) -> Beside:
             where=str(path),
             fix="give r and lora_alpha as numbers",
         ) from cause
-    return Beside(None, lora)
+    return SidecarConfig(None, lora)
 
 
 def _model_section(base: Sequence[str], overrides: Sequence[str]) -> Mapping[str, Any]:
@@ -135,15 +135,14 @@ def _facts(
     image_scale = section.get("image_latent_scale")
     if image_scale is None:  # the same default as in training
         image_scale = scale if network.ofs_embed_dim is None else 1.0
-    return PipelineFacts(
+    facts = PipelineFacts(
         scale_factor=scale,
         schedule=parse_denoiser(denoiser, f"{where}: denoiser_config", TARGETS).schedule
         if denoiser
         else ScheduleConfig(),
         image_latent_scale=float(image_scale),
-        scheduler=facts_of_sampler(
-            parse_sampler(sampler, f"{where}: sampler_config", TARGETS).implementation
-        )
-        if sampler
-        else "dpm",
     )
+    if not sampler:
+        return facts
+    target = parse_sampler(sampler, f"{where}: sampler_config", TARGETS).target
+    return replace(facts, scheduler=TARGETS[target].scheduler, sampler=target)

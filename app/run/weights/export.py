@@ -1,4 +1,4 @@
-"""Write the weights of a run for other tools, from what lies in its folder.
+"""Write the weights of a run for other tools, from the content of its folder.
 
 Works anywhere that reaches the folder: the network is described by the configuration that the
 run's last attempt left there, the trained weights come from a checkpoint, frozen ones from `load`.
@@ -157,7 +157,7 @@ def write_export(
         return [export_lora(folder, tensors, config, dtype, fold_scale=request.fold_scale)]
     if request.fold_scale:
         raise ConfigError(
-            "--fold-scale changes LoRA pairs, and this export has none of its own",
+            "--fold-scale changes LoRA pairs, and this export does not write any",
             where=f"--kind {request.kind}",
             fix="leave --fold-scale out, or ask for --kind lora",
         )
@@ -180,7 +180,7 @@ def _complete(
         load_network_weights(network, fetch(load, cache_dir))
     elif frozen - set(network.computed_parameters()):
         raise InputMissingError(
-            "the run froze weights that lie in no checkpoint, and names no `load`",
+            "the run froze weights, which no checkpoint holds, and has no `load` to read them from",
             where=f"first of them: {min(frozen)}",
             fix="export the LoRA alone (--kind lora)",
         )

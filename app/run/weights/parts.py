@@ -1,6 +1,6 @@
 """The parts of a model in a source: network, VAE, text encoder; found, and checked before upload.
 
-A part is used as it lies: every layout that training reads is left alone.
+The files are uploaded as they are: training reads every one of these layouts.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 from app.checkpoint.tensor_file import open_tensors
 from app.config.schema.model import DiTConfig
 from app.conversion.pickle_file import read_state_dict
-from app.conversion.source import Told, read_network
+from app.conversion.source import LoraWeights, WeightsOverrides, read_network_weights
 from app.conversion.vae import SAT_FILE as VAE_FILE
 from app.conversion.vae import read_vae
 from app.conversion.weights_file import SAT_TAG_FILE
 from app.errors import InputMissingError, WeightsError
 from app.models.text.t5 import encoder_shapes, load_tokenizer
-from app.run.weights.description import read_beside
+from app.run.weights.description import read_sidecar
 
 PARTS = ("transformer", "vae", "t5")
 MOST_LISTED = 5
@@ -46,14 +46,14 @@ class ModelPart:
 
 
 def find_parts(source: Path | None, given: Mapping[str, Path]) -> dict[str, Path]:
-    """Where each part lies: as given, or below `source` by the names that releases use.
+    """Where each part is: as given, or below `source` by the names that releases use.
 
     Args:
         source: folder or file; None: only what is given.
         given: by part.
 
     Raises:
-        InputMissingError: there is no part at all.
+        InputMissingError: nothing was found.
     """
     found = dict(given)
     if source is not None:
@@ -106,21 +106,21 @@ def checked_transformer(path: Path, config: DiTConfig | None) -> tuple[ModelPart
         WeightsError: it is not whole, or of another model.
         ConfigError: its sizes are not known.
     """
-    read = read_network(path, Told(config), read_beside)
-    if read.config is None:
+    read = read_network_weights(path, WeightsOverrides(config), read_sidecar)
+    if isinstance(read, LoraWeights):
         raise WeightsError(
             "this is a LoRA, not a whole network",
             where=str(path),
             fix="put the network that it was trained on; a LoRA is used with --lora",
         )
     sizes = {
-        name: getattr(read.config, name)
+        name: getattr(read.network, name)
         for name in ("num_layers", "hidden_size", "in_channels", "out_channels")
     }
     dtype = str(next(iter(read.tensors.values())).dtype).removeprefix("torch.")
     facts = {"layout": read.kind, "tensors": len(read.tensors), "dtype": dtype, **sizes}
     entry = path.name if path.is_file() else ""
-    return ModelPart("transformer", _files(path, read.kind == "sat"), entry, facts), read.config
+    return ModelPart("transformer", _files(path, read.kind == "sat"), entry, facts), read.network
 
 
 def checked_vae(path: Path) -> ModelPart:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from app.run.weights.parts import (
     find_parts,
     unzipped,
 )
+from app.run.weights.source import Notify
 from app.storage.fetch import fetch
 from app.storage.objects import PIECE_BYTES, Entry, ObjectMissingError, Storage
 from app.storage.opening import open_storage
@@ -35,7 +36,6 @@ MANIFEST = "weights.json"
 FORMAT_VERSION = 1
 TEXT_ENCODER = "sgm.modules.encoders.modules.FrozenT5Embedder"
 UCG_RATE = 0.1  # of every released model's training
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class PutRequest:
     """What to put.
 
     Attributes:
-        given: part -> URL, for parts that do not lie in the source.
+        given: part -> URL, for parts that are not in the source.
         base: files of the model, for sizes that no released model has.
         verify: read every object back and compare.
         overwrite: replace files that differ.
@@ -57,7 +57,7 @@ class PutRequest:
 
 @dataclass(slots=True)
 class PutReport:
-    """What lies in the target now."""
+    """What the target holds now."""
 
     url: str
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class PutReport:
 
 
 def put_weights(
-    source: str | None, target: str, request: PutRequest, scratch: Path, tell: Tell
+    source: str | None, target: str, request: PutRequest, scratch: Path, notify: Notify
 ) -> PutReport:
     """Find the parts, check them, upload what is not there yet, and write the manifest.
 
@@ -76,23 +76,23 @@ def put_weights(
         target: folder or s3:// prefix.
         request: what else is known.
         scratch: an empty folder for what has to be fetched or unpacked.
-        tell: takes one line about each step.
+        notify: takes one line about each step.
 
     Raises:
         InputMissingError: nothing is there.
         WeightsError: a part is not whole, or does not fit the others.
-        UsageError: other weights lie in the target.
+        UsageError: the target holds other weights.
         DataError: what was read back is not what was written.
     """
     config = describe_files(request.base).network if request.base else None
-    parts, network = _checked(_found(source, request, scratch), config, tell)
+    parts, network = _checked(_found(source, request, scratch), config, notify)
     storage = open_storage(target)
     report = PutReport(storage.url)
     before = _manifest_or_nothing(storage)
-    records = _digested(parts, tell)
-    _upload(storage, (parts, records, _stale(before, records)), request, report, tell)
+    records = _digested(parts, notify)
+    _upload(storage, (parts, records, _stale(before, records)), request, report, notify)
     if request.verify:
-        _read_back(storage, records, report.uploaded, tell)
+        _read_back(storage, records, report.uploaded, notify)
     report.parts = {
         part.name: {
             "entry": f"{part.name}/{part.entry}".rstrip("/"),
@@ -109,7 +109,7 @@ def put_weights(
     return report
 
 
-def check_weights(url: str, tell: Tell) -> dict[str, Any]:
+def check_weights(url: str, notify: Notify) -> dict[str, Any]:
     """Read every file that the manifest lists, and compare its size and sha256.
 
     Raises:
@@ -129,7 +129,7 @@ def check_weights(url: str, tell: Tell) -> dict[str, Any]:
         for name, part in parts.items()
         for key, record in part["files"].items()
     }
-    _read_back(storage, records, list(records), tell)
+    _read_back(storage, records, list(records), notify)
     return {"url": storage.url, "files": len(records), "parts": parts}
 
 
@@ -179,12 +179,12 @@ def _opened(url: str, scratch: Path, name: str) -> Path:
 
 
 def _checked(
-    found: Mapping[str, Path], config: DiTConfig | None, tell: Tell
+    found: Mapping[str, Path], config: DiTConfig | None, notify: Notify
 ) -> tuple[list[ModelPart], DiTConfig | None]:
     parts = []
     network = config
     for name, path in found.items():
-        tell(f"checking {name}: {path}")
+        notify(f"checking {name}: {path}")
         if name == "transformer":
             part, network = checked_transformer(path, config)
         elif name == "vae":
@@ -195,12 +195,12 @@ def _checked(
     return parts, network
 
 
-def _digested(parts: list[ModelPart], tell: Tell) -> dict[str, dict[str, Any]]:
+def _digested(parts: list[ModelPart], notify: Notify) -> dict[str, dict[str, Any]]:
     """Key in the target -> size and sha256 of the local file."""
     records = {}
     for part in parts:
         for key, path in part.files.items():
-            tell(f"sha256 of {part.name}/{key}")
+            notify(f"sha256 of {part.name}/{key}")
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             records[f"{part.name}/{key}"] = {"size_bytes": path.stat().st_size, "sha256": digest}
@@ -212,15 +212,15 @@ def _upload(
     wanted: tuple[list[ModelPart], Mapping[str, Any], list[str]],
     request: PutRequest,
     report: PutReport,
-    tell: Tell,
+    notify: Notify,
 ) -> None:
-    """Upload what is not there; replace what differs only if that was asked for."""
+    """Upload what is not there; replace what differs only with `overwrite`."""
     parts, records, stale = wanted
     states = {key: _state(storage, key, record) for key, record in records.items()}
     differing = [key for key, state in states.items() if state == "other"] + stale
     if differing and not request.overwrite:
         raise UsageError(
-            f"other weights lie in the target: {differing[0]}",
+            f"the target holds other weights: {differing[0]}",
             where=storage.url,
             fix="name another place, or replace them with --overwrite",
         )
@@ -231,7 +231,7 @@ def _upload(
             if states[key] == "same":
                 report.skipped.append(key)
                 continue
-            tell(f"uploading {key} ({records[key]['size_bytes']} bytes)")
+            notify(f"uploading {key} ({records[key]['size_bytes']} bytes)")
             storage.upload(path, key)
             report.uploaded.append(key)
 
@@ -253,9 +253,11 @@ def _state(storage: Storage, key: str, record: Mapping[str, Any]) -> str:
     return "same" if same else "other"
 
 
-def _read_back(storage: Storage, records: Mapping[str, Any], keys: list[str], tell: Tell) -> None:
+def _read_back(
+    storage: Storage, records: Mapping[str, Any], keys: list[str], notify: Notify
+) -> None:
     for key in keys:
-        tell(f"reading back {key}")
+        notify(f"reading back {key}")
         entry = storage.stat(key)
         if entry.size_bytes != records[key]["size_bytes"]:
             found = f"{entry.size_bytes} bytes instead of {records[key]['size_bytes']}"

@@ -10,24 +10,30 @@ from app.checkpoint.layout import ATTEMPTS, CHECKPOINTS, CheckpointRef
 from app.config.schema.model import DiTConfig
 from app.conversion.pipeline import PipelineFacts, read_facts, released_facts
 from app.conversion.sat_files import FILE_NAME as SAT_CONFIG_FILE
-from app.conversion.source import NetworkWeights, Told, read_network
+from app.conversion.source import (
+    LoraWeights,
+    NetworkWeights,
+    WeightsOverrides,
+    read_network_weights,
+)
 from app.conversion.vae import SAT_FILE as VAE_FILE
 from app.conversion.vae import SAT_PREFIX as VAE_PREFIX
 from app.conversion.vae import VaeWeights, read_vae
 from app.conversion.weights_file import SAT_TAG_FILE, open_weights, sat_tag
-from app.errors import InputMissingError
+from app.errors import ConfigError, InputMissingError
+from app.models.lora.linear import pairs_among
 from app.run.weights.description import (
     ModelDescription,
-    describe,
     describe_files,
-    read_beside,
+    describe_section,
+    read_sidecar,
 )
 from app.run.weights.export import ExportRequest, run_model_section, run_weights
 from app.storage.fetch import fetch
 from app.storage.objects import ObjectMissingError, Storage
 from app.storage.opening import is_remote, open_storage
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]  # takes one line about each step
 VAE_STARTS = (VAE_PREFIX, "encoder.conv_in.", "decoder.conv_in.")
 
 
@@ -41,8 +47,8 @@ class SourceRequest:
         alpha: of LoRA pairs; None: as the source says it.
         step: of a run's checkpoint; None: the newest.
         weights: of a run: "master" or "ema".
-        vae: where the VAE lies, if not in the source.
-        t5: where the text encoder lies, if not in the source.
+        vae: where the VAE is, if not in the source.
+        t5: where the text encoder is, if not in the source.
     """
 
     base: tuple[str, ...] = ()
@@ -55,41 +61,54 @@ class SourceRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class RunCheckpoint:
+    """A checkpoint of a run, and the network that its weights are of."""
+
+    url: str  # of the run
+    step: int | None  # None: the newest
+    network: DiTConfig
+
+
+@dataclass(frozen=True, slots=True)
 class WeightsSource:
-    """An open source. Nothing is read before it is asked for."""
+    """An open source. Nothing is read before it is needed."""
 
     url: str
     request: SourceRequest
     description: ModelDescription
-    path: Path | None  # None: a run
-    run: tuple[str, int | None] | None  # URL and step
+    place: Path | RunCheckpoint
     cache_dir: Path
 
-    def network(self, *, pairs_only: bool) -> NetworkWeights:
+    @property
+    def path(self) -> Path | None:
+        """Of the files; None for a run."""
+        return self.place if isinstance(self.place, Path) else None
+
+    def network(self, *, pairs_only: bool) -> NetworkWeights | LoraWeights:
         """Every tensor of the network; of a run with LoRA the pairs alone, if these suffice."""
-        if self.run is None:
-            assert self.path is not None
-            told = Told(self.description.network if self.request.base else None, self.request.alpha)
-            return read_network(self.path, told, read_beside)
-        url, step = self.run
-        config = self.description.network
-        assert config is not None, "a run records its network"
-        kind = "lora" if pairs_only and config.lora is not None else "safetensors"
-        asked = ExportRequest(kind, step, self.request.weights)
-        tensors = run_weights(url, asked, self.cache_dir)
-        if kind == "lora":
-            tensors = {n: t for n, t in tensors.items() if n.endswith((".lora_a", ".lora_b"))}
+        if isinstance(self.place, Path):
+            config = self.description.network if self.request.base else None
+            overrides = WeightsOverrides(config, self.request.alpha)
+            return read_network_weights(self.place, overrides, read_sidecar)
+        run, config = self.place, self.place.network
         if config.lora is not None and self.request.alpha is not None:
             config = replace(config, lora=replace(config.lora, alpha=self.request.alpha))
-        alpha_origin = "the run's configuration" if config.lora is not None else ""
+        kind = "lora" if pairs_only and config.lora is not None else "safetensors"
+        tensors = run_weights(
+            run.url, ExportRequest(kind, run.step, self.request.weights), self.cache_dir
+        )
         origin = "the run's configuration"
-        return NetworkWeights(url, "run", tensors, config, config.lora, origin, alpha_origin)
+        if pairs_only and config.lora is not None:
+            pairs = pairs_among(tensors)
+            return LoraWeights(run.url, "run", pairs, config.lora, config, origin, origin)
+        alpha_origin = origin if config.lora is not None else ""
+        return NetworkWeights(run.url, "run", tensors, config, origin, alpha_origin)
 
     def vae(self) -> VaeWeights:
         """The VAE: named by the caller, in the source, or where the model's files say.
 
         Raises:
-            InputMissingError: nobody says where it is.
+            InputMissingError: neither the caller nor the source says where it is.
         """
         if self.request.vae is not None:
             return read_vae(fetch(self.request.vae, self.cache_dir))
@@ -120,7 +139,7 @@ class WeightsSource:
         pipeline that the source is, or those of the released model of this kind."""
         if self.description.facts is not None:
             return self.description.facts
-        found = read_facts(self.path, config) if self.path is not None else None
+        found = read_facts(self.path) if self.path is not None else None
         return found or released_facts(config)
 
 
@@ -137,14 +156,24 @@ def open_weights_source(
 
     Raises:
         InputMissingError: there is nothing.
+        ConfigError: a run's network is not described.
     """
-    given = describe_files(request.base, request.overrides) if request.base else ModelDescription()
+    given = describe_files(request.base, request.overrides) if request.base else None
     run = _run_of(url, request.step)
-    if run is not None:
-        section = describe(run_model_section(run[0]), f"{run[0]}: model")
-        merged = given if request.base else section
-        return WeightsSource(url, request, merged, None, run, cache_dir)
-    return WeightsSource(url, request, given, _fetched(url, part, cache_dir), None, cache_dir)
+    if run is None:
+        place = _fetched(url, part, cache_dir)
+        return WeightsSource(url, request, given or ModelDescription(), place, cache_dir)
+    run_url, step = run
+    recorded = describe_section(run_model_section(run_url), f"{run_url}: model")
+    description = given or recorded
+    if description.network is None:
+        raise ConfigError(
+            "these files describe no network",
+            where=", ".join(request.base) or run_url,
+            fix="name the model's file first: --base configs/<model>.yaml",
+        )
+    checkpoint = RunCheckpoint(run_url, step, description.network)
+    return WeightsSource(url, request, description, checkpoint, cache_dir)
 
 
 def _run_of(url: str, step: int | None) -> tuple[str, int | None] | None:

@@ -21,12 +21,12 @@ from app.storage.opening import is_remote, local_path, open_storage
 
 FILE_ENDS = (".safetensors", ".pt")  # a target with one of these names a file, not a folder
 LAST = (SAT_TAG_FILE, INDEX_FILE)  # they say that the rest is complete
-# Names that we write. Left beside ours, others of them would be read with ours or instead of ours.
+# Names that we write. Left in the folder, older files of these names would be read with the new.
 _WEIGHTS = re.compile(
     r"latest|mp_rank_\d+_model_states\.pt|3d-vae\.pt|pytorch_lora_weights\.safetensors"
     r"|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|model_index\.json"
 )
-FOLDERS = ("", "1/", "transformer/", "transformer/1/", "vae/")  # where weights of a target lie
+FOLDERS = ("", "1/", "transformer/", "transformer/1/", "vae/")  # of a target, which hold weights
 
 
 @dataclass(slots=True)

@@ -27,7 +27,6 @@ from app.errors import ConfigError
 from app.models.dit.rotary import rotation_for
 from app.models.dit.tokens import grid_of
 from app.models.dit.transformer import DiffusionTransformer
-from app.models.lora.merge import merge_lora
 from tests.support.networks import KINDS, inputs, tiny
 
 
@@ -88,10 +87,11 @@ def test_diffusers_folder_of_a_lora_network_holds_the_merged_weights(tmp_path: P
 
     export_diffusers(tmp_path, network.state_dict(), config, torch.float32)
 
-    merge_lora(network)
+    layer = network.blocks[1].attention.v
     with open_tensors(tmp_path / "diffusion_pytorch_model.safetensors") as file:
         written = file.read("transformer_blocks.1.attn1.to_v.weight")
-    torch.testing.assert_close(written, network.blocks[1].attention.v.weight.detach())
+    merged = layer.weight + 4.0 / 2 * layer.lora_b @ layer.lora_a
+    torch.testing.assert_close(written, merged.detach())
 
 
 @pytest.mark.parametrize("fold_scale", [False, True])

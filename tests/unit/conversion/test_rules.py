@@ -11,7 +11,7 @@ from app.conversion.rules import (
     Reshape,
     Rule,
     Split,
-    convert,
+    apply_rules,
     counterparts,
     inverse,
     plan,
@@ -43,7 +43,7 @@ def source() -> dict[str, Tensor]:
 def converted(
     tensors: dict[str, Tensor], table: tuple[Rule, ...] = TABLE, *, partial: bool = False
 ) -> dict[str, Tensor]:
-    return dict(convert(tensors, tensors.__getitem__, table, "a file", partial=partial))
+    return dict(apply_rules(tensors, tensors.__getitem__, table, "a file", partial=partial))
 
 
 def test_names_fields_rows_and_shapes_follow_the_table() -> None:

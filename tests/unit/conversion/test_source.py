@@ -15,7 +15,13 @@ from app.checkpoint.tensor_file import write_tensors
 from app.config.schema.model import LoraConfig
 from app.conversion.export import export_lora, export_safetensors, export_sat_lora
 from app.conversion.pickle_file import read_state_dict
-from app.conversion.source import Beside, NetworkWeights, Told, read_network
+from app.conversion.source import (
+    LoraWeights,
+    NetworkWeights,
+    SidecarConfig,
+    WeightsOverrides,
+    read_network_weights,
+)
 from app.conversion.weights_file import open_weights, sat_tag
 from app.errors import ConfigError, InputMissingError, WeightsError
 from app.models.dit.transformer import DiffusionTransformer
@@ -31,12 +37,12 @@ def pairs() -> dict[str, Tensor]:
     return {name: torch.randn_like(t) for name, t in state.items() if ".lora_" in name}
 
 
-def nothing(_: Path) -> Beside:
-    return Beside(None, None)
+def nothing(_: Path) -> SidecarConfig:
+    return SidecarConfig(None, None)
 
 
-def read(path: Path, told: Told | None = None) -> NetworkWeights:
-    return read_network(path, told or Told(), nothing)
+def read(path: Path, overrides: WeightsOverrides | None = None) -> NetworkWeights | LoraWeights:
+    return read_network_weights(path, overrides or WeightsOverrides(), nothing)
 
 
 def drop_half(tensors: dict[str, Tensor]) -> None:
@@ -71,7 +77,7 @@ def test_pairs_of_another_width_than_the_model_are_refused(tmp_path: Path) -> No
     object.__setattr__(wide, "hidden_size", 48)
 
     with pytest.raises(WeightsError, match="misshaped"):
-        read(tmp_path, Told(wide, None))
+        read(tmp_path, WeightsOverrides(wide, None))
 
 
 def test_pairs_with_a_model_file_that_has_none_need_their_alpha(tmp_path: Path) -> None:
@@ -79,9 +85,9 @@ def test_pairs_with_a_model_file_that_has_none_need_their_alpha(tmp_path: Path) 
     export_sat_lora(tmp_path, pairs(), LORA)
 
     with pytest.raises(ConfigError, match="alpha is not known"):
-        read(tmp_path, Told(config, None))
+        read(tmp_path, WeightsOverrides(config, None))
 
-    assert read(tmp_path, Told(config, 3.0)).lora == LoraConfig(rank=2, alpha=3.0)
+    assert read(tmp_path, WeightsOverrides(config, 3.0)).lora == LoraConfig(rank=2, alpha=3.0)
 
 
 @pytest.mark.parametrize(

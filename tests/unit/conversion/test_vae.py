@@ -20,7 +20,8 @@ CONFIG = VAEConfig(encoder=PART, decoder=PART)
 
 def vae_of(seed: int = 0, *, device: str = "cpu") -> VideoAutoencoder:
     torch.manual_seed(seed)
-    return VideoAutoencoder(CONFIG, device=device)
+    with torch.device(device):
+        return VideoAutoencoder(CONFIG)
 
 
 def state_of(seed: int = 0) -> dict[str, Tensor]:

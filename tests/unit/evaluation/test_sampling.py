@@ -17,12 +17,13 @@ from app.evaluation.sampling import (
     sample_latents,
     to_unit_range,
 )
+from app.models.conditioning import Conditioning
 
 CPU = torch.device("cpu")
 
 
-def network(x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-    return torch.sin(1.3 * x) + text.mean(dim=(1, 2))[:, None, None, None, None]
+def network(x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    return torch.sin(1.3 * x) + conditioning.text.mean(dim=(1, 2))[:, None, None, None, None]
 
 
 def sampler(fixed_frames: int = 0) -> SdeSampler:
@@ -30,15 +31,13 @@ def sampler(fixed_frames: int = 0) -> SdeSampler:
         num_steps=4, guidance=Component("", "", GuidanceConfig()), fixed_frames=fixed_frames
     )
     guidance = ConstantGuidance(GuidanceConfig(scale=3.0))
-    return SdeSampler(config, Denoiser(DenoiserConfig()), guidance, lambda u, c: torch.cat([u, c]))
+    return SdeSampler(config, Denoiser(DenoiserConfig()), guidance)
 
 
 def job(texts: Tensor, frames: int = 3, patch_frames: int = 1, **changes: object) -> SamplingJob:
     shape = LatentShape(frames=frames, channels=4, rows=2, columns=3, patch_frames=patch_frames)
     values = {
-        "conditional": texts,
-        "unconditional": torch.zeros_like(texts),
-        "count": texts.shape[0],
+        "conditioning": Conditioning(texts),
         "shape": shape,
         "scale_factor": 0.5,
         "device": CPU,

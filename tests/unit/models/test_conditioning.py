@@ -1,35 +1,34 @@
 from __future__ import annotations
 
-import pytest
 import torch
 
-from app.models.conditioning import Conditioning, joined
+from app.models.conditioning import Conditioning
 
 
-def test_unconditional_samples_come_first() -> None:
-    zeros, ones = torch.zeros(2, 3, 4), torch.ones(2, 3, 4)
+def test_samples_without_a_caption_come_first() -> None:
+    ones = torch.ones(2, 3, 4, dtype=torch.bfloat16)
 
-    both = joined(Conditioning(zeros), Conditioning(ones))
+    both = Conditioning(ones).for_guidance()
 
-    assert torch.equal(both.text, torch.cat([zeros, ones]))
+    assert both.text.dtype == torch.bfloat16
+    assert both.text.sum(dim=(1, 2)).tolist() == [0, 0, 12, 12]
     assert both.image is None
     assert both.ofs is None
 
 
-def test_image_and_ofs_are_joined_too() -> None:
-    first = Conditioning(torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 1, 1), torch.tensor([2.0]))
-    second = Conditioning(torch.zeros(2, 1, 1), torch.ones(2, 1, 1, 1, 1), torch.tensor([3.0, 4.0]))
+def test_image_and_ofs_are_the_same_for_both_halves() -> None:
+    image = torch.tensor([3.0, 4.0]).view(2, 1, 1, 1, 1)
 
-    both = joined(first, second)
+    both = Conditioning(torch.ones(2, 1, 1), image, torch.tensor([5.0, 6.0])).for_guidance()
 
     assert both.image is not None
-    assert both.image.flatten().tolist() == [0, 0, 1, 1]
+    assert both.image.flatten().tolist() == [3, 4, 3, 4]
     assert both.ofs is not None
-    assert both.ofs.tolist() == [2, 2, 3, 4]
+    assert both.ofs.tolist() == [5, 6, 5, 6]
 
 
-def test_one_half_without_an_image_is_a_mistake_of_ours() -> None:
-    image = Conditioning(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, 1, 1))
+def test_one_ofs_for_all_samples_is_repeated_for_each() -> None:
+    both = Conditioning(torch.ones(2, 1, 1), ofs=torch.tensor([2.0])).for_guidance()
 
-    with pytest.raises(AssertionError):
-        joined(Conditioning(torch.zeros(1, 1, 1)), image)
+    assert both.ofs is not None
+    assert both.ofs.tolist() == [2, 2, 2, 2]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from app.config.schema.model import ModelConfig
+from app.conversion.loading import load_vae_weights
 from app.conversion.sat import from_sat
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.text.t5 import T5TextEncoder
@@ -32,8 +33,7 @@ def parts(model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> TinyP
 @pytest.fixture(scope="module")
 def vae(model: ModelConfig, parts: TinyParts) -> VideoAutoencoder:
     vae = VideoAutoencoder(model.first_stage.params)
-    state = torch.load(parts.vae, weights_only=True)["state_dict"]
-    vae.load_weights(state, where=str(parts.vae))
+    load_vae_weights(vae, parts.vae)
     return vae
 
 

@@ -24,7 +24,6 @@ from app.diffusion.guidance import ConstantGuidance
 from app.diffusion.loss import VideoDiffusionLoss
 from app.diffusion.samplers.ddim import DdimSampler
 from app.distributed.seeding import Draws, KeyedDraws
-from app.models.conditioning import joined
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.text.conditioner import Conditioner
 from app.training.step import DiffusionModel, Randomness
@@ -123,7 +122,7 @@ def tiny_model(
         conditioner=Conditioner(encoder, config.conditioner.ucg_rate),
         loss=VideoDiffusionLoss(config.loss, denoiser),
         sampler=DdimSampler(
-            config.sampler.params, denoiser, ConstantGuidance(GuidanceConfig(scale=2.0)), joined
+            config.sampler.params, denoiser, ConstantGuidance(GuidanceConfig(scale=2.0))
         ),
     )
     randomness = Randomness(draws=lambda positions: KeyedDraws(7, positions))

@@ -52,7 +52,7 @@ def test_text_to_video_with_an_image() -> None:
 def test_image_of_one_frame() -> None:
     found = refusal("5b_i2v", image=torch.zeros(2, 1, 16, 8, 12))
 
-    assert "does not lie on the latents" in found.what
+    assert "does not match the latents" in found.what
 
 
 def test_one_timestep_for_two_samples() -> None:

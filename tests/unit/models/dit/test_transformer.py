@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from app.config.schema.model import DiTConfig, LoraConfig
 from app.errors import ConfigError
-from app.models.conditioning import Conditioning, joined
+from app.models.conditioning import Conditioning
 from app.models.dit.initialization import init_from_scratch
 from app.models.dit.transformer import DiffusionTransformer
 from tests.support.networks import KINDS, inputs, tiny
@@ -54,12 +54,12 @@ def test_samples_of_a_batch_do_not_touch_each_other(kind: str) -> None:
         torch.testing.assert_close(network(latents[one], timesteps[one], alone), both[one])
 
 
-def test_joined_conditionings_give_both_answers_unconditional_first() -> None:
+def test_a_guided_call_gives_both_answers_first_those_without_captions() -> None:
     config = tiny("1.5_i2v")
     network, (latents, timesteps, conditional) = network_of(config), inputs(config)
     unconditional = replace(conditional, text=torch.zeros_like(conditional.text))
 
-    both = joined(unconditional, conditional)
+    both = conditional.for_guidance()
     output = network(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
 
     torch.testing.assert_close(output[:2], network(latents, timesteps, unconditional))

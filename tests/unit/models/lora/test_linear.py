@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from app.models.lora.linear import LoraLinear
+from app.models.lora.merge import merged_tensors
 
 
 def layer(*, dropout: float = 0.0, alpha: float = 3.0) -> LoraLinear:
@@ -65,7 +66,8 @@ def test_dropout_acts_on_the_side_path_only_and_only_when_training() -> None:
 def test_merged_weight_of_bf16_is_summed_in_fp32() -> None:
     lora = layer().bfloat16()
 
-    merged = lora.merged_weight()
+    state = {f"q.{name}": tensor for name, tensor in lora.state_dict().items()}
+    merged = merged_tensors(state, lora.scale)["q.weight"]
 
     exact = lora.weight.double() + 1.5 * lora.lora_b.double() @ lora.lora_a.double()
     assert torch.equal(merged, exact.float().bfloat16())

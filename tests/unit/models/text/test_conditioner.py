@@ -72,12 +72,3 @@ def test_about_the_asked_share_of_captions_is_dropped() -> None:
 
     dropped = int((text == 0).all(dim=(1, 2)).sum())
     assert 70 <= dropped <= 130  # three standard deviations
-
-
-def test_no_caption_at_all_is_zeros_of_the_same_kind() -> None:
-    text = Lengths(torch.bfloat16).encode(CAPTIONS)
-
-    nothing = Conditioner(Lengths(), ucg_rate=0.1).unconditional_like(text)
-
-    assert (nothing.shape, nothing.dtype) == (text.shape, torch.bfloat16)
-    assert not nothing.any()

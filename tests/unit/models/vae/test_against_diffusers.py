@@ -49,7 +49,7 @@ def pair() -> tuple[VideoAutoencoder, AutoencoderKLCogVideoX]:
     theirs = diffusers_vae(PART).requires_grad_(False)
     ours = VideoAutoencoder(VAEConfig(encoder=PART, decoder=PART)).eval().requires_grad_(False)
     state = theirs.state_dict()
-    ours.load_weights({key: state[diffusers_key(key)] for key in ours.state_dict()}, where="test")
+    ours.load_state_dict({key: state[diffusers_key(key)] for key in ours.state_dict()})
     return ours, theirs
 
 

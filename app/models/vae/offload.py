@@ -21,33 +21,32 @@ from torch import Tensor
 from app.storage.node_disk import node_folder
 
 
-class Parked(Protocol):
-    """One piece that waits."""
+class Offloaded(Protocol):
+    """One piece that waits. Its memory is free again once nothing refers to it."""
 
     def get(self) -> Tensor:
-        """The piece on its device again; it can be asked for once more."""
+        """The piece on its device again; it can be read once more."""
         ...
 
     def drop(self) -> None:
-        """Give its memory or file back."""
+        """Delete its file, if it has one; it cannot be read any more."""
         ...
 
 
-Park = Callable[[Tensor], Parked]
+Offload = Callable[[Tensor], Offloaded]
 
 
-class Kept:
+class OnDevice:
     """A tensor that stays where it is."""
 
     def __init__(self, x: Tensor) -> None:
-        self._x: Tensor | None = x
+        self._x = x
 
     def get(self) -> Tensor:
-        assert self._x is not None, "a piece was dropped too early"
         return self._x
 
     def drop(self) -> None:
-        self._x = None
+        pass
 
 
 class OnHost:
@@ -57,14 +56,13 @@ class OnHost:
         self._device = x.device
         pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
         # Both copies run on the current stream, one after the other, so none needs waiting for.
-        self._x: Tensor | None = pinned.copy_(x, non_blocking=True)
+        self._x = pinned.copy_(x, non_blocking=True)
 
     def get(self) -> Tensor:
-        assert self._x is not None, "a piece was dropped too early"
         return self._x.to(self._device, non_blocking=True)
 
     def drop(self) -> None:
-        self._x = None
+        pass
 
 
 class InFile:
@@ -84,10 +82,10 @@ class InFile:
 
 
 @contextmanager
-def parking(place: str) -> Iterator[Park]:
-    """How to park at `place`: device, host or disk (the node's scratch); emptied at the end."""
+def offloading(place: str) -> Iterator[Offload]:
+    """How to offload to `place`: device, host or disk (the node's scratch); emptied at the end."""
     if place != "disk":
-        yield _on_host if place == "host" else Kept
+        yield _on_host if place == "host" else OnDevice
         return
     folder = node_folder("vae")
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,5 +94,5 @@ def parking(place: str) -> Iterator[Park]:
         yield lambda x: InFile(x, Path(name) / str(next(numbers)))
 
 
-def _on_host(x: Tensor) -> Parked:
-    return Kept(x) if x.device.type == "cpu" else OnHost(x)
+def _on_host(x: Tensor) -> Offloaded:
+    return OnDevice(x) if x.device.type == "cpu" else OnHost(x)

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.config.schema.diffusion import ScheduleConfig
+from app.config.schema.model import PatchSize
+from app.conversion.pipeline import (
+    PipelineFacts,
+    copy_text_encoder,
+    read_facts,
+    released_facts,
+    scheduler_config,
+    write_index,
+)
+from app.errors import ConfigError, InputMissingError
+from app.registry import TARGETS
+from tests.support.networks import tiny
+
+
+def test_every_sampler_says_which_scheduler_of_diffusers_it_is() -> None:
+    found = {
+        name.rpartition(".")[2]: row.scheduler
+        for name, row in TARGETS.items()
+        if row.role == "sampler"
+    }
+
+    # CogVideoXDPMScheduler draws noise in every step, so the ordinary equation has none.
+    assert found == {
+        "VPSDEDPMPP2MSampler": "dpm",
+        "VPODEDPMPP2MSampler": None,
+        "VideoDDIMSampler": "ddim",
+    }
+
+
+def test_a_sampler_without_a_scheduler_is_named_unless_one_is_chosen() -> None:
+    facts = PipelineFacts(
+        scale_factor=0.7,
+        schedule=ScheduleConfig(),
+        image_latent_scale=0.7,
+        scheduler=None,
+        sampler="sampling.VPODEDPMPP2MSampler",
+    )
+
+    with pytest.raises(ConfigError, match=r"like sampling\.VPODEDPMPP2MSampler"):
+        facts.scheduler_of(None)
+    assert facts.scheduler_of("ddim") == "ddim"
+
+
+def test_an_index_names_classes_that_diffusers_has(tmp_path: Path) -> None:
+    import diffusers
+
+    written = write_index(tmp_path, tiny("5b_i2v"), ScheduleConfig(shift_scale=3.0), "ddim")
+
+    loaded = diffusers.CogVideoXDDIMScheduler.from_pretrained(tmp_path / "scheduler")
+    assert loaded.config.snr_shift_scale == 3.0
+    assert [path.name for path in written] == ["scheduler_config.json", "model_index.json"]
+    index = diffusers.CogVideoXImageToVideoPipeline.load_config(tmp_path)
+    assert index["_class_name"] == "CogVideoXImageToVideoPipeline"
+    assert all(hasattr(diffusers, index[part][1]) for part in ("scheduler", "transformer", "vae"))
+
+
+@pytest.mark.parametrize("key", ["keep_start", "post_shift"])
+def test_a_schedule_that_diffusers_lacks_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match="no noise schedule"):
+        scheduler_config(ScheduleConfig(**{key: True}), "dpm")
+
+
+def test_a_folder_without_scheduler_and_vae_is_not_a_pipeline(tmp_path: Path) -> None:
+    assert read_facts(tmp_path) is None
+
+
+def test_released_networks_of_1_5_divide_the_image_latent() -> None:
+    config = tiny("1.5_i2v")
+    assert config.patch == PatchSize(frames=2, rows=2, columns=2)
+
+    scale = released_facts(config).latent_scale
+
+    assert (scale.factor, scale.is_inverted) == (0.7, True)
+    assert not released_facts(tiny("5b_i2v")).latent_scale.is_inverted
+
+
+def test_a_text_encoder_without_its_tokenizer_is_not_copied(tmp_path: Path) -> None:
+    source = tmp_path / "t5"
+    source.mkdir()
+    (source / "model.safetensors").write_bytes(b"")
+    (source / "config.json").write_text("{}")
+
+    with pytest.raises(InputMissingError, match="no tokenizer"):
+        copy_text_encoder(source, tmp_path / "out", apart=False)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_encoder_in_one_folder_is_taken_apart(tmp_path: Path) -> None:
+    source = tmp_path / "t5"
+    source.mkdir()
+    for name in ("model.safetensors", "config.json", "spiece.model", "README.md"):
+        (source / name).write_text(name)
+
+    written = copy_text_encoder(source, tmp_path / "out", apart=True)
+
+    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in written) == [
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/spiece.model",
+    ]
