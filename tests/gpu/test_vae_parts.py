@@ -30,7 +30,7 @@ def test_pieces_of_time_change_nothing(
     clip = torch.rand(1, 17, 3, ROWS, COLUMNS, device=DEVICE) * 2 - 1
     whole = vae.encode(clip)
 
-    vae.memory = VAEMemoryConfig(encode_frames=4, offload=place)
+    vae.memory = VAEMemoryConfig(encode_frames=4, parking=place)
     cut = vae.encode(clip)
 
     assert cut.mean.device.type == DEVICE.type
@@ -42,7 +42,7 @@ def test_tiles_that_wait_on_the_host_are_those_that_stay(vae: VideoAutoencoder) 
     latents = torch.randn(1, 3, 4, ROWS // 8, COLUMNS // 8, device=DEVICE)
     found = []
     for place in ("device", "host"):
-        vae.memory = VAEMemoryConfig(tile_size=(24, 32), tile_overlap=8, offload=place)
+        vae.memory = VAEMemoryConfig(tile_size=(24, 32), tile_overlap=8, parking=place)
         found.append(vae.decode(latents))
 
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)

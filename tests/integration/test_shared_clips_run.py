@@ -33,7 +33,7 @@ def validated(world: TinyWorld, run_id: str) -> float:
 
 @pytest.mark.slow
 def test_ranks_that_share_clips_train_as_one_process(world: TinyWorld, tmp_path: Path) -> None:
-    together = (f"{VAE}.cp_size=2", f"{VAE}.encode_frames=4", f"{VAE}.offload=disk")
+    together = (f"{VAE}.cp_size=2", f"{VAE}.encode_frames=4", f"{VAE}.parking=disk")
     train(world, "alone", tmp_path, ranks=1)
     halves = (*together, "--gradient-accumulation-steps", "1")
     train(world, "together", tmp_path, *halves, ranks=2)

@@ -33,7 +33,7 @@ class VAEMemoryConfig:
     """
 
     encode_frames: int | None = None  # frames per piece of an encode; None: the whole clip at once
-    offload: str = "host"  # where other pieces wait: device, host or disk
+    parking: str = "host"  # where other pieces wait: device, host or disk
     tile_size: tuple[int, int] | None = None  # rows and columns of pixels; None: whole frames
     tile_overlap: int = 128  # pixels that neighbouring tiles share at least
 

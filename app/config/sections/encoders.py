@@ -26,7 +26,7 @@ FIRST_STAGE = (
 )
 MEMORY = (
     Field("encode_frames", optional(integer(1)), None),
-    Field("offload", choice("device", "host", "disk"), "host"),
+    Field("parking", choice("device", "host", "disk"), "host"),
     Field("tile_size", optional(sequence(integer(1), length=2)), None),
     Field("tile_overlap", integer(0), 128),
 )

@@ -198,7 +198,7 @@ class VideoAutoencoder(nn.Module):
             size = (min(rows, high), min(columns, wide))
             tiling = Tiling((rows, columns), size, memory.tile_overlap // pixels)
         strides = (self.time_stride, pixels)
-        return Cuts(group, tiling, strides, memory.encode_frames, memory.offload)
+        return Cuts(group, tiling, strides, memory.encode_frames, memory.parking)
 
     def _latents_of(self, frames: int) -> int:
         return (frames - 1) // self.time_stride + 1

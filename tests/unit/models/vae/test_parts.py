@@ -72,10 +72,10 @@ def test_a_clip_far_from_zero_loses_no_digits(vae: VideoAutoencoder) -> None:
 
 @pytest.mark.parametrize("place", ["device", "host", "disk"])
 def test_where_pieces_wait_changes_no_bit(vae: VideoAutoencoder, place: str, scratch: Path) -> None:
-    vae.memory = VAEMemoryConfig(encode_frames=4, offload="device")
+    vae.memory = VAEMemoryConfig(encode_frames=4, parking="device")
     expected = moments(vae.encode(video(13)))
 
-    vae.memory = replace(vae.memory, offload=place)
+    vae.memory = replace(vae.memory, parking=place)
 
     assert torch.equal(moments(vae.encode(video(13))), expected)
     assert scratch.exists() == (place == "disk")
@@ -87,7 +87,7 @@ def test_bf16_by_pieces_is_as_near_to_fp32_as_the_whole_clip(vae: VideoAutoencod
     half = vae.to(torch.bfloat16)
     of_whole = relative_rms(moments(half.encode(video(17))).float(), exact)
 
-    half.memory = VAEMemoryConfig(encode_frames=4, offload="disk")
+    half.memory = VAEMemoryConfig(encode_frames=4, parking="disk")
 
     found = moments(half.encode(video(17)))
     assert found.dtype == torch.bfloat16
