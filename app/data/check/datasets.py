@@ -12,18 +12,16 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from app.data.check.folder import folder_samples, holds_shards, mixed, unreadable
 from app.data.check.sample import Problem, Sample
 from app.data.shards.captions import (
-    Records,
     TextRules,
     caption,
     metadata,
-    sidecar_name,
-    sidecar_records,
+    read_sidecar,
 )
 from app.data.shards.index import VIDEO, Member, ShardIndex, index_digest, walk_shard
 from app.data.shards.manifest import (
@@ -35,10 +33,10 @@ from app.data.shards.manifest import (
 )
 from app.data.shards.survey import entries_of, file_sha256, wanted_shards
 from app.data.shards.urls import SUFFIX, ShardPattern, parse_shard_path
-from app.data.sources.sft import LABELS, split_root
+from app.data.sources.sft import list_folder
 from app.data.video.sizes import sizes_from_json
 from app.errors import CogvxError, DataError, InputMissingError
-from app.storage.objects import Entry, ObjectMissingError, Storage
+from app.storage.objects import Entry, Storage
 from app.storage.opening import is_remote, open_storage
 
 DAMAGED = "damaged_shard"
@@ -71,11 +69,7 @@ def open_dataset(url: str, rules: TextRules) -> tuple[Found, Iterator[list[Sampl
     if not _is_plain_folder(patterns):
         found = Found("shards")
         return found, _shards(patterns, rules, found)
-    root, within = split_root(patterns[0].folder)
-    storage = open_storage(root)
-    entries = {entry.key: entry for entry in storage.list(within)}
-    if within:
-        entries |= {entry.key: entry for entry in storage.list(f"{LABELS}/")}
+    storage, entries, within = list_folder(patterns[0].folder)
     is_shards = holds_shards(entries, within)
     found = Found("shards" if is_shards else "folder")
     found.problems += mixed(storage.url, entries, within, is_shards=is_shards)
@@ -181,13 +175,6 @@ class _Shard:
     known: ShardEntry | None
     changed: str | None
 
-    def sidecar(self) -> Records:
-        """Records of the file beside it; none when there is no such file."""
-        try:
-            return sidecar_records(self.storage.read_small(sidecar_name(self.name)))
-        except ObjectMissingError:
-            return {}
-
 
 def _samples_of(
     shard: _Shard, entries: Mapping[str, Entry], found: Found
@@ -242,12 +229,7 @@ def _explained(shard: _Shard, index: ShardIndex, reasons: Set[str]) -> bool:
 
 
 def _samples(shard: _Shard, index: ShardIndex, descriptor: int) -> list[Sample]:
-    records: list[Records] = []
-
-    def sidecar() -> Records:
-        if not records:
-            records.append(shard.sidecar())
-        return records[0]
+    sidecar = cache(partial(read_sidecar, shard.storage, shard.name))
 
     def read(member: Member) -> bytes:
         return os.pread(descriptor, member.size, member.offset)

@@ -11,6 +11,7 @@ from app.data.bad_clip import BadClipError
 from app.data.shards.index import Member, read_json_object
 from app.data.video.clip import caption_text
 from app.errors import DataError
+from app.storage.objects import ObjectMissingError, Storage
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,14 @@ def sidecar_name(shard: str) -> str:
     """`a/x-000.tar` -> `a/x-000.meta.jsonl`: up to the first dot of the file name."""
     folder, _, base = shard.rpartition("/")
     return f"{folder}/" * bool(folder) + base.partition(".")[0] + SIDECAR_SUFFIX
+
+
+def read_sidecar(storage: Storage, shard: str) -> Records:
+    """Records of the file beside a shard; none where there is no such file."""
+    try:
+        return sidecar_records(storage.read_small(sidecar_name(shard)))
+    except ObjectMissingError:
+        return {}
 
 
 def sidecar_records(data: bytes) -> Records:

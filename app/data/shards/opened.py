@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from app.data.local_files import LocalFiles
-from app.data.shards.index import Member, index_digest, index_shard
+from app.data.shards.index import Member, ShardIndex, index_digest, index_shard
 from app.data.shards.manifest import ShardEntry, changed
 from app.data.shards.survey import file_sha256
 from app.errors import DataError
@@ -15,9 +15,10 @@ from app.errors import DataError
 class OpenShard:
     """One shard on this node's disk: its samples, and their bytes by position."""
 
-    def __init__(self, url: str, descriptor: int, samples: list[dict[str, Member]]) -> None:
+    def __init__(self, url: str, descriptor: int, index: ShardIndex) -> None:
         self.url = url
-        self.samples = samples
+        self.index = index
+        self.samples = index.samples()
         self._descriptor = descriptor
 
     def read(self, member: Member) -> bytes:
@@ -44,7 +45,7 @@ def open_shard(files: LocalFiles, entry: ShardEntry) -> OpenShard:
         digest = index_digest(index)
         if digest != entry.index_sha256:
             raise changed(files.storage.url, entry, "index", entry.index_sha256, digest)
-        return OpenShard(url, os.dup(file.fileno()), index.samples())
+        return OpenShard(url, os.dup(file.fileno()), index)
 
 
 def check_content(url: str, entry: ShardEntry, path: Path) -> None:

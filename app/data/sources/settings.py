@@ -111,3 +111,11 @@ class SourceSettings:
     def crop(self, position: int) -> random.Random:
         """Where the random start of the sample at `position` comes from."""
         return random.Random(mix(self.seed, CROP_KEY, position))
+
+    def close(self) -> None:
+        """End the decoders, the downloads and this process's part in the cache."""
+        self.decoders.close()
+        if self.prefetcher is not None:
+            self.prefetcher.close()
+        if self.cache is not None:
+            self.cache.close()

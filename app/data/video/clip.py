@@ -23,13 +23,13 @@ Rule = Callable[[VideoFacts], Selection]
 class ClipShape:
     """Size of a clip, in frames and pixels."""
 
-    wish: FrameRequest
+    request: FrameRequest
     rows: int
     columns: int
 
     @property
     def bytes(self) -> int:
-        return self.wish.num_frames * 3 * self.rows * self.columns
+        return self.request.num_frames * 3 * self.rows * self.columns
 
 
 def read_clip(
@@ -52,7 +52,7 @@ def read_clip(
     Raises:
         BadClipError: the file cannot be used.
     """
-    clip = torch.empty((shape.wish.num_frames, 3, shape.rows, shape.columns), dtype=torch.uint8)
+    clip = torch.empty((shape.request.num_frames, 3, shape.rows, shape.columns), dtype=torch.uint8)
     picked: Selection | None = None
     places: dict[int, list[int]] = {}
     unique: list[int] = []

@@ -56,11 +56,9 @@ class QuarantineKeeper:
         """
         if self.rank:
             return
-        source = self.loader.source
-        for which, shard, key, reason in (
-            source.left_out() if isinstance(source, JoinedSource) else ()
-        ):
-            self._lines.append(self._line(self._path(which), shard, key, reason, LEFT_OUT))
+        for one in self.loader.source.left_out():
+            path = self._path(one.dataset)
+            self._lines.append(self._line(path, one.shard, one.key, one.reason, LEFT_OUT))
         self.write()
         self._look_up()
 

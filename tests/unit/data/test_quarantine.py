@@ -25,13 +25,14 @@ from app.data.quarantine import (
     TooManyBadError,
     check_share,
 )
+from app.data.sources.protocols import Source
 from app.data.sources.views import JoinedSource
 from app.distributed.mix import mix
 
 COUNTS = [9, 0, 14]
 
 
-class FlawedSource:
+class FlawedSource(Source):
     """Sample i says `i@position`; some are bad, for ever or for their first reads."""
 
     sample_bytes = 12

@@ -198,8 +198,8 @@ def test_the_decoder_dies_with_its_parent(tmp_path: Path, video: bytes) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(video)
     script = (
-        "import sys, time; from app.data.video.decoder import Decoder\n"
-        f"d = Decoder(); d.probe(open({str(path)!r}, 'rb').read())\n"
+        "import sys, time; from app.data.video.decoder import VideoDecoder\n"
+        f"d = VideoDecoder(); d.probe(open({str(path)!r}, 'rb').read())\n"
         "print(d._process._child.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

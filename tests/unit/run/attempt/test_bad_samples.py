@@ -15,6 +15,7 @@ from app.data.order.cursor import Cursor
 from app.data.order.orders import EpochOrder
 from app.data.order.share import Share
 from app.data.quarantine import TooManyBadError
+from app.data.sources.protocols import LeftOut
 from app.data.sources.views import JoinedSource
 from app.distributed.groups import ProcessGroups
 from app.errors import InputMissingError, RetryableError
@@ -28,8 +29,11 @@ from tests.unit.run.folders import run_folder
 class IndexedSource(FlawedSource):
     """Two members of its shard never got an index."""
 
-    def left_out(self) -> list[tuple[str, str, str]]:
-        return [("a.tar", "twice", "duplicate_key"), ("a.tar", "../up", "unsafe_name")]
+    def left_out(self) -> list[LeftOut]:
+        return [
+            LeftOut("a.tar", "twice", "duplicate_key"),
+            LeftOut("a.tar", "../up", "unsafe_name"),
+        ]
 
 
 def keeper_of(
