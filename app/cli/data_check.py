@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
-        "--png", type=Path, metavar="FILE", help="write histograms and frames of clips as a picture"
+        "--png", type=Path, metavar="FILE", help="write histograms and frames of clips as an image"
     )
     parser.add_argument(
         "--t5", metavar="DIR", help="count tokens with this tokenizer (default: an estimate)"
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         show(args.source, result)
     if args.png is not None:
-        output.note(f"picture: {args.png}")
+        output.note(f"image: {args.png}")
     return DataError.exit_code if result.census.problems else 0
 
 

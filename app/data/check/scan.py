@@ -39,10 +39,10 @@ class Census:
 
 @dataclass(frozen=True, slots=True)
 class ScanSettings:
-    """How to scan: decoder processes at once, and whether to keep pictures."""
+    """How to scan: decoder processes at once, and whether to keep small frames of clips."""
 
     workers: int = 2
-    pictures: bool = False
+    thumbnails: bool = False
 
 
 def check_dataset(
@@ -75,7 +75,7 @@ def check_dataset(
         # The decoders die with the threads that made them: one pool for all groups.
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="check") as pool:
             for group in groups:
-                shown = _shown(group, CLIPS_SHOWN - len(_pictures(clips)), settings.pictures)
+                shown = _shown(group, CLIPS_SHOWN - _count_shown(clips), settings.thumbnails)
                 look = partial(_look, rules, decoders)
                 for clip, problems in pool.map(look, group, shown):
                     clips.append(clip)
@@ -98,17 +98,17 @@ def _look(
     return check_sample(sample, rules, decoders.get(), show=show)
 
 
-def _shown(group: Sequence[Sample], room: int, pictures: bool) -> list[bool]:
+def _shown(group: Sequence[Sample], room: int, thumbnails: bool) -> list[bool]:
     """Which samples of a group go on the contact sheet: evenly spread ones."""
-    if not pictures or room <= 0 or not group:
+    if not thumbnails or room <= 0 or not group:
         return [False] * len(group)
     count = min(room, len(group))
     chosen = {which * len(group) // count for which in range(count)}
     return [place in chosen for place in range(len(group))]
 
 
-def _pictures(clips: Iterable[CheckedClip]) -> list[CheckedClip]:
-    return [clip for clip in clips if clip.frames_shown is not None]
+def _count_shown(clips: Iterable[CheckedClip]) -> int:
+    return sum(clip.frames_shown is not None for clip in clips)
 
 
 def _repeated(clips: Iterable[CheckedClip]) -> list[Problem]:
