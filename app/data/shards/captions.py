@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from app.data.bad_clip import BadClipError
-from app.data.shards.index import Member, read_json_object
+from app.data.json_files import UNREADABLE, parsed_lines
+from app.data.shards.index import Member
 from app.data.video.clip import caption_text
-from app.errors import DataError
 from app.storage.objects import ObjectMissingError, Storage
 
 log = logging.getLogger(__name__)
@@ -41,15 +41,25 @@ def metadata(
     facts: dict[str, object] = {}
     if "json" in sample:
         try:
-            facts |= read_json_object(read(sample["json"]), LARGEST_JSON_BYTES, "")
-        except DataError as problem:
-            raise BadClipError("bad_metadata", problem.what) from problem
+            facts |= _json_object(read(sample["json"]))
+        except UNREADABLE as problem:
+            detail = f"the metadata is not readable JSON: {problem}"
+            raise BadClipError("bad_metadata", detail) from problem
     if "id" in sample:
         name = caption_text(read(sample["id"])).strip()
         record = sidecar().get(name.partition(ID_SEPARATOR)[0], {})
         wanted = rules.meta_names or tuple(record)
         facts |= {field: record[field] for field in wanted if field in record}
     return facts
+
+
+def _json_object(data: bytes) -> dict[str, object]:
+    if len(data) > LARGEST_JSON_BYTES:
+        raise ValueError(f"{len(data)} bytes, more than {LARGEST_JSON_BYTES}")
+    content = json.loads(data)
+    if not isinstance(content, dict):
+        raise ValueError("not an object")
+    return content
 
 
 def caption(
@@ -102,14 +112,7 @@ def read_sidecar(storage: Storage, shard: str) -> Records:
 
 def sidecar_records(data: bytes) -> Records:
     """JSON lines by their `key`; lines that are not readable are counted and left out."""
-    records: dict[str, Mapping[str, object]] = {}
-    unreadable = 0
-    for line in data.splitlines():
-        try:
-            record = json.loads(line)
-            records[str(record["key"])] = record
-        except (ValueError, KeyError, TypeError, RecursionError):
-            unreadable += bool(line.strip())
+    pairs, unreadable = parsed_lines(data, lambda record: (str(record["key"]), record))
     if unreadable:
         log.warning("lines of a sidecar file are not readable", extra={"lines": unreadable})
-    return records
+    return dict(pairs)

@@ -14,8 +14,9 @@ import re
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
+from app.data.json_files import parsed
 from app.errors import DataError
 
 INDEX_VERSION = 1
@@ -67,8 +68,8 @@ class ShardIndex:
     @classmethod
     def from_json(cls, data: bytes, where: str) -> ShardIndex:
         """Read a side file; DataError when it is not one."""
-        try:
-            content = json.loads(data)
+
+        def parse(content: Mapping[str, Any]) -> ShardIndex:
             if content["format_version"] != INDEX_VERSION:
                 raise ValueError(f"format_version {content['format_version']}")
             members = tuple(
@@ -76,13 +77,15 @@ class ShardIndex:
                 for key, suffix, offset, size in content["members"]
             )
             left_out = tuple((str(key), str(reason)) for key, reason in content["left_out"])
-        except (ValueError, KeyError, TypeError, RecursionError) as problem:
-            raise DataError(
-                f"this is not the index of a shard ({problem})",
-                where=where,
-                fix="delete it and dataset.manifest.json: the next run makes them again",
-            ) from problem
-        return cls(members, left_out)
+            return cls(members, left_out)
+
+        return parsed(
+            data,
+            parse,
+            what="this is not the index of a shard",
+            where=where,
+            fix="delete it and dataset.manifest.json: the next run makes them again",
+        )
 
 
 def index_digest(index: ShardIndex) -> str:
@@ -248,18 +251,3 @@ class RangeFile(io.RawIOBase):
             self._piece = self._read(self._position, stop) if stop > self._position else b""
         self._position += size
         return self._piece[at : at + size]
-
-
-def read_json_object(data: bytes, limit: int, where: str) -> Mapping[str, object]:
-    """A JSON object of at most `limit` bytes; DataError otherwise."""
-    try:
-        if len(data) > limit:
-            raise ValueError(f"{len(data)} bytes, more than {limit}")
-        content = json.loads(data)
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-    except (ValueError, RecursionError) as problem:
-        raise DataError(
-            f"the metadata is not readable JSON: {problem}", where=where, fix="write it again"
-        ) from problem
-    return content

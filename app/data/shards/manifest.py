@@ -12,7 +12,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from typing import Any
 
+from app.data.json_files import parsed
 from app.errors import DataError, InputMissingError
 from app.storage.keys import OWN_KEY
 from app.storage.objects import Entry
@@ -64,10 +66,10 @@ class DatasetManifest:
         """Read a manifest.
 
         Raises:
-            DataError: no JSON, another version, or changed by hand.
+            DataError: not JSON, another version, or changed by hand.
         """
-        try:
-            content = json.loads(data)
+
+        def parse(content: dict[str, Any]) -> DatasetManifest:
             version = content["format_version"]
             if version != MANIFEST_VERSION:
                 raise ValueError(f"format_version {version}, this version reads {MANIFEST_VERSION}")
@@ -75,14 +77,15 @@ class DatasetManifest:
             if claimed != _digest(content):
                 raise ValueError("its digest does not fit its content")
             shards = tuple(_entry(shard) for shard in content["shards"])
-            made_by = str(content["made_by"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-            raise DataError(
-                f"the dataset's manifest cannot be read: {problem}",
-                where=where,
-                fix="delete it: the next run makes it again from the shards",
-            ) from problem
-        return cls(shards, made_by)
+            return cls(shards, str(content["made_by"]))
+
+        return parsed(
+            data,
+            parse,
+            what="the dataset's manifest cannot be read",
+            where=where,
+            fix="delete it: the next run makes it again from the shards",
+        )
 
 
 @dataclass(frozen=True, slots=True)

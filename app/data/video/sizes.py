@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from typing import Any
 
 from app.data.bad_clip import BadClipError
+from app.data.json_files import parsed_or_none
 from app.data.video.decoder import VideoFacts
 from app.data.video.mp4 import VideoHeader, read_movie
 
@@ -125,16 +127,16 @@ def sizes_from_json(
         fingerprint: of the data; None takes the sizes of any.
         count: videos that the data has; None takes any number.
     """
-    try:
-        content = json.loads(data or b"")
+
+    def parse(content: Mapping[str, Any]) -> list[ClipSize | None] | None:
         if content["format_version"] != SIZES_VERSION:
             return None
         if fingerprint is not None and content["data"] != fingerprint:
             return None
         sizes = [None if size is None else _size(*size) for size in content["sizes"]]
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
-    return sizes if count in (None, len(sizes)) else None
+        return sizes if count in (None, len(sizes)) else None
+
+    return parsed_or_none(data, parse)
 
 
 def _size(rows: int, columns: int, frames: int, fps: float) -> ClipSize:

@@ -14,6 +14,7 @@ from typing import Any
 
 from app.checkpoint.layout import ATTEMPTS, QUARANTINE, RUN, quarantine_key
 from app.config.snapshot import masked
+from app.data.json_files import parsed_lines
 from app.errors import InputMissingError
 from app.storage.objects import Storage
 from app.storage.opening import open_storage
@@ -74,17 +75,14 @@ def read_lines(storage: Storage) -> list[Mapping[str, Any]]:
     keys = [entry.key for entry in storage.list(QUARANTINE)]
     with ThreadPoolExecutor(READERS) as pool:
         files = list(pool.map(storage.read_small, keys))
-    lines: list[Mapping[str, Any]] = []
-    unreadable = 0
-    for line in (line for file in files for line in file.splitlines()):
-        try:
-            value = json.loads(line)
-            lines.append({**value, "attempt": int(value["attempt"]), "step": int(value["step"])})
-        except (ValueError, KeyError, TypeError):
-            unreadable += 1
+    lines, unreadable = parsed_lines(b"\n".join(files), _line)
     if unreadable:
         log.warning("lines of the list are not readable", extra={"lines": unreadable})
     return lines
+
+
+def _line(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**value, "attempt": int(value["attempt"]), "step": int(value["step"])}
 
 
 def merged(lines: Iterable[Mapping[str, Any]]) -> list[Listed]:

@@ -160,14 +160,6 @@ def test_closing_ends_threads_and_source() -> None:
     assert threading.active_count() == before
 
 
-def test_waiting_time_is_counted_and_given_once() -> None:
-    with loader_of(NumbersSource(), Share(0, 1, 1), 0) as loader:
-        texts(loader, 0, 10)
-
-        assert 0.005 < loader.take_wait_s() < 5
-        assert loader.take_wait_s() == 0
-
-
 def test_the_cursor_counts_steps_and_names_the_sequence() -> None:
     with loader_of(NumbersSource(), Share(0, 2, 2, 3), 0) as loader:
         cursor = loader.cursor(17, skipped=[3])

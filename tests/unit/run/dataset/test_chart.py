@@ -29,4 +29,5 @@ def test_bars_are_as_high_as_their_counts() -> None:
     assert image.shape == (490, 990, 3)
     last = (image[340:, 660:] == BAR).all(axis=2)  # the panel of the buckets
     heights = last.sum(axis=0)
-    assert heights[80] == 2 * heights[240] > 0
+    assert heights[80] > 60
+    assert abs(heights[80] - 2 * heights[240]) <= 1  # four clips and two
