@@ -1,4 +1,4 @@
-"""The folder of encoded clips: what lies where, and what the names stand for.
+"""The folder of encoded clips: which file is where, and what the names stand for.
 
     <root>/<settings>/cache.json                       the settings, written first
     <root>/<settings>/shards/<2 letters>/<key>.safetensors   one clip each, written once
@@ -229,7 +229,7 @@ class EncodePart:
     count: int = 1
 
     def of(self, total: int) -> range:
-        """The samples of this part: neighbours, because they lie in the same tar shards."""
+        """The samples of this part: neighbours, because they are in the same tar shards."""
         return range(self.index * total // self.count, (self.index + 1) * total // self.count)
 
     @property
@@ -311,12 +311,12 @@ def damaged(known: Mapping[str, Sequence[SampleRecord]], present: Mapping[str, i
 
 
 def shard_key(key: str) -> str:
-    """Where an entry lies below its settings."""
+    """Key of an entry below its settings."""
     return f"shards/{key[:2]}/{key}{SUFFIX}"
 
 
 def dataset_folder(dataset: str) -> str:
-    """Where the lists of a dataset lie; `dataset` is its path as the configuration names it."""
+    """Folder of the lists of a dataset; `dataset` is its path as the configuration names it."""
     return f"datasets/{hashlib.sha256(dataset.encode()).hexdigest()[:16]}/"
 
 

@@ -36,7 +36,7 @@ class LoaderRequest:
     `weights`: how often each path counts; None or equal ones: every sample once per epoch.
     `create`: the caller's create_dataset_function(path, args), instead of the configured class.
     `replace`: what reads the samples instead of each source (the latent cache); None: itself.
-    `split`, `part`: shares of training, validation and test data, and which of them is wanted.
+    `split`, `part`: shares of training, validation and test data, and which of them is loaded.
     `cost`: modelled time of one clip of a bucket, for `data.bucket_batch: cost`.
     """
 

@@ -4,7 +4,7 @@ A position whose sample is bad is filled by `Order.replacement(position, k)`, k 
 one is good, so nothing else moves. What a rank may take depends on agreed facts only: the
 quarantine as all ranks knew it at the beginning of the step, and what reading finds. Readers work
 ahead of the training, so a sample that was read before it was quarantined is replaced when its
-batch is asked for (`Loader`). The agreed ids are part of the cursor: docs/data_order.md.
+batch is taken (`Loader`). The agreed ids are part of the cursor: docs/data_order.md.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Quarantine:
     def agree(self, ids: Iterable[SampleId]) -> list[SampleId]:
         """Quarantine these from the next step on; the ones that were not, in sorted order.
 
-        Every rank must be told the same ids between the same two steps.
+        Every rank must pass the same ids between the same two steps.
         """
         with self._lock:
             fresh = []

@@ -15,7 +15,7 @@ from app.data.sources.settings import SourceSettings
 from app.data.sources.sft import CaptionFiles, is_video
 from app.data.video import frames
 from app.data.video.frames import FrameRequest
-from app.data.video.transforms import crop_origin, normalise, resize_and_crop, resized_size
+from app.data.video.transforms import crop_origin, resize_and_crop, resized_size, scale_pixels
 from app.errors import DataError
 from app.storage.opening import open_storage
 from tests.parity import golden
@@ -96,7 +96,7 @@ def test_pixels_are_the_recorded_ones(case: Case) -> None:
             assert (actual.int() - expected.int()).abs().max() <= levels
             assert torch.equal(one_by_one, actual)
             normalised = case.tensor(f"pixels/{group}/normalized")
-            case.assert_close(normalise(actual), normalised, "normalized")
+            case.assert_close(scale_pixels(actual), normalised, "normalized")
             floats = case.tensor(f"pixels/{group}/output_float_input")
             torch.testing.assert_close(
                 resize_and_crop(pixels.float(), wanted), floats, rtol=1e-5, atol=1e-3

@@ -1,7 +1,7 @@
 """The samples of a dataset of any layout, for a check: nothing stops at the first fault.
 
 A folder with videos and captions, or tar shards, local or in a bucket. What is wrong with a whole
-shard or with a name is noted here; what is wrong with a sample is found in `check_clip`.
+shard or with a name is noted here; what is wrong with a sample is found in `sample.py`.
 Nothing is written beside the data.
 """
 
@@ -31,7 +31,7 @@ from app.data.shards.manifest import (
     check_against_listing,
     sizes_key,
 )
-from app.data.shards.survey import entries_of, file_sha256, wanted_shards
+from app.data.shards.survey import entries_of, file_sha256, matching_shards
 from app.data.shards.urls import SUFFIX, ShardPattern, parse_shard_path
 from app.data.sources.sft import list_folder
 from app.data.video.sizes import sizes_from_json
@@ -40,7 +40,7 @@ from app.storage.objects import Entry, Storage
 from app.storage.opening import is_remote, open_storage
 
 DAMAGED = "damaged_shard"
-TASTE = frozenset({"too_short", "caption_too_long"})  # sound samples that do not fit the wish
+UNSUITED = frozenset({"too_short", "caption_too_long"})  # sound, but not what training needs
 
 
 @dataclass(slots=True)
@@ -55,14 +55,14 @@ class Found:
 
 
 def open_dataset(url: str, rules: TextRules) -> tuple[Found, Iterator[list[Sample]]]:
-    """Find out what lies at a path, and how to get its samples.
+    """Find out what is at a path, and how to get its samples.
 
     Returns:
         What is known, and groups of samples (a folder, or one shard each). A group can be read
-        until the next one is asked for.
+        until the next one is taken.
 
     Raises:
-        InputMissingError: nothing lies there.
+        InputMissingError: nothing is there.
         ConfigError: a path of a kind that is not read.
     """
     patterns = parse_shard_path(url)
@@ -80,9 +80,9 @@ def open_dataset(url: str, rules: TextRules) -> tuple[Found, Iterator[list[Sampl
     found.problems += problems
     if not samples and not found.problems:
         raise InputMissingError(
-            "neither videos (*.mp4) nor shards (*.tar) lie here",
+            "there are neither videos (*.mp4) nor shards (*.tar) here",
             where=url,
-            fix="check the path; videos lie in videos/, their captions in labels/",
+            fix="check the path; videos belong in videos/, their captions in labels/",
         )
     found.total = len(samples)
     return found, iter([samples])
@@ -99,10 +99,10 @@ def _shards(
     """One group of samples per shard; what is wrong with the shard itself is noted."""
     for folder in dict.fromkeys(pattern.folder for pattern in patterns):
         storage = open_storage(folder)
-        entries = entries_of(storage, [p for p in patterns if p.folder == folder])
+        here = [pattern for pattern in patterns if pattern.folder == folder]
+        entries = entries_of(storage, here)
         known = _manifest(storage, entries, found)
-        asked = [pattern for pattern in patterns if pattern.folder == folder]
-        names = wanted_shards(folder, entries, set(known), asked)
+        names = matching_shards(folder, entries, set(known), here)
         for name in dict.fromkeys(names):
             url = f"{storage.url}/{name}"
             if name not in entries:
@@ -148,7 +148,7 @@ def _changed(
 
 @contextlib.contextmanager
 def _local(storage: Storage, entry: Entry, found: Found) -> Iterator[Path | None]:
-    """The shard as a file: itself, or a copy that lives as long as it is looked at."""
+    """The shard as a file: itself, or a copy for as long as it is read."""
     if not is_remote(storage.url):
         yield Path(storage.url) / entry.key
         return
@@ -200,7 +200,7 @@ def _samples_of(
         yield samples
     finally:
         os.close(descriptor)
-    # By now the samples were looked at: what is wrong with them is among the problems.
+    # By now the samples were checked: what is wrong with them is among the problems.
     reasons = {problem.reason for problem in found.problems[before:]}
     changed = shard.changed or _other_content(shard)
     if changed is None and damage is None and shard.known is not None:
@@ -223,7 +223,7 @@ def _explained(shard: _Shard, index: ShardIndex, reasons: Set[str]) -> bool:
     """
     if DAMAGED in reasons:
         return True
-    if shard.known is None or not reasons - TASTE:
+    if shard.known is None or not reasons - UNSUITED:
         return False
     return shard.known.sha256 is not None or index_digest(index) == shard.known.index_sha256
 
@@ -258,9 +258,9 @@ def side_file_problems(
     """Faults of the index and the sizes of a shard that is itself as the manifest says.
 
     Args:
-        entries: what lies in the folder.
+        entries: what is in the folder.
         known: the manifest's line of the shard.
-        index: what lies in the shard.
+        index: what is in the shard.
     """
     faults = {
         known.index: _of_index(storage, entries, known, index),
@@ -280,13 +280,13 @@ def _of_index(
         written = ShardIndex.from_json(storage.read_small(known.index), known.index)
     except CogvxError as problem:
         return problem.what
-    return None if written == index else "it does not say what lies in the shard"
+    return None if written == index else "it does not say what is in the shard"
 
 
 def _of_sizes(
     storage: Storage, entries: Mapping[str, Entry], known: ShardEntry, index: ShardIndex
 ) -> str | None:
-    """A shard need not have sizes: the first run that wants them makes them.
+    """A shard need not have sizes: the first run that needs them makes them.
 
     Where `cogvx data pack` did not, they may be older than the shard: such a run makes them again.
     """

@@ -56,7 +56,7 @@ def ordered(sources: Sequence[Source], request: OrderRequest) -> Ordered:
     """The order of the samples of all sources.
 
     Raises:
-        ConfigError: weights, buckets or batches that cannot be.
+        ConfigError: weights, buckets or batches that do not work.
         DataError: no sample.
     """
     weights = request.weights
@@ -127,21 +127,13 @@ def _in_buckets(
     # Which clip is where follows from sizes: another scan must not go unnoticed.
     digest = hashlib.sha256(sha256.encode() + of.astype("<i8").tobytes()).hexdigest()
     named = " ".join(f"{bucket}*{batches[which]}" for which, bucket in enumerate(buckets))
-    identity = Cursor(
-        0,
-        request.seed,
-        request.lanes,
-        request.window,
-        share.batch,
-        digest,
-        order=f"buckets {named}",
-        shares=tuple(request.weights or ()),
-    )
+    identity = Cursor(0, request.seed, request.lanes, request.window, share.batch, digest)
+    identity = replace(identity, order=f"buckets {named}", shares=tuple(request.weights or ()))
     return Ordered(order, share_of_buckets(share, order), identity)
 
 
 def assigned(sources: Sequence[Source], buckets: Sequence[Bucket]) -> np.ndarray:
-    """(N,) bucket of every sample, -1 for videos that cannot be used; tells the sources.
+    """(N,) bucket of every sample, -1 for videos that cannot be used; the sources get the shapes.
 
     Raises:
         ConfigError: a source that reads clips at one size only.

@@ -48,8 +48,8 @@ def metadata(
     if "id" in sample:
         name = caption_text(read(sample["id"])).strip()
         record = sidecar().get(name.partition(ID_SEPARATOR)[0], {})
-        wanted = rules.meta_names or tuple(record)
-        facts |= {field: record[field] for field in wanted if field in record}
+        names = rules.meta_names or tuple(record)
+        facts |= {name: record[name] for name in names if name in record}
     return facts
 
 
@@ -70,7 +70,7 @@ def caption(
     A field that is null or blank says nothing: the .txt member counts then.
 
     Raises:
-        BadClipError: the member or field is too long, no text, or not UTF-8.
+        BadClipError: the member or field is too long, not text, or not UTF-8.
     """
     if rules.txt_key in sample:
         return caption_text(read(sample[rules.txt_key]))
@@ -85,10 +85,10 @@ def field_text(value: object) -> str:
     """A caption from a field of JSON, which may hold anything, by the rules of a caption file.
 
     Raises:
-        BadClipError: it is no text, too long, or no text that UTF-8 can hold.
+        BadClipError: it is not text, too long, or cannot be UTF-8.
     """
     if not isinstance(value, str):
-        raise BadClipError("bad_caption", f"its caption is no text but a {type(value).__name__}")
+        raise BadClipError("bad_caption", f"its caption is not text but a {type(value).__name__}")
     try:
         data = value.encode()
     except UnicodeEncodeError as problem:  # JSON can write half of a surrogate pair

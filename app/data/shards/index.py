@@ -1,4 +1,4 @@
-"""What lies where in a shard: a walk over tar headers, and the index that is kept of it.
+"""Where each sample of a shard is: a walk over tar headers, and the index that is kept of it.
 
 A sample is the members that share a key: the member's name up to the first dot of its base name;
 the rest, in lower case, is the suffix (webdataset's convention). Readers go by this index, so a
@@ -24,7 +24,7 @@ VIDEO = "mp4"
 LONGEST_NAME = 255
 LARGEST_MEMBER_BYTES = 512 << 20
 _NAME = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", re.DOTALL)
-# What a desktop leaves beside files: ._a.mp4, .DS_Store, __MACOSX/; `.` and `..` are no names.
+# What a desktop leaves beside files: ._a.mp4, .DS_Store, __MACOSX/; `.` and `..` are not names.
 _HIDDEN = re.compile(r"(?:.*/)?(?:__MACOSX|[.](?![.]?(?:/|$))[^/]*)(?:/.*)?", re.DOTALL)
 _READ_BYTES = 16 << 10  # one ranged read covers a header and the small members behind it
 _TAIL_BYTES = 64 << 10
@@ -102,7 +102,7 @@ def index_shard(file: BinaryIO, size: int, where: str) -> ShardIndex:
         where: the shard's URL, for messages.
 
     Raises:
-        DataError: the file is no tar file, or was cut or damaged.
+        DataError: the file is not a tar file, or was cut or damaged.
     """
     index, damage = walk_shard(file, size)
     if damage is not None:
@@ -111,9 +111,9 @@ def index_shard(file: BinaryIO, size: int, where: str) -> ShardIndex:
 
 
 def walk_shard(file: BinaryIO, size: int) -> tuple[ShardIndex, str | None]:
-    """As `index_shard`, but a damaged shard gives what lies before the damage, and its kind.
+    """As `index_shard`, but a damaged shard gives what is before the damage, and its kind.
 
-    The sample in which the damage lies is not among them.
+    The damaged sample is not among them.
     """
     members: dict[str, dict[str, Member]] = {}
     bad: dict[str, str] = {}
@@ -159,7 +159,7 @@ def _behind_the_last(file: BinaryIO, end: int) -> str | None:
 
 
 class _Headers:
-    """The file as tarfile sees it, which would read as much at once as a garbled header says."""
+    """The file as tarfile sees it, which would read as much as a garbled header says."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,8 +1,8 @@
 """The list of a dataset's shards: names, sizes, identities, counts.
 
-`dataset.manifest.json` lies beside the shards. It is made once (by `cogvx data pack`, or by the
+`dataset.manifest.json` is stored with the shards. It is made once (by `cogvx data pack`, or by the
 first run, from the tar headers), compared with a listing at every start, and is what the order of
-samples is computed from. The index of a shard's members lies beside it (`tar_index`).
+samples is computed from. So is the index of each shard's members (`index.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ShardEntry:
     sha256: str | None  # of the whole file; known for shards that `cogvx data pack` wrote
     samples: int
     index: str  # key of the side file
-    index_sha256: str  # digest of the members (tar_index.index_digest)
+    index_sha256: str  # digest of the members (index.index_digest)
     no_caption: int = 0  # samples without any member that could hold a caption
     left_out: int = 0  # samples that cannot be used; the side file says why
 
@@ -66,7 +66,7 @@ class DatasetManifest:
         """Read a manifest.
 
         Raises:
-            DataError: not JSON, another version, or changed by hand.
+            DataError: not JSON, another version, or edited.
         """
 
         def parse(content: dict[str, Any]) -> DatasetManifest:
@@ -132,7 +132,7 @@ def missing_shard(url: str) -> InputMissingError:
     return InputMissingError(
         "a shard of the dataset is not there",
         where=url,
-        fix="upload it again; if it was removed on purpose, delete dataset.manifest.json beside "
+        fix="upload it again; if it was removed on purpose, delete dataset.manifest.json with "
         "the shards and start a new run",
     )
 
@@ -141,7 +141,7 @@ def changed(folder: str, shard: ShardEntry, kind: str, old: str, new: str) -> Da
     return DataError(
         f"a shard changed since the manifest was made: its {kind} was {old} and is now {new}",
         where=f"{folder}/{shard.name}",
-        fix="restore the shard; if the change is wanted, set data.on_changed_shard: rescan "
+        fix="restore the shard; to accept the change, set data.on_changed_shard: rescan "
         "and start a new run",
     )
 
@@ -164,7 +164,7 @@ def fingerprint(shards: Iterable[tuple[str, ShardEntry]]) -> str:
 
 
 def index_key(name: str) -> str:
-    """Where the index of a shard lies: `x-000.tar` -> `x-000.index.json`.
+    """Key of the index of a shard: `x-000.tar` -> `x-000.index.json`.
 
     Names that we would not write ourselves get their digest instead.
     """
@@ -172,7 +172,7 @@ def index_key(name: str) -> str:
 
 
 def sizes_key(name: str) -> str:
-    """Where the sizes of a shard's videos lie: `x-000.tar` -> `x-000.sizes.json`."""
+    """Key of the sizes of a shard's videos: `x-000.tar` -> `x-000.sizes.json`."""
     return _side_file(name, "sizes")
 
 
@@ -218,5 +218,5 @@ def _entry(values: Mapping[str, object]) -> ShardEntry:
     if not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise ValueError(f"a number of shard {shard.name!r} is {numbers}")
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"a name of shard {shard.name!r} is no text")
+        raise ValueError(f"a name of shard {shard.name!r} is not text")
     return shard

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from app.data.local_files import LocalFiles
 from app.data.shards.index import Member, ShardIndex, index_digest, index_shard
@@ -39,20 +40,22 @@ class OpenShard:
 
 def open_shard(files: LocalFiles, entry: ShardEntry) -> OpenShard:
     """Open a shard and make sure that its members are those of the manifest."""
-    url = f"{files.storage.url}/{entry.name}"
     with files.open(entry.name) as file:
-        index = index_shard(file, entry.bytes, url)
-        digest = index_digest(index)
-        if digest != entry.index_sha256:
-            raise changed(files.storage.url, entry, "index", entry.index_sha256, digest)
-        return OpenShard(url, os.dup(file.fileno()), index)
+        index = _checked_index(file, entry, files.storage.url)
+        return OpenShard(f"{files.storage.url}/{entry.name}", os.dup(file.fileno()), index)
 
 
 def check_content(url: str, entry: ShardEntry, path: Path) -> None:
     """Check a downloaded shard: its members, and its digest where the manifest has one."""
     with path.open("rb") as file:
-        digest = index_digest(index_shard(file, entry.bytes, f"{url}/{entry.name}"))
-    if digest != entry.index_sha256:
-        raise changed(url, entry, "index", entry.index_sha256, digest)
+        _checked_index(file, entry, url)
     if entry.sha256 is not None and (found := file_sha256(path)) != entry.sha256:
         raise changed(url, entry, "sha256", entry.sha256, found)
+
+
+def _checked_index(file: BinaryIO, entry: ShardEntry, url: str) -> ShardIndex:
+    index = index_shard(file, entry.bytes, f"{url}/{entry.name}")
+    digest = index_digest(index)
+    if digest != entry.index_sha256:
+        raise changed(url, entry, "index", entry.index_sha256, digest)
+    return index

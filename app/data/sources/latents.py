@@ -116,7 +116,7 @@ class LatentSource(ForwardingSource):
 
     Args:
         base: gives order and names; its clips are never read.
-        cache: where the entries lie.
+        cache: holds the entries.
         records: one per sample of `base`.
         settings: node-local cache and prefetcher, for entries in a bucket.
     """

@@ -153,7 +153,7 @@ def identity_of(*facts: object) -> str:
 
 
 def object_version(entry: Entry | None) -> tuple[object, ...]:
-    """What tells an object from its next version: size and ETag, or the time without one."""
+    """Distinguishes an object from its next version: size and ETag, or the time without one."""
     if entry is None:
         return ()
     return entry.size_bytes, entry.etag or entry.modified

@@ -16,7 +16,7 @@ class MapSource(Source):
     """A user's map-style dataset (`--register`): anything with `len` and indexing by number.
 
     Its items are upstream's: a dictionary with `mp4` (T, 3, H, W), `txt`, `num_frames`, `fps`.
-    It is indexed from several threads at once unless `num_workers` is 0 or 1.
+    It is indexed from several threads unless `num_workers` is 0 or 1.
     """
 
     def __init__(self, dataset: Any, name: str) -> None:

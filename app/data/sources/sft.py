@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 VIDEO_SUFFIX = ".mp4"  # exactly: upstream leaves .MP4 and other kinds out
 VIDEOS, LABELS = "videos", "labels"
-BLANK_BYTES = 16  # a caption file this small may be blank: looked at before the start
+BLANK_BYTES = 16  # a caption file this small may be blank: read before the start
 NAMES_SHOWN = 5
 SIZES_NAME = "dataset.sizes.json"
 
@@ -179,20 +179,18 @@ class CaptionFiles:
         return checked_caption(text, may_be_missing=self._may_be_missing)
 
     def version(self, key: str) -> tuple[object, ...]:
-        """What tells the caption file of a video from its next version."""
-        if self._sat and not is_remote(self._root):
-            path = Path(sat_label_path(f"{self._root}/{key}"))
-            if not path.is_file():
-                return ()
-            found = path.stat()
-            return found.st_size, found.st_mtime
-        label = sat_label_path(key) if self._sat else label_key(key)
-        return object_version(self._entries.get(label))
+        """Distinguishes the caption file of a video from its next version."""
+        path = self._local_path(key)
+        if path is None:
+            return object_version(self._entries.get(self._key(key)))
+        found = path.stat() if path.is_file() else None
+        return (found.st_size, found.st_mtime) if found else ()
 
     def _problem(self, key: str) -> str | None:
-        """What is wrong with the caption of a video, if that can be told cheaply."""
+        """What is wrong with the caption of a video, where that is cheap to find."""
         if self._sat:
-            return f"{key} (its caption file is empty)" if self._size(key) == 0 else None
+            is_empty = self.version(key)[:1] == (0,)
+            return f"{key} (its caption file is empty)" if is_empty else None
         entry = self._entries.get(label_key(key))
         if entry is None:
             return f"{key} (no {label_key(key)})"
@@ -200,21 +198,20 @@ class CaptionFiles:
             return f"{key} ({entry.key} is blank)"
         return None
 
-    def _size(self, key: str) -> int | None:
-        """Bytes of upstream's caption file; None where there is none."""
-        if is_remote(self._root):
-            entry = self._entries.get(sat_label_path(key))
-            return entry.size_bytes if entry else None
-        path = Path(sat_label_path(f"{self._root}/{key}"))
-        return path.stat().st_size if path.is_file() else None
+    def _key(self, key: str) -> str:
+        return sat_label_path(key) if self._sat else label_key(key)
+
+    def _local_path(self, key: str) -> Path | None:
+        """Upstream replaces text in the full path, so the file may be outside of the folder."""
+        is_local = self._sat and not is_remote(self._root)
+        return Path(sat_label_path(f"{self._root}/{key}")) if is_local else None
 
     def _data(self, key: str) -> bytes | None:
-        if self._sat and not is_remote(self._root):
-            path = Path(sat_label_path(f"{self._root}/{key}"))
+        path = self._local_path(key)
+        if path is not None:
             return path.read_bytes() if path.is_file() else None
-        label = sat_label_path(key) if self._sat else label_key(key)
         try:
-            return self._storage.read_small(label)
+            return self._storage.read_small(self._key(key))
         except ObjectMissingError:
             return None
 
@@ -266,7 +263,7 @@ def sat_label_path(path: str) -> str:
 def no_videos(path: str, entries: Mapping[str, Entry]) -> InputMissingError:
     """The error of a folder without videos, with what it holds instead."""
     shards = sum(1 for key in entries if key.endswith(".tar"))
-    hint = "check the path; videos end in .mp4 and lie in videos/, captions in labels/"
+    hint = "check the path; videos end in .mp4 and belong in videos/, captions in labels/"
     if shards:
-        hint = f"{shards} tar shards lie here: set data.target to data_video.VideoDataset"
-    return InputMissingError("no video (*.mp4) lies here", where=path, fix=hint)
+        hint = f"there are {shards} tar shards: set data.target to data_video.VideoDataset"
+    return InputMissingError("there is no video (*.mp4) here", where=path, fix=hint)

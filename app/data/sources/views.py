@@ -33,10 +33,10 @@ def members(length: int, shares: Sequence[float], part: str, where: str) -> np.n
     Raises:
         DataError: fewer samples than parts.
     """
-    wanted = [share > 0 for share in shares]
-    if length < sum(wanted):
+    named = [share > 0 for share in shares]
+    if length < sum(named):
         raise DataError(
-            f"{length} samples cannot be split into {sum(wanted)} parts",
+            f"{length} samples cannot be split into {sum(named)} parts",
             where=where,
             fix="name valid_data, or write split: 1,0,0",
         )

@@ -1,10 +1,10 @@
 """Which frames of a video make a clip.
 
-Two rules. `exact` (default) picks by time stamps, so the clip really has the wanted frame rate.
+Two rules. `exact` (default) picks by time stamps, so the clip really has the requested frame rate.
 `sat` is upstream's integer rule, for training runs that must match it; it differs for folders and
 for shards. Both give M frame numbers, M = 4k + 1, and `num_frames`, the frames that are not
 padding. Explained in docs/data_format.md. Symbols: L frames in the file, f its frames per
-second, w the wanted ones, s frames skipped at both ends.
+second, w the requested ones, s frames skipped at both ends.
 Source of `sat`: measured behaviour of CogVideo's sat/data_video.py, commit 7a1af71.
 """
 
@@ -69,10 +69,10 @@ def exact(times: np.ndarray, request: FrameRequest, crop: random.Random | None =
     spare_s = length_s - request.num_frames / request.fps
     if crop is not None and spare_s > 0:
         start += crop.uniform(0.0, spare_s)
-    wanted = start + np.arange(request.num_frames) / request.fps
+    moments = start + np.arange(request.num_frames) / request.fps
     end = usable[0] + length_s
-    count = max(1, int(np.count_nonzero(wanted < end - TIME_TOLERANCE_S)))
-    picked = np.searchsorted(usable, wanted[:count] + TIME_TOLERANCE_S, side="right") - 1
+    count = max(1, int(np.count_nonzero(moments < end - TIME_TOLERANCE_S)))
+    picked = np.searchsorted(usable, moments[:count] + TIME_TOLERANCE_S, side="right") - 1
     frames = [request.skip_frames + int(i) for i in np.maximum(picked, 0)]
     return _filled(frames, request.num_frames, keep=_largest_4k_plus_1(count))
 
@@ -81,7 +81,7 @@ def sat_folder(length: int, fps: float, request: FrameRequest) -> Selection:
     """Upstream's rule for folders (SFTDataset).
 
     Raises:
-        BadClipError: where upstream fails: too short, slower than wanted, or a few frames
+        BadClipError: where upstream fails: too short, slower than requested, or a few frames
             short of the clip.
     """
     count, skip = request.num_frames, request.skip_frames
@@ -158,11 +158,11 @@ def _largest_4k_plus_1(count: int) -> int:
     return (count - 1) // 4 * 4 + 1
 
 
-def _frame_time_s(times: np.ndarray, wanted_fps: float) -> float:
+def _frame_time_s(times: np.ndarray, fps: float) -> float:
     """How long the last frame is shown: as long as the frames are on average."""
     if times.size > 1 and times[-1] > times[0]:
         return float((times[-1] - times[0]) / (times.size - 1))
-    return 1.0 / wanted_fps
+    return 1.0 / fps
 
 
 def _too_short(length: int, skip: int) -> BadClipError:

@@ -18,7 +18,7 @@ from app.data.sources.views import JoinedSource
 from app.distributed.collectives import gather_json
 from app.errors import CogvxError
 from app.run.attempt.folder import RunFolder
-from app.run.dataset.bad_samples import UNKNOWN, merged, read_lines, write_lines
+from app.run.dataset.bad_samples import UNKNOWN, joined, read_lines, write_lines
 from app.training.loop import LoopState
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class QuarantineKeeper:
             return
         try:
             listed = {
-                (one.shard, one.key): one.reason for one in merged(read_lines(self.run.storage))
+                (one.shard, one.key): one.reason for one in joined(read_lines(self.run.storage))
             }
         except CogvxError as problem:
             log.warning("the list of bad samples was not read", extra={"problem": problem.what})

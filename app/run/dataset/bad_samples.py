@@ -1,4 +1,4 @@
-"""The list of bad samples beside a run: one file per start and rank, merged for who looks.
+"""The list of bad samples of a run: one file per start and rank, joined for reading.
 
 `quarantine/<attempt>-r<rank>.jsonl`, one JSON object per line. No torch here: laptops read it.
 """
@@ -57,17 +57,17 @@ def list_quarantine(url: str) -> list[Listed]:
         url: folder of the run: <save>/<run id>, local or s3://.
 
     Raises:
-        InputMissingError: no run lies there.
+        InputMissingError: there is no run.
     """
     storage = open_storage(url)
     storage.check_reachable(20.0)
     if not storage.list(RUN) and not storage.list(ATTEMPTS):
         raise InputMissingError(
-            "no run lies here (no run.json)",
+            "there is no run here (no run.json)",
             where=url,
             fix="give the folder of one run: <save>/<run id>",
         )
-    return merged(read_lines(storage))
+    return joined(read_lines(storage))
 
 
 def read_lines(storage: Storage) -> list[Mapping[str, Any]]:
@@ -85,7 +85,7 @@ def _line(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**value, "attempt": int(value["attempt"]), "step": int(value["step"])}
 
 
-def merged(lines: Iterable[Mapping[str, Any]]) -> list[Listed]:
+def joined(lines: Iterable[Mapping[str, Any]]) -> list[Listed]:
     """One entry per sample; the newest line says what is wrong with it."""
     by_sample: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for line in lines:

@@ -134,14 +134,14 @@ def check_data(request: CheckRequest, progress: Progress = lambda done, total: N
     """Scan a dataset and draw its chart, if a file is named.
 
     Raises:
-        InputMissingError: no data, or no tokenizer, lies there.
+        InputMissingError: there is no data, or no tokenizer.
         UsageError: the chart cannot be written.
     """
     if request.png is not None:
         _check_writable(request.png)
     shortest = min(bucket.frames for bucket in request.buckets)
     rules = CheckRules(
-        wanted=MinimumClip(shortest, request.fps, request.skip_frames)
+        minimum=MinimumClip(shortest, request.fps, request.skip_frames)
         if request.must_fill
         else None,
         most_tokens=request.most_tokens,
@@ -162,7 +162,7 @@ def check_data(request: CheckRequest, progress: Progress = lambda done, total: N
 
 
 def _filled(census: Census, request: CheckRequest) -> dict[str, int]:
-    """How many clips each bucket would get; those that none gets have a line of their own."""
+    """How many clips each bucket would get; those that fit no bucket have a line of their own."""
     counts = {str(bucket): 0 for bucket in request.buckets}
     rest: Counter[str] = Counter()
     for clip in census.clips:

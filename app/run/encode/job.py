@@ -43,7 +43,7 @@ from app.data.order.share import Share
 from app.data.sources.latents import content_of
 from app.data.sources.protocols import Source
 from app.data.sources.settings import settings_from_config, with_cache
-from app.data.video.transforms import normalise
+from app.data.video.transforms import scale_pixels
 from app.errors import ConfigError, DataError
 from app.run.build import DTYPES, LoadOptions, build_conditioner, build_vae
 from app.run.encode.settings import cache_settings
@@ -130,7 +130,7 @@ class ClipEncoder:
             self._vae = build_vae(self._model, self._place)
             self._conditioner = build_conditioner(self._model.conditioner, self._place)
         video = item[self._model.input_key]
-        pixels = normalise(video.to(self._place.device), self._place.dtype)[None]
+        pixels = scale_pixels(video.to(self._place.device), self._place.dtype)[None]
         posterior = self._vae.encode(pixels, self._model.encode_batch)
         if not hasattr(posterior, "mean") or not hasattr(posterior, "logvar"):
             raise ConfigError(
