@@ -28,7 +28,7 @@ from app.data.shards.manifest import (
     MANIFEST_NAME,
     DatasetManifest,
     ShardEntry,
-    check_against_listing,
+    identity_change,
     sizes_key,
 )
 from app.data.shards.survey import entries_of, file_sha256, matching_shards
@@ -137,13 +137,11 @@ def _changed(
     if known is None:
         return None
     try:
-        doubts = check_against_listing([known], entries, storage.url)
+        change = identity_change(known, entries, storage.url)
     except DataError as problem:
         return problem.what
     # A digest says more than a time: a copied shard has another time and the same content.
-    if doubts and known.sha256 is None:
-        return doubts[0].error(storage.url).what
-    return None
+    return change.what if change is not None and known.sha256 is None else None
 
 
 @contextlib.contextmanager

@@ -88,44 +88,36 @@ class DatasetManifest:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """A shard of unchanged size whose identity differs: rewritten, or only copied."""
-
-    shard: ShardEntry
-    kind: str  # "ETag" or "modification time"
-    old: str
-    new: str
-
-    def error(self, folder: str) -> DataError:
-        return changed(folder, self.shard, self.kind, self.old, self.new)
-
-
-def check_against_listing(
-    shards: Iterable[ShardEntry], listing: Mapping[str, Entry], folder: str
-) -> list[Doubt]:
-    """Compare shards with what a listing of the folder shows now.
+def identity_change(
+    shard: ShardEntry, listing: Mapping[str, Entry], folder: str
+) -> DataError | None:
+    """Compare a shard with what a listing of the folder shows now.
 
     Returns:
-        Shards whose size is the same and whose identity is not.
+        The error of a shard of the same size and another identity: rewritten, or only copied.
 
     Raises:
-        InputMissingError: a shard is gone; names it.
-        DataError: a shard has another size; names it, the old and the new one.
+        InputMissingError: the shard is gone.
+        DataError: it has another size; names the old and the new one.
     """
-    doubts = []
-    for shard in shards:
-        entry = listing.get(shard.name)
-        if entry is None:
-            raise missing_shard(f"{folder}/{shard.name}")
-        if entry.size_bytes != shard.bytes:
-            raise changed(
-                folder, shard, "size", f"{shard.bytes} bytes", f"{entry.size_bytes} bytes"
-            )
-        doubt = _doubt(shard, entry)
-        if doubt is not None:
-            doubts.append(doubt)
-    return doubts
+    entry = listing.get(shard.name)
+    if entry is None:
+        raise missing_shard(f"{folder}/{shard.name}")
+    if entry.size_bytes != shard.bytes:
+        raise changed(folder, shard, "size", f"{shard.bytes} bytes", f"{entry.size_bytes} bytes")
+    if shard.etag and entry.etag:
+        same = shard.etag == entry.etag
+        return None if same else changed(folder, shard, "ETag", shard.etag, entry.etag)
+    if shard.etag or entry.etag or shard.modified is None or entry.modified is None:
+        # One side with and one without an ETag are different kinds of storage: a copy, whose
+        # times say nothing.
+        return None
+    # S3 and http give whole seconds.
+    whole = shard.modified.is_integer() or entry.modified.is_integer()
+    if abs(shard.modified - entry.modified) <= (1.0 if whole else CLOCK_TOLERANCE_S):
+        return None
+    old, new = (_moment(time) for time in (shard.modified, entry.modified))
+    return changed(folder, shard, "modification time", old, new)
 
 
 def missing_shard(url: str) -> InputMissingError:
@@ -181,23 +173,6 @@ def _side_file(name: str, kind: str) -> str:
     if OWN_KEY.fullmatch(key):
         return key
     return f"dataset.{kind}-{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
-
-
-def _doubt(shard: ShardEntry, entry: Entry) -> Doubt | None:
-    """Compare the best identity that both sides know."""
-    if shard.etag and entry.etag:
-        same = shard.etag == entry.etag
-        return None if same else Doubt(shard, "ETag", shard.etag, entry.etag)
-    if shard.etag or entry.etag or shard.modified is None or entry.modified is None:
-        # One side with and one without an ETag are different kinds of storage: a copy, whose
-        # times say nothing.
-        return None
-    # S3 and http give whole seconds.
-    whole = shard.modified.is_integer() or entry.modified.is_integer()
-    if abs(shard.modified - entry.modified) <= (1.0 if whole else CLOCK_TOLERANCE_S):
-        return None
-    old, new = (_moment(time) for time in (shard.modified, entry.modified))
-    return Doubt(shard, "modification time", old, new)
 
 
 def _moment(seconds: float) -> str:

@@ -21,7 +21,7 @@ from app.data.shards.manifest import (
     DatasetManifest,
     ShardEntry,
     changed,
-    check_against_listing,
+    identity_change,
     index_key,
     missing_shard,
     sizes_key,
@@ -305,16 +305,16 @@ def _check_one(
 ) -> ShardEntry | DataError:
     """The shard as it is now, or what is wrong with it."""
     try:
-        doubts = check_against_listing([shard], entries, storage.url)
+        change = identity_change(shard, entries, storage.url)
     except DataError as problem:
         return problem
-    if not doubts:
+    if change is None:
         return shard
     if shard.sha256 is not None and isinstance(storage, HttpStorage):
         # A copy on a server has another time too; its content is checked when it is downloaded.
         return updated(shard, entries[shard.name])
     if shard.sha256 is None or is_remote(storage.url):
-        return doubts[0].error(storage.url)
+        return change
     # A local copy has another time; its content decides, and the next start knows.
     digest = file_sha256(Path(storage.url) / shard.name)
     if digest != shard.sha256:

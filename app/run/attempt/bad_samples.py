@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -90,8 +90,8 @@ class QuarantineKeeper:
         self._step = state.step
         self._keep(mine)
         everything = [
-            BadSample.from_json(value)
-            for values in gather_json([bad.to_json() for bad in mine])
+            BadSample(**value)
+            for values in gather_json([asdict(bad) for bad in mine])
             for value in values
         ]
         reasons: dict[SampleId, BadSample] = {}
