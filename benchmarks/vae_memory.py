@@ -32,9 +32,9 @@ MIB = 2**20
 PIECE = 8  # frames
 ENCODES = {
     "encode, whole clip": VAEMemoryConfig(),
-    "encode, pieces on the device": VAEMemoryConfig(encode_frames=PIECE, offload="device"),
-    "encode, pieces on the host": VAEMemoryConfig(encode_frames=PIECE, offload="host"),
-    "encode, pieces on disk": VAEMemoryConfig(encode_frames=PIECE, offload="disk"),
+    "encode, pieces on the device": VAEMemoryConfig(encode_frames=PIECE, parking="device"),
+    "encode, pieces on the host": VAEMemoryConfig(encode_frames=PIECE, parking="host"),
+    "encode, pieces on disk": VAEMemoryConfig(encode_frames=PIECE, parking="disk"),
 }
 
 
@@ -42,7 +42,7 @@ def ways(rows: int, columns: int) -> dict[str, VAEMemoryConfig]:
     """Every way by its name; a tile has 5/8 of the frame's height and width."""
     size = (rows * 5 // 8 // 8 * 8, columns * 5 // 8 // 8 * 8)
     overlap = min(size) // 5 // 8 * 8
-    tiled = VAEMemoryConfig(tile_size=size, tile_overlap=overlap, offload="disk")
+    tiled = VAEMemoryConfig(tile_size=size, tile_overlap=overlap, parking="disk")
     return {**ENCODES, "decode, chunks": VAEMemoryConfig(), "decode, chunks and tiles": tiled}
 
 

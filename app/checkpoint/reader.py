@@ -30,15 +30,16 @@ from app.checkpoint.manifest import (
     FileRecord,
     FragmentRecord,
 )
-from app.checkpoint.tensor_file import (
+from app.checkpoint.train_state import TrainState
+from app.errors import CheckpointError, DataError
+from app.storage.objects import ObjectMissingError, Storage
+from app.storage.safetensors_header import (
     HEADER_LENGTH_BYTES,
+    ITEM_BYTES,
     TensorPlace,
     header_size,
     parse_header,
 )
-from app.checkpoint.train_state import TrainState
-from app.errors import CheckpointError, DataError
-from app.storage.objects import ObjectMissingError, Storage
 
 log = logging.getLogger(__name__)
 
@@ -197,9 +198,9 @@ class Checkpoint:
         key = tensor_key(kind, fragment.name, fragment.start)
         place = self._table(fragment.file).get(key)
         where = self._where(fragment.file)
-        if place is None or place.dtype != torch.float32 or place.shape != (fragment.numel,):
+        if place is None or place.dtype != "F32" or place.shape != (fragment.numel,):
             raise broken(f"it does not hold {key} as the manifest says", where)
-        width = place.dtype.itemsize
+        width = ITEM_BYTES[place.dtype]
         begin = place.start + (first - fragment.start) * width
         data = self._file(fragment.file).read(begin, begin + (last - first) * width)
         return torch.frombuffer(data, dtype=torch.float32)
@@ -215,7 +216,8 @@ class Checkpoint:
             except CheckpointError:
                 raise
             except DataError as error:
-                raise CheckpointError(error.what, where=error.where, fix=error.fix) from error
+                fix = "the file is damaged; take another checkpoint"
+                raise CheckpointError(error.what, where=error.where, fix=fix) from error
             with self._lock:
                 self._tables[name] = known
         return known

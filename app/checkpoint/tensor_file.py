@@ -1,21 +1,15 @@
 """Safetensors files: write whole, read one tensor at a time.
 
 The only module that imports safetensors. Reading maps the file, so a tensor costs memory when
-its pages are touched and not before. `parse_header` serves readers that have byte ranges of a
-remote file instead of a local path.
-
-Source: the safetensors format (huggingface/safetensors README): 8 bytes little-endian header
-length, JSON header `{name: {dtype, shape, data_offsets}}`, then the data.
+its pages are touched and not before. Readers that have byte ranges of a remote file instead of a
+local path use `app.storage.safetensors_header`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from app.errors import DataError, InputMissingError
-
-HEADER_LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -41,16 +32,6 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlace:
-    """Where one tensor lies in a file: absolute byte offsets, `stop` exclusive."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    stop: int
 
 
 class TensorReader:
@@ -150,64 +131,7 @@ def open_tensors(path: Path) -> Iterator[TensorReader]:
         yield TensorReader(entered, path)
 
 
-def header_size(prefix: bytes, where: str) -> int:
-    """Bytes before the first tensor's data, from the first 8 bytes of a file.
-
-    Raises:
-        DataError: the length is absurd: not a safetensors file.
-    """
-    length = int.from_bytes(prefix[:HEADER_LENGTH_BYTES], "little")
-    if len(prefix) < HEADER_LENGTH_BYTES or not 2 <= length <= MAX_HEADER_BYTES:
-        raise DataError(
-            f"the header claims {length} bytes: not a safetensors file",
-            where=where,
-            fix="the file is damaged; take another checkpoint",
-        )
-    return HEADER_LENGTH_BYTES + length
-
-
-def parse_header(head: bytes, file_bytes: int, where: str) -> dict[str, TensorPlace]:
-    """Read the table of tensors from the first `header_size` bytes of a file.
-
-    Args:
-        head: the length field and the whole JSON header.
-        file_bytes: size of the whole file; every offset is checked against it.
-        where: the file's name, for errors.
-
-    Raises:
-        DataError: broken JSON, unknown dtype, or offsets that do not fit shape or file.
-    """
-    data_start = len(head)
-    try:
-        entries = json.loads(head[HEADER_LENGTH_BYTES:])
-        return {
-            name: _place(name, entry, data_start, file_bytes, where)
-            for name, entry in entries.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as cause:
-        raise DataError(
-            f"the header does not parse ({cause!r})",
-            where=where,
-            fix="the file is damaged; take another checkpoint",
-        ) from cause
-
-
-def _place(
-    name: str, entry: dict[str, Any], data_start: int, file_bytes: int, where: str
-) -> TensorPlace:
-    dtype = _dtype(entry["dtype"], where, name)
-    shape = tuple(int(size) for size in entry["shape"])
-    start, stop = (data_start + int(offset) for offset in entry["data_offsets"])
-    size_bytes = prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or not data_start <= start <= stop <= file_bytes:
-        raise ValueError(f"{name} lies outside of the file")
-    if stop - start != size_bytes:
-        raise ValueError(f"{name} has {stop - start} bytes, its shape needs {size_bytes}")
-    return TensorPlace(dtype, shape, start, stop)
-
-
-def _dtype(code: str, where: Path | str, name: str) -> torch.dtype:
+def _dtype(code: str, where: Path, name: str) -> torch.dtype:
     if code not in DTYPES:
         raise DataError(
             f"tensor {name!r} has dtype {code}, which we do not read",

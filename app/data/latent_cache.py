@@ -1,4 +1,4 @@
-"""The folder of encoded clips: what lies where, and what the names stand for.
+"""The folder of encoded clips: which file is where, and what the names stand for.
 
     <root>/<settings>/cache.json                       the settings, written first
     <root>/<settings>/shards/<2 letters>/<key>.safetensors   one clip each, written once
@@ -19,19 +19,24 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import chain
-from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from app.data.json_files import UNREADABLE, parsed_or_none
 from app.errors import DataError
 from app.storage.objects import ObjectMissingError, Storage
+from app.storage.safetensors_header import (
+    HEADER_LENGTH_BYTES,
+    METADATA,
+    TensorPlace,
+    header_bytes,
+    header_size,
+    parse_header,
+)
 
 FORMAT = "cogvx-latents-1"
-LENGTH_BYTES = 8  # little-endian length of the JSON table
-ALIGNMENT = 8  # the table is padded with blanks, so that the numbers after it are aligned
-LARGEST_TABLE_BYTES = 1 << 20
-
 CODES: dict[torch.dtype, str] = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -89,10 +94,8 @@ class LatentEntry:
             "num_frames": str(self.num_frames),
             "fps": repr(self.fps),
         }
-        table["__metadata__"] = {**notes, "sha256": _digest(table, notes, data)}
-        head = json.dumps(table, sort_keys=True).encode()
-        head += b" " * (-len(head) % ALIGNMENT)
-        return len(head).to_bytes(LENGTH_BYTES, "little") + head + bytes(data)
+        table[METADATA] = {**notes, "sha256": _digest(table, notes, data)}
+        return header_bytes(table) + bytes(data)
 
     @classmethod
     def from_bytes(cls, data: bytes, key: str, where: str) -> LatentEntry:
@@ -102,10 +105,11 @@ class LatentEntry:
             DamagedEntryError: not such a file, of another key, or changed since it was written.
         """
         try:
-            return _parsed(bytearray(data), key)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+            return _parsed(bytearray(data), key, where)
+        except (DataError, *UNREADABLE) as problem:
+            what = problem.what if isinstance(problem, DataError) else problem
             raise DamagedEntryError(
-                f"a file of the latent cache is damaged: {problem}",
+                f"a file of the latent cache is damaged: {what}",
                 where=where,
                 fix="delete the file and run `cogvx encode` again",
             ) from problem
@@ -120,13 +124,12 @@ def _digest(
     return digest.hexdigest()
 
 
-def _parsed(data: bytearray, key: str) -> LatentEntry:
-    length = int.from_bytes(data[:LENGTH_BYTES], "little")
-    start = LENGTH_BYTES + length
-    if len(data) < LENGTH_BYTES or length > LARGEST_TABLE_BYTES or start > len(data):
-        raise ValueError("it is cut short")
-    table = json.loads(bytes(data[LENGTH_BYTES:start]))
-    notes = table.pop("__metadata__")
+def _parsed(data: bytearray, key: str, where: str) -> LatentEntry:
+    start = header_size(bytes(data[:HEADER_LENGTH_BYTES]), where)
+    head = bytes(data[:start])
+    places = parse_header(head, len(data), where)
+    table = json.loads(head[HEADER_LENGTH_BYTES:])
+    notes = table.pop(METADATA)
     if notes["format"] != FORMAT:
         raise ValueError(f"its format is {notes['format']!r}, not {FORMAT}")
     if notes["key"] != key:
@@ -134,7 +137,7 @@ def _parsed(data: bytearray, key: str) -> LatentEntry:
     claimed = notes.pop("sha256")
     if _digest(table, notes, memoryview(data)[start:]) != claimed:
         raise ValueError("its digest does not fit its content")
-    tensors = {name: _tensor(data, start, row) for name, row in table.items()}
+    tensors = {name: _tensor(data, place) for name, place in places.items()}
     return LatentEntry(
         mean=tensors["mean"],
         logvar=tensors["logvar"],
@@ -146,18 +149,11 @@ def _parsed(data: bytearray, key: str) -> LatentEntry:
     )
 
 
-def _tensor(data: bytearray, start: int, row: dict[str, object]) -> Tensor:
-    """A view of the bytes, which only this entry uses."""
-    dtype = DTYPES[str(row["dtype"])]
-    shape = [int(size) for size in row["shape"]]  # type: ignore[attr-defined]
-    first, last = (int(offset) for offset in row["data_offsets"])  # type: ignore[attr-defined]
-    size_bytes = prod(shape) * dtype.itemsize
-    if not 0 <= first <= last <= len(data) - start or last - first != size_bytes:
-        raise ValueError("a tensor lies outside of it")
-    if size_bytes == 0:
-        raise ValueError("a tensor is empty")
-    flat = torch.frombuffer(data, dtype=torch.uint8, count=size_bytes, offset=start + first)
-    return flat.clone().view(dtype).reshape(shape)
+def _tensor(data: bytearray, place: TensorPlace) -> Tensor:
+    """A copy of the bytes, which only this entry uses."""
+    size_bytes = place.stop - place.start
+    flat = torch.frombuffer(data, dtype=torch.uint8, count=size_bytes, offset=place.start)
+    return flat.clone().view(DTYPES[place.dtype]).reshape(place.shape)
 
 
 CACHE_VERSION = 1
@@ -186,14 +182,13 @@ class CacheSettings:
 
     @classmethod
     def from_json(cls, data: bytes) -> CacheSettings | None:
-        """Read `cache.json`; None when it is none of ours."""
-        try:
-            content = json.loads(data)
-            if content["format_version"] != CACHE_VERSION:
-                return None
-            return cls(dict(content["settings"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return None
+        """Read `cache.json`; None when another program or version wrote it."""
+
+        def parse(content: Mapping[str, Any]) -> CacheSettings | None:
+            is_known = content["format_version"] == CACHE_VERSION
+            return cls(dict(content["settings"])) if is_known else None
+
+        return parsed_or_none(data, parse)
 
     def differences(self, other: CacheSettings) -> dict[str, tuple[object, object]]:
         """Name -> (value here, value of `other`), where they are not the same."""
@@ -234,7 +229,7 @@ class EncodePart:
     count: int = 1
 
     def of(self, total: int) -> range:
-        """The samples of this part: neighbours, because they lie in the same tar shards."""
+        """The samples of this part: neighbours, because they are in the same tar shards."""
         return range(self.index * total // self.count, (self.index + 1) * total // self.count)
 
     @property
@@ -316,12 +311,12 @@ def damaged(known: Mapping[str, Sequence[SampleRecord]], present: Mapping[str, i
 
 
 def shard_key(key: str) -> str:
-    """Where an entry lies below its settings."""
+    """Key of an entry below its settings."""
     return f"shards/{key[:2]}/{key}{SUFFIX}"
 
 
 def dataset_folder(dataset: str) -> str:
-    """Where the lists of a dataset lie; `dataset` is its path as the configuration names it."""
+    """Folder of the lists of a dataset; `dataset` is its path as the configuration names it."""
     return f"datasets/{hashlib.sha256(dataset.encode()).hexdigest()[:16]}/"
 
 
@@ -332,7 +327,7 @@ def _records(data: bytes, where: str) -> list[SampleRecord]:
         records = [SampleRecord(*json.loads(line)) for line in lines[1:]]
         if head["format_version"] != CACHE_VERSION or head["samples"] != len(records):
             raise ValueError("it is cut short, or of another version")
-    except (ValueError, KeyError, TypeError, IndexError) as problem:
+    except UNREADABLE as problem:
         raise DataError(
             f"a list of the latent cache cannot be read: {problem}",
             where=where,

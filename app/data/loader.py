@@ -7,12 +7,11 @@ Python and beside the training step.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from types import TracebackType
 
@@ -28,13 +27,15 @@ BATCHES_MEASURED = 32  # the rate is that of the last ones
 BATCHES_NEEDED = 4
 FIRST_SAMPLES = 512  # until the rate is known
 FEWEST_SAMPLES, MOST_SAMPLES = 64, 1 << 16
+# Decoded samples in memory at once, whatever the number of workers (49x480x720: 42 of them).
+MOST_DECODED_BYTES = 2 << 30
 
 
 class Lookahead:
     """Measures how fast samples are used.
 
     Args:
-        seconds: of training that should lie ahead.
+        seconds: of training to stay ahead of.
         clock: seconds of a clock that never goes back.
     """
 
@@ -53,21 +54,15 @@ class Lookahead:
             return FIRST_SAMPLES
         passed = self._used[-1][0] - self._used[0][0]
         used = sum(count for _, count in self._used) - self._used[0][1]
-        wished = MOST_SAMPLES if passed <= 0 else self._seconds * used / passed
-        return int(min(max(wished, FEWEST_SAMPLES), MOST_SAMPLES))
-
-
-log = logging.getLogger(__name__)
-
-# Decoded samples in memory at once, whatever the number of workers (49x480x720: 42 of them).
-MOST_DECODED_BYTES = 2 << 30
+        ahead = MOST_SAMPLES if passed <= 0 else self._seconds * used / passed
+        return int(min(max(ahead, FEWEST_SAMPLES), MOST_SAMPLES))
 
 
 @dataclass(frozen=True, slots=True)
 class LoaderSettings:
     """How far ahead to work, and how many bad samples to bear."""
 
-    num_workers: int = 1  # threads with a decoder each; 0 decodes when a batch is asked for
+    num_workers: int = 1  # threads with a decoder each; 0 decodes when the next batch is taken
     prefetch_factor: int = 4  # samples per worker
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     prefetch_s: float = 120.0  # of training: how far shards are announced to the downloader
@@ -130,7 +125,7 @@ class Loader:
 
         Every step gives `share.accumulation` of them. A sample that cannot be used is replaced
         and noted in `quarantine`. Other errors are raised here, as they are, when their batch is
-        asked for. Closing the iterator cancels what was ahead.
+        due. Closing the iterator cancels what was ahead.
         """
         plan = self._plan(start_step, stop_step)
         ahead: deque[_Planned] = deque()  # announced, not yet begun
@@ -157,18 +152,8 @@ class Loader:
 
     def cursor(self, step: int, skipped: Sequence[int] = ()) -> Cursor:
         """Where the data is after `step` optimizer steps."""
-        same = self._identity
-        return Cursor(
-            t=step,
-            seed=same.seed,
-            lanes=same.lanes,
-            window=same.window,
-            batch=same.batch,
-            manifest_sha256=same.manifest_sha256,
-            order=same.order,
-            shares=same.shares,
-            quarantined=self.quarantine.ids(),
-            skipped=tuple(skipped),
+        return replace(
+            self._identity, t=step, quarantined=self.quarantine.ids(), skipped=tuple(skipped)
         )
 
     def steps_for_epochs(self, epochs: int) -> int:
@@ -203,7 +188,7 @@ class Loader:
                 yield _Planned(positions, [self.order.index(p) for p in positions])
 
     def _announce(self, plan: Iterator[_Planned], ahead: deque[_Planned]) -> None:
-        """Tell the source about the reads of the next `prefetch_s` seconds."""
+        """Announce to the source the reads of the next `prefetch_s` seconds."""
         size = self.share.micro_batch
         most = max(self._lookahead.samples(), size)
         while (len(ahead) + 1) * size <= most:
@@ -228,10 +213,10 @@ class Loader:
 
     def _most_samples(self) -> int:
         """Samples decoded or being decoded at once: at least the next batch beside this one."""
-        wished = self._settings.num_workers * self._settings.prefetch_factor
+        most = self._settings.num_workers * self._settings.prefetch_factor
         if self.source.sample_bytes:
-            wished = min(wished, MOST_DECODED_BYTES // self.source.sample_bytes)
-        return max(wished, 2 * self.share.micro_batch)
+            most = min(most, MOST_DECODED_BYTES // self.source.sample_bytes)
+        return max(most, 2 * self.share.micro_batch)
 
     def _batch(self, planned: _Planned, futures: list[Future[Filled]]) -> Batch:
         pairs = zip(planned.positions, planned.indices, strict=True)

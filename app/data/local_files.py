@@ -21,7 +21,7 @@ class LocalFiles:
         storage: the folder or bucket.
         entries: its objects, by key, as listed at start.
         cache: where remote objects are kept; None is allowed for a local folder only.
-        prefetcher: told about coming reads; may be None.
+        prefetcher: gets coming reads announced; may be None.
     """
 
     def __init__(
@@ -52,22 +52,22 @@ class LocalFiles:
         if self._cache is None:
             return self._open_local(key)
         for _ in range(OPEN_ATTEMPTS):
-            path = self._cache.get(self._wanted(key))
+            path = self._cache.get(self._cached(key))
             try:
                 return path.open("rb")
             except FileNotFoundError:
                 continue
         raise DataError(
-            "the file vanishes from the cache again and again",
+            "the file disappears from the cache again and again",
             where=f"{self.storage.url}/{key}",
-            fix="use a larger data.cache_gib: it is smaller than what the ranks read at once",
+            fix="use a larger data.cache_gib: it is smaller than what the ranks read at a time",
         )
 
     def discard(self, key: str) -> bool:
         """Forget a cached copy that its reader found damaged; False when there is none."""
         if self._cache is None:
             return False
-        self._cache.discard(self._wanted(key))
+        self._cache.discard(self._cached(key))
         return True
 
     def read(self, key: str) -> bytes:
@@ -78,14 +78,14 @@ class LocalFiles:
     def expect(self, key: str) -> None:
         """One `open` of this object is coming."""
         if self._prefetcher is not None:
-            self._prefetcher.expect(self._wanted(key))
+            self._prefetcher.expect(self._cached(key))
 
     def done(self, key: str) -> None:
         """One expected `open` is over."""
         if self._prefetcher is not None:
-            self._prefetcher.done(self._wanted(key))
+            self._prefetcher.done(self._cached(key))
 
-    def _wanted(self, key: str) -> CachedObject:
+    def _cached(self, key: str) -> CachedObject:
         return CachedObject(self.storage, self.entries[key], self._checks.get(key))
 
     def _open_local(self, key: str) -> BinaryIO:

@@ -2,7 +2,7 @@
 
 All processes of a node share one directory. A file's name is a digest of the object's URL and
 identity, so two buckets with a `000.tar` never mix and a replaced object is another file. Locks
-are `flock`s: the kernel frees them when a process dies, so nothing is left to clean by hand.
+are `flock`s: the kernel frees them when a process dies, so nothing is left to clean up.
 
     <digest>.obj        a complete object, checked before it got this name
     <digest>.lock       held by whoever downloads it; others wait here and then find the file
@@ -63,7 +63,7 @@ class CachedObject:
 
 
 class NoRoomError(Exception):
-    """The bound is reached and every file is wanted; wait until one is not, or be urgent."""
+    """The bound is reached and every file will be read soon: wait, or be urgent."""
 
 
 class ObjectCache:
@@ -92,36 +92,36 @@ class ObjectCache:
         fcntl.flock(self._want, fcntl.LOCK_EX)
         self._remove_leftovers()
 
-    def get(self, wanted: CachedObject, *, urgent: bool = True) -> Path:
+    def get(self, target: CachedObject, *, urgent: bool = True) -> Path:
         """The object's file; downloads it if no process of this node has.
 
         Args:
-            wanted: what to have.
-            urgent: someone waits for it: files that are wanted later may be removed for it.
+            target: what to have.
+            urgent: a reader waits for it: files that are read later may be removed for it.
 
         Raises:
-            NoRoomError: not urgent, and there is no room now.
+            NoRoomError: not urgent, and the cache is full.
             DataError: the object is damaged, twice.
             InputMissingError, AccessDeniedError, RetryableError: from the storage.
         """
-        path = self.folder / f"{wanted.name}{OBJECT}"
-        if self._present(path, wanted):
+        path = self.folder / f"{target.name}{OBJECT}"
+        if self._present(path, target):
             return path
-        with self._locked(f"{wanted.name}.lock"):
-            if not self._present(path, wanted):
+        with self._locked(f"{target.name}.lock"):
+            if not self._present(path, target):
                 try:
-                    self._download(wanted, path, urgent)
+                    self._download(target, path, urgent)
                 except DataError as problem:
-                    log.warning("damaged", extra={"url": wanted.url, "what": problem.what})
-                    self._download(wanted, path, urgent)
+                    log.warning("damaged", extra={"url": target.url, "what": problem.what})
+                    self._download(target, path, urgent)
         return path
 
-    def discard(self, wanted: CachedObject) -> None:
+    def discard(self, target: CachedObject) -> None:
         """Remove a file that its reader found damaged; the next `get` fetches it again."""
         with suppress(FileNotFoundError):
-            (self.folder / f"{wanted.name}{OBJECT}").unlink()
+            (self.folder / f"{target.name}{OBJECT}").unlink()
 
-    def want(self, names: Iterable[str]) -> None:
+    def announce(self, names: Iterable[str]) -> None:
         """Publish which names this process reads soon, so that no other removes them."""
         with self._want_lock:
             self._want.seek(0)
@@ -130,15 +130,15 @@ class ObjectCache:
             self._want.flush()
 
     def close(self) -> None:
-        """Give up this process's wishes; the files stay for the next run."""
+        """End this process's announcement; the files stay for the next run."""
         with suppress(FileNotFoundError):
             self._want_path.unlink()
         self._want.close()
 
-    def _present(self, path: Path, wanted: CachedObject) -> bool:
+    def _present(self, path: Path, target: CachedObject) -> bool:
         try:
             found = path.stat()
-            if found.st_size != wanted.entry.size_bytes:
+            if found.st_size != target.entry.size_bytes:
                 path.unlink()
                 return False
             os.utime(path)  # least recently used goes first
@@ -146,39 +146,39 @@ class ObjectCache:
             return False
         return True
 
-    def _download(self, wanted: CachedObject, path: Path, urgent: bool) -> None:
+    def _download(self, target: CachedObject, path: Path, urgent: bool) -> None:
         """Called with the object's lock held."""
         part = path.with_suffix(PART)
-        with self._reserved(wanted, urgent):
+        with self._reserved(target, urgent):
             try:
-                self._fetch(wanted, part)
+                self._fetch(target, part)
             except OSError as problem:
                 if problem.errno != errno.ENOSPC:
                     raise
                 with self._locked("evict.lock"):
                     self._make_room(0, urgent, int(AFTER_FULL_DISK * self._used_bytes()))
-                self._fetch(wanted, part)
+                self._fetch(target, part)
             os.replace(part, path)
-        log.debug("shard cached", extra={"url": wanted.url, "bytes": wanted.entry.size_bytes})
+        log.debug("shard cached", extra={"url": target.url, "bytes": target.entry.size_bytes})
 
-    def _fetch(self, wanted: CachedObject, part: Path) -> None:
+    def _fetch(self, target: CachedObject, part: Path) -> None:
         try:
-            wanted.storage.download(wanted.entry.key, part, wanted.entry)
-            if wanted.check is not None:
-                wanted.check(part)
+            target.storage.download(target.entry.key, part, target.entry)
+            if target.check is not None:
+                target.check(part)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
 
     @contextmanager
-    def _reserved(self, wanted: CachedObject, urgent: bool) -> Iterator[None]:
+    def _reserved(self, target: CachedObject, urgent: bool) -> Iterator[None]:
         """Count the bytes of a download before it begins."""
-        path = self.folder / f"{wanted.name}{RESERVED}"
-        needed = wanted.entry.size_bytes
+        path = self.folder / f"{target.name}{RESERVED}"
+        needed = target.entry.size_bytes
         if needed > self.limit_bytes:
             raise ConfigError(
                 f"a file of {needed / GIB:.3f} GiB does not fit into the cache of "
-                f"{self.limit_bytes / GIB:.3f} GiB: {wanted.url}",
+                f"{self.limit_bytes / GIB:.3f} GiB: {target.url}",
                 where="data.cache_gib",
                 fix="use a larger cache or smaller shards",
             )
@@ -199,14 +199,14 @@ class ObjectCache:
     def _make_room(self, needed: int, urgent: bool, limit: int) -> bool:
         """Remove files until `needed` bytes fit; called with evict.lock held.
 
-        Files that nobody wants go first, oldest first. Someone who waits may also take what is
-        wanted later, by this process before others: it costs them a download, and refusing
-        would stop every rank, because they wait for each other.
+        Files that no process has announced go first, oldest first. A reader that waits may also
+        take what is read later, by this process before others: it costs them a download, and
+        refusing would stop every rank, because they wait for each other.
         """
         used = self._used_bytes()
         if used + needed <= limit:
             return True
-        mine, others = self._wanted_names()
+        mine, others = self._announced_names()
         for protected in (mine | others, others, set[str]()) if urgent else (mine | others,):
             for path in self._oldest_first():
                 if used + needed <= limit:
@@ -233,8 +233,8 @@ class ObjectCache:
                     aged.append((path.stat().st_mtime, path))
         return [path for _, path in sorted(aged)]
 
-    def _wanted_names(self) -> tuple[set[str], set[str]]:
-        """Names wanted by this process, and by the other living ones."""
+    def _announced_names(self) -> tuple[set[str], set[str]]:
+        """Names announced by this process, and by the other living ones."""
         mine: set[str] = set()
         others: set[str] = set()
         for path in self.folder.glob(f"*{WANT}"):
@@ -278,7 +278,7 @@ class Prefetcher:
     """Downloads objects in the order in which they will be read, ahead of the reader.
 
     `expect` counts coming reads of an object and `done` counts one off. An object with expected
-    reads is wanted; at most `ahead_bytes` of wanted objects are downloaded ahead.
+    reads is needed; at most `ahead_bytes` of needed objects are downloaded ahead.
     """
 
     def __init__(self, cache: ObjectCache, ahead_bytes: int, threads: int = 2) -> None:
@@ -296,25 +296,25 @@ class Prefetcher:
         for thread in self._threads:
             thread.start()
 
-    def expect(self, wanted: CachedObject) -> None:
+    def expect(self, target: CachedObject) -> None:
         """One read of this object is coming."""
         with self._changed:
-            self._reads[wanted.name] = self._reads.get(wanted.name, 0) + 1
-            if wanted.name not in self._objects:
-                self._objects[wanted.name] = wanted
-                self._publish()
+            self._reads[target.name] = self._reads.get(target.name, 0) + 1
+            if target.name not in self._objects:
+                self._objects[target.name] = target
+                self._cache.announce(self._reads)
                 self._changed.notify_all()
 
-    def done(self, wanted: CachedObject) -> None:
+    def done(self, target: CachedObject) -> None:
         """One expected read is over."""
         with self._changed:
-            left = self._reads.get(wanted.name, 0) - 1
+            left = self._reads.get(target.name, 0) - 1
             if left > 0:
-                self._reads[wanted.name] = left
-            elif wanted.name in self._reads:
-                del self._reads[wanted.name], self._objects[wanted.name]
-                self._begun.discard(wanted.name)
-                self._publish()
+                self._reads[target.name] = left
+            elif target.name in self._reads:
+                del self._reads[target.name], self._objects[target.name]
+                self._begun.discard(target.name)
+                self._cache.announce(self._reads)
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -325,22 +325,16 @@ class Prefetcher:
         for thread in self._threads:
             thread.join()
 
-    def _publish(self) -> None:
-        self._cache.want(self._reads)
-
     def _next(self) -> CachedObject | None:
         """The first object not begun yet, if it is inside the bound. Called with the lock."""
         ahead = 0
         for name in self._reads:
-            wanted = self._objects[name]
+            target = self._objects[name]
             if name not in self._begun:
                 # The first one always: a bound below one object would stop everything.
-                return (
-                    wanted
-                    if ahead + wanted.entry.size_bytes <= self._ahead_bytes or not (ahead)
-                    else None
-                )
-            ahead += wanted.entry.size_bytes
+                fits = ahead + target.entry.size_bytes <= self._ahead_bytes
+                return target if fits or not ahead else None
+            ahead += target.entry.size_bytes
         return None
 
     def _run(self) -> None:
@@ -350,15 +344,15 @@ class Prefetcher:
                     self._changed.wait()
                 if self._closed:
                     return
-                wanted = self._next()
-                assert wanted is not None
-                self._begun.add(wanted.name)
+                target = self._next()
+                assert target is not None
+                self._begun.add(target.name)
             try:
-                self._cache.get(wanted, urgent=False)
+                self._cache.get(target, urgent=False)
             except NoRoomError:
                 with self._changed:
-                    self._begun.discard(wanted.name)
+                    self._begun.discard(target.name)
                     self._changed.wait(timeout=1.0)
             except (CogvxError, OSError) as problem:
                 # The reader meets the same problem, with the sample's name; here it is a hint.
-                log.warning("prefetch failed", extra={"url": wanted.url, "problem": str(problem)})
+                log.warning("prefetch failed", extra={"url": target.url, "problem": str(problem)})

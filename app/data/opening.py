@@ -36,7 +36,7 @@ class LoaderRequest:
     `weights`: how often each path counts; None or equal ones: every sample once per epoch.
     `create`: the caller's create_dataset_function(path, args), instead of the configured class.
     `replace`: what reads the samples instead of each source (the latent cache); None: itself.
-    `split`, `part`: shares of training, validation and test data, and which of them is wanted.
+    `split`, `part`: shares of training, validation and test data, and which of them is loaded.
     `cost`: modelled time of one clip of a bucket, for `data.bucket_batch: cost`.
     """
 
@@ -74,9 +74,9 @@ def open_loader(config: DataConfig, request: LoaderRequest) -> Loader:
         sources = [request.replace(source, path, settings) for source, path in pairs]
     parts = zip(sources, request.paths, strict=True)
     sources = [part_of(source, request.split, request.part, path) for source, path in parts]
-    found = ordered(sources, _wish(config, request))
+    found = ordered(sources, _order_request(config, request))
     return Loader(
-        _Owner(sources, settings),
+        JoinedSource(sources, settings.close),
         found.order,
         found.share,
         settings=LoaderSettings(
@@ -111,23 +111,7 @@ def open_dataset(
     return MapSource(create(path, request.args, **config.params), config.target)
 
 
-class _Owner(JoinedSource):
-    """The joined sources, which also ends what they share."""
-
-    def __init__(self, sources: Sequence[Source], settings: SourceSettings) -> None:
-        super().__init__(sources)
-        self._settings = settings
-
-    def close(self) -> None:
-        super().close()
-        self._settings.decoders.close()
-        if self._settings.prefetcher is not None:
-            self._settings.prefetcher.close()
-        if self._settings.cache is not None:
-            self._settings.cache.close()
-
-
-def _wish(config: DataConfig, request: LoaderRequest) -> OrderRequest:
+def _order_request(config: DataConfig, request: LoaderRequest) -> OrderRequest:
     lanes, window = _lanes_and_window(config)
     by_cost = config.bucket_batch == "cost"
     if by_cost and config.buckets and request.cost is None:

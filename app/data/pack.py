@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import webdataset
@@ -22,10 +22,18 @@ from app.config.dataset_defaults import DEFAULT_SHARD_MIB
 from app.data.bad_clip import BadClipError
 from app.data.local_files import LocalFiles
 from app.data.shards.index import index_shard, safe_name
-from app.data.shards.manifest import MANIFEST_NAME, DatasetManifest, ShardEntry, sizes_key
-from app.data.shards.survey import IndexFiles, describe, file_sha256
+from app.data.shards.manifest import MANIFEST_NAME, DatasetManifest, ShardEntry, sizes_key, updated
+from app.data.shards.survey import IndexFiles, file_sha256, shard_entry
 from app.data.sources.settings import ERROR, SourceSettings
-from app.data.sources.sft import LABELS, VIDEOS, CaptionFiles, is_video, no_videos, split_root
+from app.data.sources.sft import (
+    LABELS,
+    VIDEOS,
+    CaptionFiles,
+    is_video,
+    list_folder,
+    no_videos,
+    split_root,
+)
 from app.data.video.decoder import VideoDecoder, VideoFacts
 from app.data.video.sizes import ClipSize, size_of, sizes_to_json
 from app.errors import ConfigError, DataError
@@ -111,7 +119,7 @@ def pack(
         folder: videos/ and labels/ as SFTSource reads them; local or s3://.
         out: folder or s3:// prefix; the manifest is written last.
         rules: names, sizes, captions.
-        progress: told after every video.
+        progress: called after every video.
 
     Raises:
         InputMissingError: no video.
@@ -128,7 +136,7 @@ def pack(
         shards = _write_shards(clips.read(progress), target, rules, Path(scratch))
     listed = {entry.key: entry for entry in target.list()}
     manifest = DatasetManifest(
-        tuple(_as_listed(shard, listed) for shard in shards), f"cogvx {__version__}"
+        tuple(updated(shard, listed[shard.name]) for shard in shards), f"cogvx {__version__}"
     )
     _delete_old(target, old, manifest)
     target.write_small(MANIFEST_NAME, manifest.to_json())
@@ -144,17 +152,17 @@ def pack(
 def _check_apart(folder: str, target: Storage) -> None:
     """Refuse to write shards among the videos that they are made of."""
     root, _ = split_root(folder)
-    source, written = _place(open_storage(root).url), _place(target.url)
+    source, written = _canonical(open_storage(root).url), _canonical(target.url)
     parts = (f"{source}/{VIDEOS}/", f"{source}/{LABELS}/")
     if written == source or f"{written}/".startswith(parts):
         raise ConfigError(
-            "the shards would lie among the videos that they are made of",
+            "the shards would be among the videos that they are made of",
             where=target.url,
             fix="name another folder or prefix with --out",
         )
 
 
-def _place(url: str) -> str:
+def _canonical(url: str) -> str:
     """A URL or path, the same for the same place."""
     return (url if is_remote(url) else os.path.realpath(url)).rstrip("/")
 
@@ -163,17 +171,15 @@ class _Clips:
     """The videos of a folder, each read, checked and described."""
 
     def __init__(self, folder: str, rules: PackRules) -> None:
-        self._root, within = split_root(folder)
-        storage = open_storage(self._root)
-        entries = {entry.key: entry for entry in storage.list()}
+        self._storage, entries, within = list_folder(folder)
+        self._root = split_root(folder)[0]
         self._keys = [key for key in sorted(entries) if is_video(key, within)]
         if not self._keys:
             raise no_videos(folder, entries)
-        self._storage = storage
         settings = SourceSettings(missing_captions=rules.missing_captions)
-        files = None if is_remote(self._root) else LocalFiles(storage, entries, None)
-        self._files = files
-        self._captions = CaptionFiles(storage, entries, settings)
+        is_local = not is_remote(self._root)
+        self._files = LocalFiles(self._storage, entries, None) if is_local else None
+        self._captions = CaptionFiles(self._storage, entries, settings)
         self._captions.check(self._keys)
         self._names = _sample_names(self._keys)
 
@@ -205,10 +211,7 @@ class _Clips:
             )
 
     def _clip(self, decoder: VideoDecoder, key: str) -> _Clip:
-        if self._files is None:
-            video = self._storage.read_small(key)
-        else:
-            video = self._files.read(key)
+        video = (self._files.read if self._files else self._storage.read_small)(key)
         return _Clip(self._names[key], video, self._captions.read(key), decoder.probe(video))
 
 
@@ -284,7 +287,7 @@ def _publish(path: Path, target: Storage, files: IndexFiles) -> ShardEntry:
     with path.open("rb") as file:
         index = index_shard(file, size, path.name)
     entry = Entry(path.name, size, None, None)
-    shard = describe(entry, index, "txt", file_sha256(path))
+    shard = shard_entry(entry, index, "txt", file_sha256(path))
     target.upload(path, path.name)
     files.write(shard.index, index.to_json(path.name))
     log.info("shard written", extra={"shard": path.name, "bytes": size, "samples": shard.samples})
@@ -300,19 +303,13 @@ def _tar_bytes(members: dict[str, bytes | str]) -> int:
     return total
 
 
-def _as_listed(shard: ShardEntry, listed: dict[str, Entry]) -> ShardEntry:
-    """The shard with the identity under which the storage shows it now."""
-    entry = listed[shard.name]
-    return replace(shard, etag=entry.etag or None, modified=entry.modified)
-
-
 def _old_manifest(target: Storage, rules: PackRules) -> DatasetManifest | None:
-    """The manifest that lies there already; refuse to replace it unless told."""
+    """The manifest that is there already; replaced only with --overwrite."""
     if MANIFEST_NAME not in {entry.key for entry in target.list(MANIFEST_NAME)}:
         return None
     if not rules.overwrite:
         raise ConfigError(
-            "a dataset lies there already",
+            "there is a dataset already",
             where=f"{target.url}/{MANIFEST_NAME}",
             fix="choose another --out, or replace it with --overwrite",
         )

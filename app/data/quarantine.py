@@ -4,7 +4,7 @@ A position whose sample is bad is filled by `Order.replacement(position, k)`, k 
 one is good, so nothing else moves. What a rank may take depends on agreed facts only: the
 quarantine as all ranks knew it at the beginning of the step, and what reading finds. Readers work
 ahead of the training, so a sample that was read before it was quarantined is replaced when its
-batch is asked for (`Loader`). The agreed ids are part of the cursor: docs/data_order.md.
+batch is taken (`Loader`). The agreed ids are part of the cursor: docs/data_order.md.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from app.config.schema.data import QuarantineConfig
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
 from app.data.order.orders import Order
-from app.data.sources.protocols import SampleId, Source, sample_id, shard_id
+from app.data.sources.protocols import SampleId, Source
+from app.data.sources.views import ForwardingSource
 from app.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -55,13 +55,6 @@ class BadSample:
     @property
     def id(self) -> SampleId:
         return self.shard, self.key
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> BadSample:
-        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +94,7 @@ class Quarantine:
     def agree(self, ids: Iterable[SampleId]) -> list[SampleId]:
         """Quarantine these from the next step on; the ones that were not, in sorted order.
 
-        Every rank must be told the same ids between the same two steps.
+        Every rank must pass the same ids between the same two steps.
         """
         with self._lock:
             fresh = []
@@ -134,8 +127,8 @@ class Quarantine:
     def holds(self, source: Source, index: int) -> bool:
         """Whether a sample is quarantined."""
         with self._lock:
-            keys = self._keys.get(shard_id(source, index), set())
-        return bool(keys) and sample_id(source, index)[1] in keys
+            keys = self._keys.get(source.shard_id(index), set())
+        return bool(keys) and source.sample_id(index)[1] in keys
 
 
 class Filler:
@@ -198,7 +191,7 @@ class Filler:
             if error.reason == CLOSED:
                 raise
             problem = error
-        shard, key = sample_id(self._source, index)
+        shard, key = self._source.sample_id(index)
         return BadSample(
             shard,
             key,
@@ -227,30 +220,17 @@ class Filler:
         raise AssertionError("unreachable")
 
 
-class ReplacedSource:
+class ReplacedSource(ForwardingSource):
     """A source read by number (validation): a bad sample gives way to the next good one.
 
-    A bad sample is tried once and told once. Nothing of it goes into the cursor: the samples of
-    a validation do not depend on how far the run is.
+    A bad sample is tried once and reported once. Nothing of it goes into the cursor: the samples
+    of a validation do not depend on how far the run is.
     """
 
     def __init__(self, source: Source, quarantine: Quarantine) -> None:
-        self._source = source
+        super().__init__(source)
         self._quarantine = quarantine
         self._filler = Filler(source, _NextOrder(len(source)), quarantine)
-
-    @property
-    def sample_bytes(self) -> int:
-        return self._source.sample_bytes
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def shard_sizes(self) -> Sequence[int]:
-        return self._source.shard_sizes()
-
-    def fingerprint(self) -> str:
-        return self._source.fingerprint()
 
     def read(self, index: int, position: int) -> Item:
         """Sample `index`, or the next good one; random parts are keyed by `index` in any case."""
@@ -260,15 +240,6 @@ class ReplacedSource:
             log.warning("bad sample of the validation, the next one is used", extra=facts)
         self._quarantine.agree(bad.id for bad in filled.bad)
         return filled.item
-
-    def expect(self, index: int) -> None:
-        self._source.expect(index)
-
-    def release(self, index: int) -> None:
-        self._source.release(index)
-
-    def close(self) -> None:
-        self._source.close()
 
 
 @dataclass(frozen=True, slots=True)

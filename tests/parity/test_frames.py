@@ -15,7 +15,7 @@ from app.data.sources.settings import SourceSettings
 from app.data.sources.sft import CaptionFiles, is_video
 from app.data.video import frames
 from app.data.video.frames import FrameRequest
-from app.data.video.transforms import crop_origin, normalise, resize_and_crop, resized_size
+from app.data.video.transforms import crop_origin, resize_and_crop, resized_size, scale_pixels
 from app.errors import DataError
 from app.storage.opening import open_storage
 from tests.parity import golden
@@ -35,13 +35,13 @@ def rows(section: str) -> list[Any]:
 
 @pytest.mark.parametrize("row", rows("sft_dataset"))
 def test_folder_rule_picks_the_recorded_frames(row: dict[str, Any]) -> None:
-    wish = FrameRequest(row["max_num_frames"], row["target_fps"], row["skip_frms_num"])
+    request = FrameRequest(row["max_num_frames"], row["target_fps"], row["skip_frms_num"])
 
     if "error" in row:
         with pytest.raises(BadClipError):
-            frames.sat_folder(row["num_frames_in_file"], row["orig_fps"], wish)
+            frames.sat_folder(row["num_frames_in_file"], row["orig_fps"], request)
         return
-    picked = frames.sat_folder(row["num_frames_in_file"], row["orig_fps"], wish)
+    picked = frames.sat_folder(row["num_frames_in_file"], row["orig_fps"], request)
 
     assert list(picked.frames) == row["picked"]
     assert picked.num_frames == row["item_num_frames"]
@@ -49,9 +49,9 @@ def test_folder_rule_picks_the_recorded_frames(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("row", rows("web_dataset"))
 def test_shard_rule_picks_the_recorded_frames(row: dict[str, Any]) -> None:
-    wish = FrameRequest(row["num_frames"], row["target_fps"], row["skip_frms_num"])
+    request = FrameRequest(row["num_frames"], row["target_fps"], row["skip_frms_num"])
     length = row["nb_read_frames"] or row["num_frames_in_file"]
-    required_s = frames.sat_shards_duration_s(row["orig_fps"], wish)
+    required_s = frames.sat_shards_duration_s(row["orig_fps"], request)
 
     assert required_s == pytest.approx(row["required_duration"], rel=1e-12)
     if row["duration"] is not None:
@@ -59,9 +59,9 @@ def test_shard_rule_picks_the_recorded_frames(row: dict[str, Any]) -> None:
     crop = random.Random(row["seed"])
     if "error" in row:
         with pytest.raises(BadClipError):
-            frames.sat_shards(length, row["orig_fps"], row["duration"], wish, crop)
+            frames.sat_shards(length, row["orig_fps"], row["duration"], request, crop)
         return
-    picked = frames.sat_shards(length, row["orig_fps"], row["duration"], wish, crop)
+    picked = frames.sat_shards(length, row["orig_fps"], row["duration"], request, crop)
 
     assert list(picked.frames) == row["picked"]
     assert picked.num_frames == row["num_frames"]
@@ -96,7 +96,7 @@ def test_pixels_are_the_recorded_ones(case: Case) -> None:
             assert (actual.int() - expected.int()).abs().max() <= levels
             assert torch.equal(one_by_one, actual)
             normalised = case.tensor(f"pixels/{group}/normalized")
-            case.assert_close(normalise(actual), normalised, "normalized")
+            case.assert_close(scale_pixels(actual), normalised, "normalized")
             floats = case.tensor(f"pixels/{group}/output_float_input")
             torch.testing.assert_close(
                 resize_and_crop(pixels.float(), wanted), floats, rtol=1e-5, atol=1e-3

@@ -1,7 +1,7 @@
 """The samples of a dataset of any layout, for a check: nothing stops at the first fault.
 
 A folder with videos and captions, or tar shards, local or in a bucket. What is wrong with a whole
-shard or with a name is noted here; what is wrong with a sample is found in `check_clip`.
+shard or with a name is noted here; what is wrong with a sample is found in `sample.py`.
 Nothing is written beside the data.
 """
 
@@ -12,37 +12,35 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from app.data.check.folder import folder_samples, holds_shards, mixed, unreadable
 from app.data.check.sample import Problem, Sample
 from app.data.shards.captions import (
-    Records,
     TextRules,
     caption,
     metadata,
-    sidecar_name,
-    sidecar_records,
+    read_sidecar,
 )
 from app.data.shards.index import VIDEO, Member, ShardIndex, index_digest, walk_shard
 from app.data.shards.manifest import (
     MANIFEST_NAME,
     DatasetManifest,
     ShardEntry,
-    check_against_listing,
+    identity_change,
     sizes_key,
 )
-from app.data.shards.survey import entries_of, file_sha256, wanted_shards
+from app.data.shards.survey import entries_of, file_sha256, matching_shards
 from app.data.shards.urls import SUFFIX, ShardPattern, parse_shard_path
-from app.data.sources.sft import LABELS, split_root
+from app.data.sources.sft import list_folder
 from app.data.video.sizes import sizes_from_json
 from app.errors import CogvxError, DataError, InputMissingError
-from app.storage.objects import Entry, ObjectMissingError, Storage
+from app.storage.objects import Entry, Storage
 from app.storage.opening import is_remote, open_storage
 
 DAMAGED = "damaged_shard"
-TASTE = frozenset({"too_short", "caption_too_long"})  # sound samples that do not fit the wish
+UNSUITED = frozenset({"too_short", "caption_too_long"})  # sound, but not what training needs
 
 
 @dataclass(slots=True)
@@ -57,25 +55,21 @@ class Found:
 
 
 def open_dataset(url: str, rules: TextRules) -> tuple[Found, Iterator[list[Sample]]]:
-    """Find out what lies at a path, and how to get its samples.
+    """Find out what is at a path, and how to get its samples.
 
     Returns:
         What is known, and groups of samples (a folder, or one shard each). A group can be read
-        until the next one is asked for.
+        until the next one is taken.
 
     Raises:
-        InputMissingError: nothing lies there.
+        InputMissingError: nothing is there.
         ConfigError: a path of a kind that is not read.
     """
     patterns = parse_shard_path(url)
     if not _is_plain_folder(patterns):
         found = Found("shards")
         return found, _shards(patterns, rules, found)
-    root, within = split_root(patterns[0].folder)
-    storage = open_storage(root)
-    entries = {entry.key: entry for entry in storage.list(within)}
-    if within:
-        entries |= {entry.key: entry for entry in storage.list(f"{LABELS}/")}
+    storage, entries, within = list_folder(patterns[0].folder)
     is_shards = holds_shards(entries, within)
     found = Found("shards" if is_shards else "folder")
     found.problems += mixed(storage.url, entries, within, is_shards=is_shards)
@@ -86,9 +80,9 @@ def open_dataset(url: str, rules: TextRules) -> tuple[Found, Iterator[list[Sampl
     found.problems += problems
     if not samples and not found.problems:
         raise InputMissingError(
-            "neither videos (*.mp4) nor shards (*.tar) lie here",
+            "there are neither videos (*.mp4) nor shards (*.tar) here",
             where=url,
-            fix="check the path; videos lie in videos/, their captions in labels/",
+            fix="check the path; videos belong in videos/, their captions in labels/",
         )
     found.total = len(samples)
     return found, iter([samples])
@@ -105,10 +99,10 @@ def _shards(
     """One group of samples per shard; what is wrong with the shard itself is noted."""
     for folder in dict.fromkeys(pattern.folder for pattern in patterns):
         storage = open_storage(folder)
-        entries = entries_of(storage, [p for p in patterns if p.folder == folder])
+        here = [pattern for pattern in patterns if pattern.folder == folder]
+        entries = entries_of(storage, here)
         known = _manifest(storage, entries, found)
-        asked = [pattern for pattern in patterns if pattern.folder == folder]
-        names = wanted_shards(folder, entries, set(known), asked)
+        names = matching_shards(folder, entries, set(known), here)
         for name in dict.fromkeys(names):
             url = f"{storage.url}/{name}"
             if name not in entries:
@@ -143,18 +137,16 @@ def _changed(
     if known is None:
         return None
     try:
-        doubts = check_against_listing([known], entries, storage.url)
+        change = identity_change(known, entries, storage.url)
     except DataError as problem:
         return problem.what
     # A digest says more than a time: a copied shard has another time and the same content.
-    if doubts and known.sha256 is None:
-        return doubts[0].error(storage.url).what
-    return None
+    return change.what if change is not None and known.sha256 is None else None
 
 
 @contextlib.contextmanager
 def _local(storage: Storage, entry: Entry, found: Found) -> Iterator[Path | None]:
-    """The shard as a file: itself, or a copy that lives as long as it is looked at."""
+    """The shard as a file: itself, or a copy for as long as it is read."""
     if not is_remote(storage.url):
         yield Path(storage.url) / entry.key
         return
@@ -181,13 +173,6 @@ class _Shard:
     known: ShardEntry | None
     changed: str | None
 
-    def sidecar(self) -> Records:
-        """Records of the file beside it; none when there is no such file."""
-        try:
-            return sidecar_records(self.storage.read_small(sidecar_name(self.name)))
-        except ObjectMissingError:
-            return {}
-
 
 def _samples_of(
     shard: _Shard, entries: Mapping[str, Entry], found: Found
@@ -213,7 +198,7 @@ def _samples_of(
         yield samples
     finally:
         os.close(descriptor)
-    # By now the samples were looked at: what is wrong with them is among the problems.
+    # By now the samples were checked: what is wrong with them is among the problems.
     reasons = {problem.reason for problem in found.problems[before:]}
     changed = shard.changed or _other_content(shard)
     if changed is None and damage is None and shard.known is not None:
@@ -236,18 +221,13 @@ def _explained(shard: _Shard, index: ShardIndex, reasons: Set[str]) -> bool:
     """
     if DAMAGED in reasons:
         return True
-    if shard.known is None or not reasons - TASTE:
+    if shard.known is None or not reasons - UNSUITED:
         return False
     return shard.known.sha256 is not None or index_digest(index) == shard.known.index_sha256
 
 
 def _samples(shard: _Shard, index: ShardIndex, descriptor: int) -> list[Sample]:
-    records: list[Records] = []
-
-    def sidecar() -> Records:
-        if not records:
-            records.append(shard.sidecar())
-        return records[0]
+    sidecar = cache(partial(read_sidecar, shard.storage, shard.name))
 
     def read(member: Member) -> bytes:
         return os.pread(descriptor, member.size, member.offset)
@@ -276,9 +256,9 @@ def side_file_problems(
     """Faults of the index and the sizes of a shard that is itself as the manifest says.
 
     Args:
-        entries: what lies in the folder.
+        entries: what is in the folder.
         known: the manifest's line of the shard.
-        index: what lies in the shard.
+        index: what is in the shard.
     """
     faults = {
         known.index: _of_index(storage, entries, known, index),
@@ -298,13 +278,13 @@ def _of_index(
         written = ShardIndex.from_json(storage.read_small(known.index), known.index)
     except CogvxError as problem:
         return problem.what
-    return None if written == index else "it does not say what lies in the shard"
+    return None if written == index else "it does not say what is in the shard"
 
 
 def _of_sizes(
     storage: Storage, entries: Mapping[str, Entry], known: ShardEntry, index: ShardIndex
 ) -> str | None:
-    """A shard need not have sizes: the first run that wants them makes them.
+    """A shard need not have sizes: the first run that needs them makes them.
 
     Where `cogvx data pack` did not, they may be older than the shard: such a run makes them again.
     """

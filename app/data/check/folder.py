@@ -19,8 +19,8 @@ OTHER_VIDEOS = (
     *(".mkv", ".mov", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".rm"),
     *(".rmvb", ".vob", ".webm", ".wmv", ".y4m"),
 )
-PERHAPS_VIDEOS = (".gif", ".ts")  # also pictures of a README, and source code
-# Texts that lie beside videos and are captions of none.
+PERHAPS_VIDEOS = (".gif", ".ts")  # also images of a README, and source code
+# Texts that are found with videos and are not captions.
 NO_CAPTIONS = (
     *("authors", "captions", "changelog", "copying", "licence", "license", "metadata", "notice"),
     *("prompts", "readme", "videos"),
@@ -34,13 +34,13 @@ def holds_shards(entries: Mapping[str, Entry], within: str) -> bool:
 
 
 def mixed(url: str, entries: Mapping[str, Entry], within: str, *, is_shards: bool) -> list[Problem]:
-    """The files of the kind that is not looked at, as one problem; none where there is one kind."""
+    """The files of the kind that is not read, as one problem; empty where there is one kind."""
     shards = _shards(entries)
     clips = _clips(entries, within)
     if not shards or not clips:
         return []
     left, kind, other = (clips, "videos", "shards") if is_shards else (shards, "shards", "videos")
-    detail = f"{len(left)} {kind} lie among the {other} of this dataset and were not looked at"
+    detail = f"{len(left)} {kind} are among the {other} of this dataset and were not checked"
     return [Problem(url, left[0], "mixed_layout", detail)]
 
 
@@ -95,7 +95,7 @@ def unreadable(storage: Storage, within: str, suffix: str) -> list[Problem]:
         for name in names:
             path = Path(folder) / name
             if name.endswith(suffix) and not _is_file(path):
-                what = "a link to nothing" if path.is_symlink() else "no regular file"
+                what = "a link to nothing" if path.is_symlink() else "not a regular file"
                 key = path.relative_to(root).as_posix()
                 found.append(Problem(storage.url, key, "unreadable", f"this is {what}"))
     return sorted(found, key=lambda problem: problem.key)
@@ -122,7 +122,7 @@ def _is_packed_below(key: str, entries: Mapping[str, Entry]) -> bool:
 
 
 def _clips(entries: Mapping[str, Entry], within: str) -> Sequence[str]:
-    """Videos that lie or are captioned as those of a dataset; a picture of a README is not."""
+    """Videos that are placed or captioned as those of a dataset; one of a README is not."""
     return [
         key
         for key in sorted(entries)
@@ -131,7 +131,7 @@ def _clips(entries: Mapping[str, Entry], within: str) -> Sequence[str]:
 
 
 def _captions(entries: Mapping[str, Entry], labels: set[str]) -> list[str]:
-    """Texts that lie where captions lie: in labels/, or in a folder of captions of videos."""
+    """Texts where captions belong: in labels/, or in a folder of captions of videos."""
     homes = {label.rpartition("/")[0] for label in labels}
     has_videos = any(VIDEOS in key.split("/")[:-1] for key in entries)
     found = []

@@ -1,4 +1,4 @@
-"""Look at one sample as closely as training will, and say everything that is wrong with it."""
+"""Check one sample as closely as training will, and report everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from app.data.video.sizes import ClipSize
 from app.data.video.transforms import resize
 from app.errors import CogvxError
 
-# Pixels that are decoded of one video (16 ns each on one core): a video of hours must not hold
-# the scan up; damage behind that is found by training.
+# Pixels that are decoded of one video (16 ns each on one core): a video of hours must not stall
+# the scan; damage behind that is found by training.
 MOST_PIXELS = 4_000_000_000
 FRAMES_SHOWN, ROWS_SHOWN = 5, 96  # of a clip, for the contact sheet
 SHORTEST_FRAMES = 5  # two latent frames: the shortest clip in which something moves
@@ -73,15 +73,15 @@ class CheckRules:
         shortest_frames: a video with fewer frames is a problem.
         most_tokens: of a caption; what is beyond is cut off by the text encoder.
         count_tokens: tokens of a caption, end mark included; None estimates them.
-        may_lack_captions: missing and empty captions are no problem.
-        wanted: a clip that does not reach this is a problem too.
+        may_lack_captions: missing and empty captions are allowed.
+        minimum: a clip that does not reach this is a problem too.
     """
 
     shortest_frames: int = SHORTEST_FRAMES
     most_tokens: int = 226
     count_tokens: Callable[[str], int] | None = None
     may_lack_captions: bool = False
-    wanted: MinimumClip | None = None
+    minimum: MinimumClip | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +147,13 @@ def _shortage(size: ClipSize, rules: CheckRules) -> str | None:
     """Why a clip is too short, if it is."""
     if size.frames < rules.shortest_frames:
         return f"it has {size.frames} frames, fewer than {rules.shortest_frames}"
-    wanted = rules.wanted
-    if wanted is None:
+    minimum = rules.minimum
+    if minimum is None:
         return None
-    frames = size.frames_at(wanted.fps, wanted.skip_frames)
-    if frames >= wanted.frames:
+    frames = size.frames_at(minimum.fps, minimum.skip_frames)
+    if frames >= minimum.frames:
         return None
-    return f"it gives {frames} frames at {wanted.fps:g} per second, fewer than {wanted.frames}"
+    return f"it gives {frames} frames at {minimum.fps:g} per second, fewer than {minimum.frames}"
 
 
 def estimated_tokens(caption: str) -> int:

@@ -24,7 +24,7 @@ class Census:
 
     Attributes:
         kind: "folder" or "shards".
-        shards: looked at; 0 for a folder.
+        shards: read; 0 for a folder.
         samples: all that were found, those with problems too.
         clips: one per sample that has a place in the order of training.
         problems: sorted by source, key and reason.
@@ -39,10 +39,10 @@ class Census:
 
 @dataclass(frozen=True, slots=True)
 class ScanSettings:
-    """How to scan: decoder processes at once, and whether to keep pictures."""
+    """How to scan: number of decoder processes, and whether to keep small frames of clips."""
 
     workers: int = 2
-    pictures: bool = False
+    thumbnails: bool = False
 
 
 def check_dataset(
@@ -59,10 +59,10 @@ def check_dataset(
         rules: what counts as wrong.
         text: names of captions and metadata in shards.
         settings: how to scan.
-        progress: told after every sample.
+        progress: called after every sample.
 
     Raises:
-        InputMissingError: nothing lies there.
+        InputMissingError: nothing is there.
         ConfigError: a path of a kind that is not read.
     """
     found, groups = open_dataset(url, text)
@@ -75,7 +75,7 @@ def check_dataset(
         # The decoders die with the threads that made them: one pool for all groups.
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="check") as pool:
             for group in groups:
-                shown = _shown(group, CLIPS_SHOWN - len(_pictures(clips)), settings.pictures)
+                shown = _shown(group, CLIPS_SHOWN - _count_shown(clips), settings.thumbnails)
                 look = partial(_look, rules, decoders)
                 for clip, problems in pool.map(look, group, shown):
                     clips.append(clip)
@@ -98,24 +98,24 @@ def _look(
     return check_sample(sample, rules, decoders.get(), show=show)
 
 
-def _shown(group: Sequence[Sample], room: int, pictures: bool) -> list[bool]:
+def _shown(group: Sequence[Sample], room: int, thumbnails: bool) -> list[bool]:
     """Which samples of a group go on the contact sheet: evenly spread ones."""
-    if not pictures or room <= 0 or not group:
+    if not thumbnails or room <= 0 or not group:
         return [False] * len(group)
     count = min(room, len(group))
     chosen = {which * len(group) // count for which in range(count)}
     return [place in chosen for place in range(len(group))]
 
 
-def _pictures(clips: Iterable[CheckedClip]) -> list[CheckedClip]:
-    return [clip for clip in clips if clip.frames_shown is not None]
+def _count_shown(clips: Iterable[CheckedClip]) -> int:
+    return sum(clip.frames_shown is not None for clip in clips)
 
 
 def _repeated(clips: Iterable[CheckedClip]) -> list[Problem]:
-    """Samples that lie in two shards under one key with one content: packed twice.
+    """Samples that are in two shards under one key with one content: packed twice.
 
     A key alone may come again: many datasets number the samples of each shard anew. What is left
-    of a damaged shard does not count: a whole copy of it may lie beside it.
+    of a damaged shard does not count: a whole copy of it may be there.
     """
     first: dict[tuple[str, bytes], str] = {}
     problems = []
@@ -123,7 +123,7 @@ def _repeated(clips: Iterable[CheckedClip]) -> list[Problem]:
         if clip.content:
             source = first.setdefault((clip.key, clip.content), clip.source)
             if source != clip.source:
-                detail = f"the same sample lies in {source}"
+                detail = f"the same sample is in {source}"
                 problems.append(Problem(clip.source, clip.key, "duplicate_key", detail))
     return problems
 

@@ -67,7 +67,7 @@ class BucketOrder:
                 fix="check the data with `cogvx data check`: its videos cannot be used",
             )
         self._epoch = lru_cache(maxsize=4)(self._schedule_of_epoch)
-        self._place = lru_cache(maxsize=64)(self._place_of)  # asked for once per sample
+        self._place = lru_cache(maxsize=64)(self._place_of)  # called once per sample
 
     def bucket_of_step(self, step: int) -> int:
         """The bucket whose samples step `step` uses."""
@@ -111,7 +111,7 @@ class BucketOrder:
         return bucket, order.steps_for_epochs(epoch) + int(earlier[i])
 
     def _epoch_of(self, step: int) -> int:
-        """The epoch in which a step lies: the last one that begins at or before it."""
+        """The epoch of a step: the last one that begins at or before it."""
         high = 1
         while self.steps_for_epochs(high) <= step:
             high *= 2

@@ -15,7 +15,7 @@ from app.config.schema.model import DiTConfig
 from app.data.video.sizes import ClipSize
 from app.errors import ConfigError
 
-# Losses of picture that differ by less do not decide: then the length does.
+# Losses that differ by less do not decide: then the length does.
 LOSS_STEP = 0.05
 
 
@@ -24,8 +24,8 @@ def best_bucket(
 ) -> int | None:
     """Number of the bucket for a clip; None when no bucket is as short as the clip.
 
-    In this order: the bucket must be filled in time; it should cut away least of the picture
-    (steps of 5%); it should not enlarge the picture; then longer, then larger ones win.
+    In this order: the bucket must be filled in time; it should cut away least of each frame
+    (steps of 5%); it should not enlarge the frames; then longer, then larger ones win.
     """
     available = clip.frames_at(fps, skip_frames)
     fitting = [i for i, bucket in enumerate(buckets) if bucket.frames <= available]
@@ -36,16 +36,16 @@ def best_bucket(
         bucket = buckets[which]
         enlarges = bucket.rows > clip.rows or bucket.columns > clip.columns
         pixels = bucket.rows * bucket.columns
-        lost = round(picture_loss(clip, bucket) / LOSS_STEP)
+        lost = round(crop_loss(clip, bucket) / LOSS_STEP)
         return lost, enlarges, -bucket.frames, pixels if enlarges else -pixels, which
 
     return min(fitting, key=rank)
 
 
-def picture_loss(clip: ClipSize, bucket: Bucket) -> float:
-    """Share of the picture that resizing over the short side and cutting takes away."""
-    shape, wanted = clip.columns / clip.rows, bucket.columns / bucket.rows
-    return 1.0 - min(shape / wanted, wanted / shape)
+def crop_loss(clip: ClipSize, bucket: Bucket) -> float:
+    """Share of a frame that resizing over the short side and cropping takes away."""
+    ratio = (clip.columns / clip.rows) / (bucket.columns / bucket.rows)
+    return 1.0 - min(ratio, 1 / ratio)
 
 
 def training_bucket(
@@ -57,7 +57,7 @@ def training_bucket(
         return found
     shortest = min(bucket.frames for bucket in buckets)
     places = [i for i, bucket in enumerate(buckets) if bucket.frames == shortest]
-    return min(places, key=lambda which: (picture_loss(clip, buckets[which]), which))
+    return min(places, key=lambda which: (crop_loss(clip, buckets[which]), which))
 
 
 MOST_SPREAD = 0.10  # (slowest - fastest) / slowest of modelled times

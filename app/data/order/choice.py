@@ -15,7 +15,7 @@ from app.data.order.buckets import batches_by_cost, training_bucket
 from app.data.order.cursor import Cursor
 from app.data.order.orders import EpochOrder, MixedOrder, Order, SatOrder
 from app.data.order.share import Share
-from app.data.sources.protocols import SizedSource, Source
+from app.data.sources.protocols import Source
 from app.data.video.clip import ClipShape
 from app.data.video.sizes import ClipSize
 from app.errors import ConfigError
@@ -52,14 +52,14 @@ class Ordered:
     identity: Cursor
 
 
-def ordered(sources: Sequence[Source], wish: OrderRequest) -> Ordered:
+def ordered(sources: Sequence[Source], request: OrderRequest) -> Ordered:
     """The order of the samples of all sources.
 
     Raises:
-        ConfigError: weights, buckets or batches that cannot be.
+        ConfigError: weights, buckets or batches that do not work.
         DataError: no sample.
     """
-    weights = wish.weights
+    weights = request.weights
     if weights is not None and len(weights) != len(sources):
         raise ConfigError(
             f"{len(weights)} weights for {len(sources)} datasets",
@@ -68,9 +68,9 @@ def ordered(sources: Sequence[Source], wish: OrderRequest) -> Ordered:
         )
     fingerprints = "\n".join(source.fingerprint() for source in sources)
     sha256 = hashlib.sha256(fingerprints.encode()).hexdigest()
-    batch = wish.share.batch
-    if wish.kind == UPSTREAM:
-        if wish.buckets:
+    batch = request.share.batch
+    if request.kind == UPSTREAM:
+        if request.buckets:
             raise ConfigError(
                 "upstream's order knows no buckets",
                 where="data.buckets",
@@ -81,92 +81,84 @@ def ordered(sources: Sequence[Source], wish: OrderRequest) -> Ordered:
         shares = tuple(weights or ())
         # This order knows neither seed nor lanes: they must not forbid a resume.
         identity = Cursor(0, 0, 1, 1, batch, sha256, order=UPSTREAM, shares=shares)
-        return Ordered(sat, replace(wish.share, interleaved=True), identity)
+        return Ordered(sat, replace(request.share, interleaved=True), identity)
     counts = [list(source.shard_sizes()) for source in sources]
-    if wish.buckets:
-        return _in_buckets(sources, counts, wish, sha256)
-    order = _over_all(counts, batch, wish)
+    if request.buckets:
+        return _in_buckets(sources, counts, request, sha256)
+    order = _over_all(counts, batch, request)
     shares = tuple(order.quotas) if isinstance(order, MixedOrder) else ()
-    identity = Cursor(0, wish.seed, order.lanes, wish.window, batch, sha256, shares=shares)
-    return Ordered(order, wish.share, identity)
+    identity = Cursor(0, request.seed, order.lanes, request.window, batch, sha256, shares=shares)
+    return Ordered(order, request.share, identity)
 
 
 def _over_all(
-    counts: Sequence[Sequence[int]], batch: int, wish: OrderRequest
+    counts: Sequence[Sequence[int]], batch: int, request: OrderRequest
 ) -> EpochOrder | MixedOrder:
     """Every sample once per epoch, or a mixture by weights; datasets without a sample drop out."""
-    weights = wish.weights
-    sizes = {"batch": batch, "lanes": wish.lanes, "window": wish.window}
+    weights = request.weights
+    sizes = {"batch": batch, "lanes": request.lanes, "window": request.window}
     if weights is None or len(set(weights)) == 1:
         together = [size for part in counts for size in part]
-        return EpochOrder(together, seed=wish.seed, **sizes)
+        return EpochOrder(together, seed=request.seed, **sizes)
     pairs = [(part, weight) for part, weight in zip(counts, weights, strict=True) if sum(part)]
     # A weight is how often a dataset counts, so its share is weight times length, as upstream's.
-    wished = [float(weight * sum(part)) for part, weight in pairs]
-    return MixedOrder([part for part, _ in pairs], wished, seed=wish.seed, **sizes)
+    draws = [float(weight * sum(part)) for part, weight in pairs]
+    return MixedOrder([part for part, _ in pairs], draws, seed=request.seed, **sizes)
 
 
 def _in_buckets(
-    sources: Sequence[Source], counts: Sequence[Sequence[int]], wish: OrderRequest, sha256: str
+    sources: Sequence[Source], counts: Sequence[Sequence[int]], request: OrderRequest, sha256: str
 ) -> Ordered:
     """An order whose steps take one bucket each."""
-    of = assigned(sources, wish.buckets)
-    share, buckets = wish.share, list(wish.buckets)
+    of = assigned(sources, request.buckets)
+    share, buckets = request.share, list(request.buckets)
     filled = [which for which in range(len(buckets)) if bool((of == which).any())]
     batches = [share.batch] * len(buckets)
-    if wish.cost is not None and filled:
-        costs = [wish.cost(buckets[which]) for which in filled]
+    if request.cost is not None and filled:
+        costs = [request.cost(buckets[which]) for which in filled]
         parts = share.world_size * share.accumulation
         by_cost = batches_by_cost(costs, share.batch, parts)
         for which, size in zip(filled, by_cost, strict=True):
             batches[which] = size
     order = BucketOrder(
-        counts, of, batches, lambda part, batch: _over_all(part, batch, wish), wish.seed
+        counts, of, batches, lambda part, batch: _over_all(part, batch, request), request.seed
     )
     _report(order, buckets, of)
     # Which clip is where follows from sizes: another scan must not go unnoticed.
     digest = hashlib.sha256(sha256.encode() + of.astype("<i8").tobytes()).hexdigest()
     named = " ".join(f"{bucket}*{batches[which]}" for which, bucket in enumerate(buckets))
-    identity = Cursor(
-        0,
-        wish.seed,
-        wish.lanes,
-        wish.window,
-        share.batch,
-        digest,
-        order=f"buckets {named}",
-        shares=tuple(wish.weights or ()),
-    )
+    identity = Cursor(0, request.seed, request.lanes, request.window, share.batch, digest)
+    identity = replace(identity, order=f"buckets {named}", shares=tuple(request.weights or ()))
     return Ordered(order, share_of_buckets(share, order), identity)
 
 
 def assigned(sources: Sequence[Source], buckets: Sequence[Bucket]) -> np.ndarray:
-    """(N,) bucket of every sample, -1 for videos that cannot be used; tells the sources.
+    """(N,) bucket of every sample, -1 for videos that cannot be used; the sources get the shapes.
 
     Raises:
         ConfigError: a source that reads clips at one size only.
     """
     together = []
     for source in sources:
-        if not isinstance(source, SizedSource):
+        if source.shapes is None:
             raise ConfigError(
                 f"{type(source).__name__} gives clips of one size",
                 where="data.buckets",
                 fix="leave the buckets out: a registered dataset has its own sizes",
             )
-        wish = source.shape.wish
+        request = source.shapes.configured.request
         places: dict[ClipSize | None, int] = {None: -1}  # sizes come again and again
         of = np.empty(len(source), dtype=np.int64)
-        for index, size in enumerate(source.clip_sizes()):
+        for index, size in enumerate(source.shapes.sizes()):
             if size not in places:
                 assert size is not None
-                places[size] = training_bucket(size, buckets, wish.fps, wish.skip_frames)
+                places[size] = training_bucket(size, buckets, request.fps, request.skip_frames)
             of[index] = places[size]
         shapes = [
-            ClipShape(replace(wish, num_frames=bucket.frames), bucket.rows, bucket.columns)
+            ClipShape(replace(request, num_frames=bucket.frames), bucket.rows, bucket.columns)
             for bucket in buckets
         ]
-        source.use_shapes(shapes, of)
+        source.shapes.use(shapes, of)
         together.append(of)
     return np.concatenate(together)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from app.errors import CheckpointError, ConfigError, DataError
 
+T = TypeVar("T")
 CURSOR_VERSION = 1
 WHERE = "the data cursor of the checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Step `t` of the sequence that the other fields define; resuming means going on at `t`.
+    """Step `t` of the sequence that the other fields define; a resumed run continues at `t`.
 
     `manifest_sha256` is the fingerprint of the data: names, sizes, counts and member positions
     of every shard. `shares` holds the quotas of several weighted datasets, empty for one.
@@ -32,19 +34,12 @@ class Cursor:
 
     def to_json(self) -> dict[str, object]:
         """Plain values for state.json."""
-        return {
-            "format_version": CURSOR_VERSION,
-            "t": self.t,
-            "seed": self.seed,
-            "lanes": self.lanes,
-            "window": self.window,
-            "batch": self.batch,
-            "manifest_sha256": self.manifest_sha256,
-            "order": self.order,
+        lists = {
             "shares": list(self.shares),
             "quarantined": [list(pair) for pair in self.quarantined],
             "skipped": list(self.skipped),
         }
+        return {"format_version": CURSOR_VERSION} | asdict(self) | lists
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> Cursor:
@@ -53,6 +48,7 @@ class Cursor:
         Raises:
             CheckpointError: a field is missing, of the wrong type, or of a newer version.
         """
+        values = {**_OPTIONAL, **values}
         version = values.get("format_version")
         if version != CURSOR_VERSION:
             raise CheckpointError(
@@ -62,16 +58,16 @@ class Cursor:
                 fix="resume with the version of cogvx that wrote the checkpoint",
             )
         return cls(
-            **{name: _whole(values, name) for name in ("t", "seed", "lanes", "window", "batch")},
-            manifest_sha256=_text(values, "manifest_sha256"),
-            order=_text(values, "order") if "order" in values else "epoch",
-            shares=tuple(int(share) for share in _list(values, "shares")),
-            quarantined=tuple((str(s), str(k)) for s, k in _list(values, "quarantined")),
-            skipped=tuple(int(step) for step in _list(values, "skipped")),
+            **{name: _field(values, name, int) for name in _NUMBERS},
+            manifest_sha256=_field(values, "manifest_sha256", str),
+            order=_field(values, "order", str),
+            shares=tuple(int(share) for share in _field(values, "shares", list)),
+            quarantined=tuple((str(s), str(k)) for s, k in _field(values, "quarantined", list)),
+            skipped=tuple(int(step) for step in _field(values, "skipped", list)),
         )
 
     def check_continues(self, now: Cursor) -> None:
-        """Refuse to go on in another sequence than the one that the checkpoint was in.
+        """Refuse to continue in another sequence than that of the checkpoint.
 
         Args:
             now: the cursor of the run that starts (its `t` does not count).
@@ -99,6 +95,8 @@ class Cursor:
             )
 
 
+_NUMBERS = ("t", "seed", "lanes", "window", "batch")
+_OPTIONAL: dict[str, object] = {"order": "epoch", "shares": [], "quarantined": [], "skipped": []}
 _SEQUENCE = {
     "order": "set order back to {old}, or start a new run (another --run-id, with --load)",
     "seed": "set seed back to {old}, or start a new run (another --run-id, with --load)",
@@ -110,23 +108,9 @@ _SEQUENCE = {
 }
 
 
-def _whole(values: Mapping[str, object], name: str) -> int:
+def _field(values: Mapping[str, object], name: str, kind: type[T]) -> T:
     value = values.get(name)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _unreadable(name, value)
-    return value
-
-
-def _text(values: Mapping[str, object], name: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str):
-        raise _unreadable(name, value)
-    return value
-
-
-def _list(values: Mapping[str, object], name: str) -> list:
-    value = values.get(name, [])
-    if not isinstance(value, list):
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise _unreadable(name, value)
     return value
 

@@ -49,23 +49,3 @@ class Share:
         else:
             first += (self.rank * self.accumulation + micro) * self.micro_batch
         return list(range(first, first + self.micro_batch))
-
-
-def share_of_batch(batch: int, rank: int, world_size: int, micro_batch: int) -> Share:
-    """One rank's share of a global batch that the user fixed.
-
-    Raises:
-        ConfigError: the batch does not divide by the ranks, or a rank's part not by the
-            micro-batch; names the nearest batch sizes that do.
-    """
-    multiple = world_size * micro_batch
-    if batch % multiple:
-        below, above = batch // multiple * multiple, (batch // multiple + 1) * multiple
-        nearest = f"{below} or {above}" if below else str(above)
-        raise ConfigError(
-            f"a global batch of {batch} does not divide into micro-batches of {micro_batch} "
-            f"on {world_size} ranks",
-            where="the global batch size",
-            fix=f"use {nearest}, or another number of ranks",
-        )
-    return Share(rank, world_size, micro_batch, batch // multiple)

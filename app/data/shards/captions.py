@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from app.data.bad_clip import BadClipError
-from app.data.shards.index import Member, read_json_object
+from app.data.json_files import UNREADABLE, parsed_lines
+from app.data.shards.index import Member
 from app.data.video.clip import caption_text
-from app.errors import DataError
+from app.storage.objects import ObjectMissingError, Storage
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +41,25 @@ def metadata(
     facts: dict[str, object] = {}
     if "json" in sample:
         try:
-            facts |= read_json_object(read(sample["json"]), LARGEST_JSON_BYTES, "")
-        except DataError as problem:
-            raise BadClipError("bad_metadata", problem.what) from problem
+            facts |= _json_object(read(sample["json"]))
+        except UNREADABLE as problem:
+            detail = f"the metadata is not readable JSON: {problem}"
+            raise BadClipError("bad_metadata", detail) from problem
     if "id" in sample:
         name = caption_text(read(sample["id"])).strip()
         record = sidecar().get(name.partition(ID_SEPARATOR)[0], {})
-        wanted = rules.meta_names or tuple(record)
-        facts |= {field: record[field] for field in wanted if field in record}
+        names = rules.meta_names or tuple(record)
+        facts |= {name: record[name] for name in names if name in record}
     return facts
+
+
+def _json_object(data: bytes) -> dict[str, object]:
+    if len(data) > LARGEST_JSON_BYTES:
+        raise ValueError(f"{len(data)} bytes, more than {LARGEST_JSON_BYTES}")
+    content = json.loads(data)
+    if not isinstance(content, dict):
+        raise ValueError("not an object")
+    return content
 
 
 def caption(
@@ -59,7 +70,7 @@ def caption(
     A field that is null or blank says nothing: the .txt member counts then.
 
     Raises:
-        BadClipError: the member or field is too long, no text, or not UTF-8.
+        BadClipError: the member or field is too long, not text, or not UTF-8.
     """
     if rules.txt_key in sample:
         return caption_text(read(sample[rules.txt_key]))
@@ -74,10 +85,10 @@ def field_text(value: object) -> str:
     """A caption from a field of JSON, which may hold anything, by the rules of a caption file.
 
     Raises:
-        BadClipError: it is no text, too long, or no text that UTF-8 can hold.
+        BadClipError: it is not text, too long, or cannot be UTF-8.
     """
     if not isinstance(value, str):
-        raise BadClipError("bad_caption", f"its caption is no text but a {type(value).__name__}")
+        raise BadClipError("bad_caption", f"its caption is not text but a {type(value).__name__}")
     try:
         data = value.encode()
     except UnicodeEncodeError as problem:  # JSON can write half of a surrogate pair
@@ -91,16 +102,17 @@ def sidecar_name(shard: str) -> str:
     return f"{folder}/" * bool(folder) + base.partition(".")[0] + SIDECAR_SUFFIX
 
 
+def read_sidecar(storage: Storage, shard: str) -> Records:
+    """Records of the file beside a shard; none where there is no such file."""
+    try:
+        return sidecar_records(storage.read_small(sidecar_name(shard)))
+    except ObjectMissingError:
+        return {}
+
+
 def sidecar_records(data: bytes) -> Records:
     """JSON lines by their `key`; lines that are not readable are counted and left out."""
-    records: dict[str, Mapping[str, object]] = {}
-    unreadable = 0
-    for line in data.splitlines():
-        try:
-            record = json.loads(line)
-            records[str(record["key"])] = record
-        except (ValueError, KeyError, TypeError, RecursionError):
-            unreadable += bool(line.strip())
+    pairs, unreadable = parsed_lines(data, lambda record: (str(record["key"]), record))
     if unreadable:
         log.warning("lines of a sidecar file are not readable", extra={"lines": unreadable})
-    return records
+    return dict(pairs)

@@ -1,4 +1,4 @@
-"""What lies where in a shard: a walk over tar headers, and the index that is kept of it.
+"""Where each sample of a shard is: a walk over tar headers, and the index that is kept of it.
 
 A sample is the members that share a key: the member's name up to the first dot of its base name;
 the rest, in lower case, is the suffix (webdataset's convention). Readers go by this index, so a
@@ -14,8 +14,9 @@ import re
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
+from app.data.json_files import parsed
 from app.errors import DataError
 
 INDEX_VERSION = 1
@@ -23,7 +24,7 @@ VIDEO = "mp4"
 LONGEST_NAME = 255
 LARGEST_MEMBER_BYTES = 512 << 20
 _NAME = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", re.DOTALL)
-# What a desktop leaves beside files: ._a.mp4, .DS_Store, __MACOSX/; `.` and `..` are no names.
+# What a desktop leaves beside files: ._a.mp4, .DS_Store, __MACOSX/; `.` and `..` are not names.
 _HIDDEN = re.compile(r"(?:.*/)?(?:__MACOSX|[.](?![.]?(?:/|$))[^/]*)(?:/.*)?", re.DOTALL)
 _READ_BYTES = 16 << 10  # one ranged read covers a header and the small members behind it
 _TAIL_BYTES = 64 << 10
@@ -67,8 +68,8 @@ class ShardIndex:
     @classmethod
     def from_json(cls, data: bytes, where: str) -> ShardIndex:
         """Read a side file; DataError when it is not one."""
-        try:
-            content = json.loads(data)
+
+        def parse(content: Mapping[str, Any]) -> ShardIndex:
             if content["format_version"] != INDEX_VERSION:
                 raise ValueError(f"format_version {content['format_version']}")
             members = tuple(
@@ -76,13 +77,15 @@ class ShardIndex:
                 for key, suffix, offset, size in content["members"]
             )
             left_out = tuple((str(key), str(reason)) for key, reason in content["left_out"])
-        except (ValueError, KeyError, TypeError, RecursionError) as problem:
-            raise DataError(
-                f"this is not the index of a shard ({problem})",
-                where=where,
-                fix="delete it and dataset.manifest.json: the next run makes them again",
-            ) from problem
-        return cls(members, left_out)
+            return cls(members, left_out)
+
+        return parsed(
+            data,
+            parse,
+            what="this is not the index of a shard",
+            where=where,
+            fix="delete it and dataset.manifest.json: the next run makes them again",
+        )
 
 
 def index_digest(index: ShardIndex) -> str:
@@ -99,7 +102,7 @@ def index_shard(file: BinaryIO, size: int, where: str) -> ShardIndex:
         where: the shard's URL, for messages.
 
     Raises:
-        DataError: the file is no tar file, or was cut or damaged.
+        DataError: the file is not a tar file, or was cut or damaged.
     """
     index, damage = walk_shard(file, size)
     if damage is not None:
@@ -108,9 +111,9 @@ def index_shard(file: BinaryIO, size: int, where: str) -> ShardIndex:
 
 
 def walk_shard(file: BinaryIO, size: int) -> tuple[ShardIndex, str | None]:
-    """As `index_shard`, but a damaged shard gives what lies before the damage, and its kind.
+    """As `index_shard`, but a damaged shard gives what is before the damage, and its kind.
 
-    The sample in which the damage lies is not among them.
+    The damaged sample is not among them.
     """
     members: dict[str, dict[str, Member]] = {}
     bad: dict[str, str] = {}
@@ -156,7 +159,7 @@ def _behind_the_last(file: BinaryIO, end: int) -> str | None:
 
 
 class _Headers:
-    """The file as tarfile sees it, which would read as much at once as a garbled header says."""
+    """The file as tarfile sees it, which would read as much as a garbled header says."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -248,18 +251,3 @@ class RangeFile(io.RawIOBase):
             self._piece = self._read(self._position, stop) if stop > self._position else b""
         self._position += size
         return self._piece[at : at + size]
-
-
-def read_json_object(data: bytes, limit: int, where: str) -> Mapping[str, object]:
-    """A JSON object of at most `limit` bytes; DataError otherwise."""
-    try:
-        if len(data) > limit:
-            raise ValueError(f"{len(data)} bytes, more than {limit}")
-        content = json.loads(data)
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-    except (ValueError, RecursionError) as problem:
-        raise DataError(
-            f"the metadata is not readable JSON: {problem}", where=where, fix="write it again"
-        ) from problem
-    return content

@@ -1,8 +1,8 @@
 """The list of a dataset's shards: names, sizes, identities, counts.
 
-`dataset.manifest.json` lies beside the shards. It is made once (by `cogvx data pack`, or by the
+`dataset.manifest.json` is stored with the shards. It is made once (by `cogvx data pack`, or by the
 first run, from the tar headers), compared with a listing at every start, and is what the order of
-samples is computed from. The index of a shard's members lies beside it (`tar_index`).
+samples is computed from. So is the index of each shard's members (`index.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from typing import Any
 
+from app.data.json_files import parsed
 from app.errors import DataError, InputMissingError
 from app.storage.keys import OWN_KEY
 from app.storage.objects import Entry
@@ -33,7 +35,7 @@ class ShardEntry:
     sha256: str | None  # of the whole file; known for shards that `cogvx data pack` wrote
     samples: int
     index: str  # key of the side file
-    index_sha256: str  # digest of the members (tar_index.index_digest)
+    index_sha256: str  # digest of the members (index.index_digest)
     no_caption: int = 0  # samples without any member that could hold a caption
     left_out: int = 0  # samples that cannot be used; the side file says why
 
@@ -64,10 +66,10 @@ class DatasetManifest:
         """Read a manifest.
 
         Raises:
-            DataError: no JSON, another version, or changed by hand.
+            DataError: not JSON, another version, or edited.
         """
-        try:
-            content = json.loads(data)
+
+        def parse(content: dict[str, Any]) -> DatasetManifest:
             version = content["format_version"]
             if version != MANIFEST_VERSION:
                 raise ValueError(f"format_version {version}, this version reads {MANIFEST_VERSION}")
@@ -75,61 +77,54 @@ class DatasetManifest:
             if claimed != _digest(content):
                 raise ValueError("its digest does not fit its content")
             shards = tuple(_entry(shard) for shard in content["shards"])
-            made_by = str(content["made_by"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-            raise DataError(
-                f"the dataset's manifest cannot be read: {problem}",
-                where=where,
-                fix="delete it: the next run makes it again from the shards",
-            ) from problem
-        return cls(shards, made_by)
+            return cls(shards, str(content["made_by"]))
+
+        return parsed(
+            data,
+            parse,
+            what="the dataset's manifest cannot be read",
+            where=where,
+            fix="delete it: the next run makes it again from the shards",
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """A shard of unchanged size whose identity differs: rewritten, or only copied."""
-
-    shard: ShardEntry
-    kind: str  # "ETag" or "modification time"
-    old: str
-    new: str
-
-    def error(self, folder: str) -> DataError:
-        return changed(folder, self.shard, self.kind, self.old, self.new)
-
-
-def check_against_listing(
-    shards: Iterable[ShardEntry], listing: Mapping[str, Entry], folder: str
-) -> list[Doubt]:
-    """Compare shards with what a listing of the folder shows now.
+def identity_change(
+    shard: ShardEntry, listing: Mapping[str, Entry], folder: str
+) -> DataError | None:
+    """Compare a shard with what a listing of the folder shows now.
 
     Returns:
-        Shards whose size is the same and whose identity is not.
+        The error of a shard of the same size and another identity: rewritten, or only copied.
 
     Raises:
-        InputMissingError: a shard is gone; names it.
-        DataError: a shard has another size; names it, the old and the new one.
+        InputMissingError: the shard is gone.
+        DataError: it has another size; names the old and the new one.
     """
-    doubts = []
-    for shard in shards:
-        entry = listing.get(shard.name)
-        if entry is None:
-            raise missing_shard(f"{folder}/{shard.name}")
-        if entry.size_bytes != shard.bytes:
-            raise changed(
-                folder, shard, "size", f"{shard.bytes} bytes", f"{entry.size_bytes} bytes"
-            )
-        doubt = _doubt(shard, entry)
-        if doubt is not None:
-            doubts.append(doubt)
-    return doubts
+    entry = listing.get(shard.name)
+    if entry is None:
+        raise missing_shard(f"{folder}/{shard.name}")
+    if entry.size_bytes != shard.bytes:
+        raise changed(folder, shard, "size", f"{shard.bytes} bytes", f"{entry.size_bytes} bytes")
+    if shard.etag and entry.etag:
+        same = shard.etag == entry.etag
+        return None if same else changed(folder, shard, "ETag", shard.etag, entry.etag)
+    if shard.etag or entry.etag or shard.modified is None or entry.modified is None:
+        # One side with and one without an ETag are different kinds of storage: a copy, whose
+        # times say nothing.
+        return None
+    # S3 and http give whole seconds.
+    whole = shard.modified.is_integer() or entry.modified.is_integer()
+    if abs(shard.modified - entry.modified) <= (1.0 if whole else CLOCK_TOLERANCE_S):
+        return None
+    old, new = (_moment(time) for time in (shard.modified, entry.modified))
+    return changed(folder, shard, "modification time", old, new)
 
 
 def missing_shard(url: str) -> InputMissingError:
     return InputMissingError(
         "a shard of the dataset is not there",
         where=url,
-        fix="upload it again; if it was removed on purpose, delete dataset.manifest.json beside "
+        fix="upload it again; if it was removed on purpose, delete dataset.manifest.json with "
         "the shards and start a new run",
     )
 
@@ -138,7 +133,7 @@ def changed(folder: str, shard: ShardEntry, kind: str, old: str, new: str) -> Da
     return DataError(
         f"a shard changed since the manifest was made: its {kind} was {old} and is now {new}",
         where=f"{folder}/{shard.name}",
-        fix="restore the shard; if the change is wanted, set data.on_changed_shard: rescan "
+        fix="restore the shard; to accept the change, set data.on_changed_shard: rescan "
         "and start a new run",
     )
 
@@ -161,7 +156,7 @@ def fingerprint(shards: Iterable[tuple[str, ShardEntry]]) -> str:
 
 
 def index_key(name: str) -> str:
-    """Where the index of a shard lies: `x-000.tar` -> `x-000.index.json`.
+    """Key of the index of a shard: `x-000.tar` -> `x-000.index.json`.
 
     Names that we would not write ourselves get their digest instead.
     """
@@ -169,7 +164,7 @@ def index_key(name: str) -> str:
 
 
 def sizes_key(name: str) -> str:
-    """Where the sizes of a shard's videos lie: `x-000.tar` -> `x-000.sizes.json`."""
+    """Key of the sizes of a shard's videos: `x-000.tar` -> `x-000.sizes.json`."""
     return _side_file(name, "sizes")
 
 
@@ -178,23 +173,6 @@ def _side_file(name: str, kind: str) -> str:
     if OWN_KEY.fullmatch(key):
         return key
     return f"dataset.{kind}-{hashlib.sha256(name.encode()).hexdigest()[:24]}.json"
-
-
-def _doubt(shard: ShardEntry, entry: Entry) -> Doubt | None:
-    """Compare the best identity that both sides know."""
-    if shard.etag and entry.etag:
-        same = shard.etag == entry.etag
-        return None if same else Doubt(shard, "ETag", shard.etag, entry.etag)
-    if shard.etag or entry.etag or shard.modified is None or entry.modified is None:
-        # One side with and one without an ETag are different kinds of storage: a copy, whose
-        # times say nothing.
-        return None
-    # S3 and http give whole seconds.
-    whole = shard.modified.is_integer() or entry.modified.is_integer()
-    if abs(shard.modified - entry.modified) <= (1.0 if whole else CLOCK_TOLERANCE_S):
-        return None
-    old, new = (_moment(time) for time in (shard.modified, entry.modified))
-    return Doubt(shard, "modification time", old, new)
 
 
 def _moment(seconds: float) -> str:
@@ -215,5 +193,5 @@ def _entry(values: Mapping[str, object]) -> ShardEntry:
     if not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise ValueError(f"a number of shard {shard.name!r} is {numbers}")
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"a name of shard {shard.name!r} is no text")
+        raise ValueError(f"a name of shard {shard.name!r} is not text")
     return shard

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from app.data.local_files import LocalFiles
-from app.data.shards.index import Member, index_digest, index_shard
+from app.data.shards.index import Member, ShardIndex, index_digest, index_shard
 from app.data.shards.manifest import ShardEntry, changed
 from app.data.shards.survey import file_sha256
 from app.errors import DataError
@@ -15,9 +16,10 @@ from app.errors import DataError
 class OpenShard:
     """One shard on this node's disk: its samples, and their bytes by position."""
 
-    def __init__(self, url: str, descriptor: int, samples: list[dict[str, Member]]) -> None:
+    def __init__(self, url: str, descriptor: int, index: ShardIndex) -> None:
         self.url = url
-        self.samples = samples
+        self.index = index
+        self.samples = index.samples()
         self._descriptor = descriptor
 
     def read(self, member: Member) -> bytes:
@@ -38,20 +40,22 @@ class OpenShard:
 
 def open_shard(files: LocalFiles, entry: ShardEntry) -> OpenShard:
     """Open a shard and make sure that its members are those of the manifest."""
-    url = f"{files.storage.url}/{entry.name}"
     with files.open(entry.name) as file:
-        index = index_shard(file, entry.bytes, url)
-        digest = index_digest(index)
-        if digest != entry.index_sha256:
-            raise changed(files.storage.url, entry, "index", entry.index_sha256, digest)
-        return OpenShard(url, os.dup(file.fileno()), index.samples())
+        index = _checked_index(file, entry, files.storage.url)
+        return OpenShard(f"{files.storage.url}/{entry.name}", os.dup(file.fileno()), index)
 
 
 def check_content(url: str, entry: ShardEntry, path: Path) -> None:
     """Check a downloaded shard: its members, and its digest where the manifest has one."""
     with path.open("rb") as file:
-        digest = index_digest(index_shard(file, entry.bytes, f"{url}/{entry.name}"))
-    if digest != entry.index_sha256:
-        raise changed(url, entry, "index", entry.index_sha256, digest)
+        _checked_index(file, entry, url)
     if entry.sha256 is not None and (found := file_sha256(path)) != entry.sha256:
         raise changed(url, entry, "sha256", entry.sha256, found)
+
+
+def _checked_index(file: BinaryIO, entry: ShardEntry, url: str) -> ShardIndex:
+    index = index_shard(file, entry.bytes, f"{url}/{entry.name}")
+    digest = index_digest(index)
+    if digest != entry.index_sha256:
+        raise changed(url, entry, "index", entry.index_sha256, digest)
+    return index

@@ -21,7 +21,7 @@ from app.data.shards.manifest import (
     DatasetManifest,
     ShardEntry,
     changed,
-    check_against_listing,
+    identity_change,
     index_key,
     missing_shard,
     sizes_key,
@@ -43,11 +43,11 @@ CAPTION_MEMBERS = frozenset({"txt", "json", "id"})
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """One folder of shards: how to reach it, what lies in it, which shards were asked for."""
+    """One folder of shards: how to reach it, what is in it, which shards are requested."""
 
     storage: Storage
     entries: Mapping[str, Entry]  # by key, all of them (side files too)
-    shards: tuple[ShardEntry, ...]  # those asked for, sorted by name; repeated ones repeat
+    shards: tuple[ShardEntry, ...]  # the requested ones, sorted by name; repeated ones repeat
     indexes: IndexFiles
 
 
@@ -64,7 +64,7 @@ class IndexFiles:
         self.writable = True
 
     def read(self, key: str) -> bytes | None:
-        """A side file, or None; what lies beside the shards comes first."""
+        """A side file, or None; what is with the shards comes first."""
         try:
             return self._storage.read_small(key)
         except ObjectMissingError:
@@ -133,7 +133,7 @@ def survey(
 
     Args:
         storage: opened on the folder.
-        patterns: what was asked for in this folder.
+        patterns: the requested shards of this folder.
         cache_dir: for side files when the folder may not be written, and for locks.
         rules: see SurveyRules.
 
@@ -146,28 +146,28 @@ def survey(
     with files.locked():
         old = _read_manifest(storage.url, files)
         known = old.by_name()
-        asked = sorted(wanted_shards(storage.url, entries, set(known), patterns))
-        for name in asked:
+        requested = sorted(matching_shards(storage.url, entries, set(known), patterns))
+        for name in requested:
             if name not in entries:
                 raise missing_shard(f"{storage.url}/{name}")
-        wanted = list(dict.fromkeys(asked))
-        fresh = _checked([known[name] for name in wanted if name in known], entries, storage, rules)
-        new = [name for name in wanted if name not in fresh]
+        names = list(dict.fromkeys(requested))
+        fresh = _checked([known[name] for name in names if name in known], entries, storage, rules)
+        new = [name for name in names if name not in fresh]
         if new:
             log.info("scanning shards", extra={"url": storage.url, "shards": len(new)})
             scan = partial(scan_shard, storage, files, caption_key=rules.caption_key)
             with ThreadPoolExecutor(SCAN_THREADS) as pool:
                 fresh |= {shard.name: shard for shard in pool.map(scan, [entries[n] for n in new])}
         known |= fresh
-        merged = DatasetManifest(tuple(known[name] for name in sorted(known)), old.made_by)
-        if merged.shards != old.shards:
-            files.write(MANIFEST_NAME, merged.to_json())
+        new_manifest = DatasetManifest(tuple(known[name] for name in sorted(known)), old.made_by)
+        if new_manifest.shards != old.shards:
+            files.write(MANIFEST_NAME, new_manifest.to_json())
     _report_left_out(storage.url, list(fresh.values()))
-    return Folder(storage, entries, tuple(fresh[name] for name in asked), files)
+    return Folder(storage, entries, tuple(fresh[name] for name in requested), files)
 
 
 def entries_of(storage: Storage, patterns: Sequence[ShardPattern]) -> dict[str, Entry]:
-    """What lies in a folder, by key; over http, where listings may be missing, what is asked for.
+    """What is in a folder, by key; over http, where listings may be missing, what is requested.
 
     Raises:
         ConfigError: an http server that shows neither a listing nor a manifest.
@@ -184,9 +184,9 @@ def entries_of(storage: Storage, patterns: Sequence[ShardPattern]) -> dict[str, 
             names = [shard.name for shard in manifest.shards]
             if not names:
                 raise
-    asked = [MANIFEST_NAME]
+    keys = [MANIFEST_NAME]
     for name in dict.fromkeys(names):
-        asked += [name, index_key(name), sizes_key(name), sidecar_name(name)]
+        keys += [name, index_key(name), sizes_key(name), sidecar_name(name)]
 
     def look(key: str) -> Entry | None:
         try:
@@ -195,7 +195,7 @@ def entries_of(storage: Storage, patterns: Sequence[ShardPattern]) -> dict[str, 
             return None
 
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        found = list(pool.map(look, asked))
+        found = list(pool.map(look, keys))
     return {entry.key: entry for entry in found if entry is not None}
 
 
@@ -204,7 +204,7 @@ def scan_shard(
 ) -> ShardEntry:
     """Read a shard's headers, keep its index, describe it."""
     index = _walked(storage, entry.key, entry.size_bytes)
-    shard = describe(entry, index, caption_key)
+    shard = shard_entry(entry, index, caption_key)
     files.write(shard.index, index.to_json(entry.key))
     return shard
 
@@ -215,7 +215,7 @@ def _walked(storage: Storage, key: str, size: int) -> ShardIndex:
     return index_shard(RangeFile(read, size), size, f"{storage.url}/{key}")  # type: ignore[arg-type]
 
 
-def describe(
+def shard_entry(
     entry: Entry, index: ShardIndex, caption_key: str, sha256: str | None = None
 ) -> ShardEntry:
     """The manifest's line of a shard."""
@@ -235,7 +235,7 @@ def describe(
     )
 
 
-def wanted_shards(
+def matching_shards(
     url: str, entries: Mapping[str, Entry], known: set[str], patterns: Iterable[ShardPattern]
 ) -> list[str]:
     """Names of the shards that the patterns stand for, each as often as it counts.
@@ -258,7 +258,7 @@ def wanted_shards(
             names = [name for name in names if name not in entries or entries[name].size_bytes]
         if not names:
             raise InputMissingError(
-                f"no shard ({pattern.pattern or '*' + SUFFIX}) lies here",
+                f"no shard ({pattern.pattern or '*' + SUFFIX}) here",
                 where=url,
                 fix="check the path or prefix; shards are uncompressed .tar files",
             )
@@ -305,16 +305,16 @@ def _check_one(
 ) -> ShardEntry | DataError:
     """The shard as it is now, or what is wrong with it."""
     try:
-        doubts = check_against_listing([shard], entries, storage.url)
+        change = identity_change(shard, entries, storage.url)
     except DataError as problem:
         return problem
-    if not doubts:
+    if change is None:
         return shard
     if shard.sha256 is not None and isinstance(storage, HttpStorage):
         # A copy on a server has another time too; its content is checked when it is downloaded.
         return updated(shard, entries[shard.name])
     if shard.sha256 is None or is_remote(storage.url):
-        return doubts[0].error(storage.url)
+        return change
     # A local copy has another time; its content decides, and the next start knows.
     digest = file_sha256(Path(storage.url) / shard.name)
     if digest != shard.sha256:

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
+
+from braceexpand import braceexpand
 
 from app.errors import ConfigError
 
 MOST_NAMES = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+# `1..20` or `a..f`, with or without a step.
+_RANGE = re.compile(r"(?:(-?\d+)\.\.(-?\d+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.-?\d+)?")
+_COUNT = re.compile("\0([0-9]+)\0")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):(//)?")
 _GLOB = re.compile(r"[*?\[]")
 _REPEAT = re.compile(r"(.*?)\*(\d+)")
@@ -67,36 +72,29 @@ def expand_braces(text: str) -> list[str]:
     Raises:
         ConfigError: a brace without its partner, or more than a million names.
     """
-    match = _BRACES.search(text)
-    if match is None:
-        if "{" in text or "}" in text:
-            raise ConfigError("a brace has no partner", where=text, fix="write {000..123}")
-        return [text]
-    before, after = text[: match.start()], text[match.end() :]
-    result: list[str] = []
-    # Inner braces first, so that {a,b{1..2}} works; the rest is found by the recursion.
-    for choice in _choices(match[1]):
-        result += expand_braces(before + choice + after)
-        if len(result) > MOST_NAMES:
-            raise ConfigError(
-                f"the braces stand for more than {MOST_NAMES} names", where=text, fix="use a glob"
-            )
-    return list(dict.fromkeys(result))
-
-
-def _choices(inside: str) -> list[str]:
-    match = _RANGE.fullmatch(inside)
-    if match is None:
-        return inside.split(",")
-    first, last = int(match[1]), int(match[2])
-    if abs(last - first) >= MOST_NAMES:
+    if _name_count(text) > MOST_NAMES:  # before any of them is made
         raise ConfigError(
-            f"the braces stand for more than {MOST_NAMES} names", where=inside, fix="use a glob"
+            f"the braces stand for more than {MOST_NAMES} names", where=text, fix="use a glob"
         )
-    padded = any(len(end.lstrip("-")) > 1 and end.lstrip("-")[0] == "0" for end in match.groups())
-    width = max(len(end) for end in match.groups()) if padded else 0
-    step = 1 if last >= first else -1
-    return [str(number).zfill(width) for number in range(first, last + step, step)]
+    try:
+        return list(dict.fromkeys(braceexpand(text, escape=False)))
+    except ValueError as problem:  # UnbalancedBracesError
+        raise ConfigError("a brace has no partner", where=text, fix="write {000..123}") from problem
+
+
+def _name_count(text: str) -> int:
+    """Names that a text with braces stands for, at most: inner braces become their counts first."""
+    counted = text.replace("\0", "")
+    while (match := _BRACES.search(counted)) is not None:
+        ends = _RANGE.fullmatch(match[1])
+        if ends is None:
+            count = sum(prod(map(int, _COUNT.findall(part))) for part in match[1].split(","))
+        elif ends[1] is not None:
+            count = abs(int(ends[2]) - int(ends[1])) + 1
+        else:
+            count = abs(ord(ends[4]) - ord(ends[3])) + 1
+        counted = f"{counted[: match.start()]}\0{count}\0{counted[match.end() :]}"
+    return prod(map(int, _COUNT.findall(counted)))
 
 
 def _pattern(url: str) -> ShardPattern:

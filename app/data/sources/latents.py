@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,18 +23,9 @@ from app.data.latent_cache import (
     shard_key,
 )
 from app.data.local_files import LocalFiles
-from app.data.sources.protocols import (
-    Originals,
-    SampleId,
-    SizedSource,
-    Source,
-    identity_of,
-    sample_id,
-    shard_id,
-)
+from app.data.sources.protocols import Originals, Source
 from app.data.sources.settings import SourceSettings
-from app.data.video.clip import ClipShape
-from app.data.video.sizes import Sizes
+from app.data.sources.views import ForwardingSource
 from app.errors import DataError
 from app.storage.objects import Entry
 
@@ -53,18 +43,6 @@ class Coverage:
     records: tuple[SampleRecord | None, ...]
     changed: tuple[str, ...]
     missing: tuple[str, ...]
-
-
-def sample_name(source: Source, index: int) -> str:
-    """What a sample is called; a registered dataset has numbers only."""
-    return source.name(index) if isinstance(source, Originals) else f"[{index}]"
-
-
-def sample_identity(source: Source, index: int) -> str:
-    """What changes when the sample may have changed."""
-    if isinstance(source, Originals):
-        return source.identity(index)
-    return identity_of(source.fingerprint(), index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +94,9 @@ def coverage(
     changed: list[str] = []
     missing: list[str] = []
     for index in range(len(source)):
-        name = sample_name(source, index)
+        name = source.name(index)
         of_name = known.get(name, ())
-        identity = sample_identity(source, index)
+        identity = source.identity(index)
         fitting = [
             record
             for record in of_name
@@ -133,12 +111,12 @@ def coverage(
     return Coverage(tuple(records), tuple(changed), tuple(missing))
 
 
-class LatentSource:
+class LatentSource(ForwardingSource):
     """The samples of `base`, from a cache that covers all of them.
 
     Args:
         base: gives order and names; its clips are never read.
-        cache: where the entries lie.
+        cache: holds the entries.
         records: one per sample of `base`.
         settings: node-local cache and prefetcher, for entries in a bucket.
     """
@@ -151,7 +129,7 @@ class LatentSource:
         settings: SourceSettings,
     ) -> None:
         assert len(records) == len(base)
-        self._base = base
+        super().__init__(base)
         self._records = records
         entries = {
             shard_key(record.key): Entry(shard_key(record.key), record.size_bytes, None, None)
@@ -164,22 +142,6 @@ class LatentSource:
     @property
     def sample_bytes(self) -> int:
         return self._largest
-
-    def __len__(self) -> int:
-        return len(self._base)
-
-    def shard_sizes(self) -> Sequence[int]:
-        return self._base.shard_sizes()
-
-    def fingerprint(self) -> str:
-        return self._base.fingerprint()
-
-    def shard_id(self, index: int) -> str:
-        return shard_id(self._base, index)
-
-    def sample_id(self, index: int) -> SampleId:
-        """That of the clip: a run may go on from the cache, or without it."""
-        return sample_id(self._base, index)
 
     def read(self, index: int, position: int) -> Item:
         """Moments and embedding; `position` is not needed, since nothing of it is random."""
@@ -212,9 +174,6 @@ class LatentSource:
         if self._records[index].key:
             self._files.done(shard_key(self._records[index].key))
 
-    def close(self) -> None:
-        self._base.close()
-
     def _entry(self, record: SampleRecord) -> LatentEntry:
         """Read an entry; one that is damaged on this node is fetched once more.
 
@@ -234,30 +193,3 @@ class LatentSource:
             raise BadClipError(
                 "damaged_entry", f"{problem.what} ({where})", where=record.shown
             ) from problem
-
-
-class SizedLatentSource(LatentSource):
-    """Clips of a source whose samples come in buckets: each was encoded at its bucket's size."""
-
-    _base: SizedSource
-
-    @property
-    def shape(self) -> ClipShape:
-        return self._base.shape
-
-    def use_shapes(self, shapes: Sequence[ClipShape], of: np.ndarray) -> None:
-        self._base.use_shapes(shapes, of)
-
-    def clip_sizes(self) -> Sizes:
-        return self._base.clip_sizes()
-
-
-def latent_source(
-    base: Source,
-    cache: LatentCache,
-    records: Sequence[SampleRecord],
-    settings: SourceSettings,
-) -> LatentSource:
-    """A LatentSource that can do what `base` can."""
-    kind = SizedLatentSource if isinstance(base, SizedSource) else LatentSource
-    return kind(base, cache, records, settings)

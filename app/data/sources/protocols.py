@@ -1,12 +1,12 @@
-"""What a dataset offers to the loader, and what every dataset is told."""
+"""What a dataset offers to the loader: the abilities of a source."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,14 +15,50 @@ from app.data.video.clip import ClipShape
 from app.data.video.sizes import Sizes
 from app.storage.objects import Entry
 
+SampleId = tuple[str, str]  # (shard, key); the shard of a folder is ""
+
+
+class LeftOut(NamedTuple):
+    """A sample that got no index; `dataset` counts the entries of `train_data`."""
+
+    shard: str
+    key: str
+    reason: str
+    dataset: int = 0
+
+
+class Shapes(Protocol):
+    """The sizes at which samples are read. Implemented by ClipShapes and PartShapes."""
+
+    @property
+    def configured(self) -> ClipShape:
+        """That of the configuration; its frame rate and skipped frames are those of all shapes."""
+        ...
+
+    def use(self, shapes: Sequence[ClipShape], of: np.ndarray) -> None:
+        """From now on sample i is read at shape number of[i]; -1: it is never read."""
+        ...
+
+    def sizes(self) -> Sizes:
+        """Size and length of every video, without decoding; scans the data once."""
+        ...
+
 
 class Source(Protocol):
-    """Clips by index. Implemented by SFTSource, ShardSource and MapSource (a user's dataset)."""
+    """Clips by index. What has a body here is that of samples without names and files.
+
+    Implemented by SFTSource, ShardSource, MapSource (a user's dataset) and the views of these.
+    """
 
     @property
     def sample_bytes(self) -> int:
         """Memory of one decoded sample; 0 if unknown."""
-        ...
+        return 0
+
+    @property
+    def shapes(self) -> Shapes | None:
+        """None: samples have the size that the dataset gives them, and cannot come in buckets."""
+        return None
 
     def __len__(self) -> int:
         """Samples of the dataset."""
@@ -45,34 +81,36 @@ class Source(Protocol):
         """
         ...
 
+    def name(self, index: int) -> str:
+        """What the sample is called; unique within its source."""
+        return f"[{index}]"
+
+    def identity(self, index: int) -> str:
+        """Changes when the sample may have changed: from listings alone, nothing is read."""
+        return identity_of(self.fingerprint(), index)
+
+    def shard_id(self, index: int) -> str:
+        """The shard of a sample; cheap, and the same wherever the data is."""
+        return ""
+
+    def sample_id(self, index: int) -> SampleId:
+        """Shard and key of a sample, the same in every run; may open its shard."""
+        return "", f"#{index}"
+
+    def left_out(self) -> list[LeftOut]:
+        """Samples that got no index."""
+        return []
+
     def expect(self, index: int) -> None:
         """One `read` of this index is coming: a chance to fetch its shard."""
-        ...
+        return
 
     def release(self, index: int) -> None:
         """One expected `read` of this index will not come."""
-        ...
+        return
 
     def close(self) -> None:
         """Give back processes and threads; a running `read` then ends with an error."""
-        ...
-
-
-@runtime_checkable
-class SizedSource(Source, Protocol):
-    """A source whose samples can be read at several sizes. Implemented by ours."""
-
-    @property
-    def shape(self) -> ClipShape:
-        """The configured one; its frame rate and skipped frames are those of all shapes."""
-        ...
-
-    def use_shapes(self, shapes: Sequence[ClipShape], of: np.ndarray) -> None:
-        """From now on sample i is read at shape number of[i]; -1: it is never read."""
-        ...
-
-    def clip_sizes(self) -> Sizes:
-        """Size and length of every video, without decoding; looks through the data once."""
         ...
 
 
@@ -80,25 +118,24 @@ class SizedSource(Source, Protocol):
 class Original:
     """A sample before anything is decoded.
 
-    `video` are the bytes of its file, `key` is what batches call it.
+    Attributes:
+        video: bytes of its file.
+        caption: as training uses it.
+        key: what batches call it.
+        where: the sample, for messages.
+        metadata: of a sample of a shard.
     """
 
     video: bytes
     caption: str
     key: str
+    where: str
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
 
 @runtime_checkable
 class Originals(Protocol):
     """A source whose samples are files or members. Implemented by SFTSource and ShardSource."""
-
-    def name(self, index: int) -> str:
-        """What the sample is called; unique within its source."""
-        ...
-
-    def identity(self, index: int) -> str:
-        """Another text when the sample may have changed: from listings alone, nothing is read."""
-        ...
 
     def original(self, index: int) -> Original:
         """The sample's bytes.
@@ -115,40 +152,8 @@ def identity_of(*facts: object) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def version_of(entry: Entry | None) -> tuple[object, ...]:
-    """What tells an object from its next version: size and ETag, or the time without one."""
+def object_version(entry: Entry | None) -> tuple[object, ...]:
+    """Distinguishes an object from its next version: size and ETag, or the time without one."""
     if entry is None:
         return ()
     return entry.size_bytes, entry.etag or entry.modified
-
-
-SampleId = tuple[str, str]  # (shard, key); the shard of a folder is ""
-
-
-@runtime_checkable
-class NamedSamples(Protocol):
-    """A source whose samples have names that outlive a run."""
-
-    def shard_id(self, index: int) -> str:
-        """The shard of a sample; cheap, and the same wherever the data lies."""
-        ...
-
-    def sample_id(self, index: int) -> SampleId:
-        """Shard and key of a sample; may open its shard."""
-        ...
-
-
-def shard_id(source: Source, index: int) -> str:
-    """The shard of a sample; "" for sources that do not name their samples."""
-    return source.shard_id(index) if isinstance(source, NamedSamples) else ""
-
-
-def sample_id(source: Source, index: int) -> SampleId:
-    """Shard and key of a sample; its number for sources that do not name their samples."""
-    return source.sample_id(index) if isinstance(source, NamedSamples) else ("", f"#{index}")
-
-
-def left_out(source: Source) -> list[tuple[str, str, str]]:
-    """(shard, key, reason) of samples that got no index, from sources that know of such."""
-    found = getattr(source, "left_out", None)
-    return found() if callable(found) else []

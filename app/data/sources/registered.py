@@ -8,17 +8,16 @@ from typing import Any
 
 from app.data.bad_clip import BadClipError
 from app.data.batch import Item
+from app.data.sources.protocols import Source
 from app.errors import CogvxError, ConfigError, DataError
 
 
-class MapSource:
+class MapSource(Source):
     """A user's map-style dataset (`--register`): anything with `len` and indexing by number.
 
     Its items are upstream's: a dictionary with `mp4` (T, 3, H, W), `txt`, `num_frames`, `fps`.
-    It is indexed from several threads at once unless `num_workers` is 0 or 1.
+    It is indexed from several threads unless `num_workers` is 0 or 1.
     """
-
-    sample_bytes = 0
 
     def __init__(self, dataset: Any, name: str) -> None:
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
@@ -61,12 +60,6 @@ class MapSource:
                 fix="see docs/data_format.md, 'A dataset of your own'",
             )
         return {"key": f"{self._name}[{index}]", **item}
-
-    def expect(self, index: int) -> None:
-        """Nothing to fetch."""
-
-    def release(self, index: int) -> None:
-        """Nothing was fetched."""
 
     def close(self) -> None:
         close = getattr(self._dataset, "close", None)

@@ -23,8 +23,14 @@ ERROR, EMPTY = "error", "empty"
 START, RANDOM = "start", "random"
 
 
+SECTION_KEYS = (
+    *("missing_captions", "temporal_crop", "on_changed_shard", "cache_dir", "cache_gib"),
+    *("prefetch_gib", "decode_deadline_s", "decode_memory_gib"),
+)
+
+
 def settings_from_config(config: DataConfig, compat: CompatConfig, seed: int) -> SourceSettings:
-    """What the sources of one run are told; the cache is made only when a bucket is read."""
+    """Settings of the sources of one run, without a cache: that is for runs that read a bucket."""
     sat = compat.mode == SAT
     frame_rule = SAT if SAT in (config.frame_rule, compat.frame_rule) else EXACT
     return SourceSettings(
@@ -35,7 +41,9 @@ def settings_from_config(config: DataConfig, compat: CompatConfig, seed: int) ->
         temporal_crop=config.temporal_crop,
         on_changed_shard=config.on_changed_shard,
         cache_dir=Path(config.cache_dir) if config.cache_dir else node_folder("shards"),
-        decoders=_decoders(config.decode_deadline_s, config.decode_memory_gib),
+        decoders=DecoderOfThread(
+            DecodeLimits(config.decode_deadline_s, int(config.decode_memory_gib * GIB))
+        ),
     )
 
 
@@ -53,29 +61,20 @@ def settings_from_args(args: Namespace) -> SourceSettings:
     """
     section = getattr(args, "data_config", None)
     section = section if isinstance(section, Mapping) else {}
-    sat = getattr(args, "compat", "default") == SAT
-    frame_rule = getattr(args, "frame_rule", None) or (SAT if sat else EXACT)
-    cache_dir = section.get("cache_dir")
-    settings = SourceSettings(
-        seed=int(getattr(args, "seed", 0) or 0),
-        frame_rule=frame_rule,
-        caption_rule=SAT if sat else "relative",
-        missing_captions=EMPTY if sat else str(section.get("missing_captions", "error")),
-        temporal_crop=str(section.get("temporal_crop", "start")),
-        on_changed_shard=str(section.get("on_changed_shard", "error")),
-        cache_dir=Path(str(cache_dir)) if cache_dir else node_folder("shards"),
-        decoders=_decoders(
-            float(section.get("decode_deadline_s", 5.0)),
-            float(section.get("decode_memory_gib", 3.0)),
-        ),
+    mode = getattr(args, "compat", "default")
+    config = DataConfig(
+        target="",
+        implementation="",
+        params={},
+        **{name: section[name] for name in SECTION_KEYS if name in section},
     )
-    return with_cache(
-        settings, float(section.get("cache_gib", 20.0)), float(section.get("prefetch_gib", 4.0))
+    settings = settings_from_config(
+        config, CompatConfig(mode=mode), int(getattr(args, "seed", 0) or 0)
     )
-
-
-def _decoders(deadline_s: float, memory_gib: float) -> DecoderOfThread:
-    return DecoderOfThread(DecodeLimits(deadline_s, int(memory_gib * GIB)))
+    settings = replace(
+        settings, frame_rule=getattr(args, "frame_rule", None) or (SAT if mode == SAT else EXACT)
+    )
+    return with_cache(settings, config.cache_gib, config.prefetch_gib)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +110,11 @@ class SourceSettings:
     def crop(self, position: int) -> random.Random:
         """Where the random start of the sample at `position` comes from."""
         return random.Random(mix(self.seed, CROP_KEY, position))
+
+    def close(self) -> None:
+        """End the decoders, the downloads and this process's part in the cache."""
+        self.decoders.close()
+        if self.prefetcher is not None:
+            self.prefetcher.close()
+        if self.cache is not None:
+            self.cache.close()

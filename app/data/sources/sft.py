@@ -11,21 +11,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from app.config.schema.data import SFTDataConfig
 from app.data.bad_clip import BadClipError
-from app.data.batch import Item
 from app.data.local_files import LocalFiles
 from app.data.shards.survey import IndexFiles
-from app.data.sources.protocols import Original, identity_of, version_of
-from app.data.sources.settings import EMPTY, RANDOM, SAT, SourceSettings, settings_from_args
-from app.data.sources.shapes import ClipShapes, kept_sizes, range_reader
+from app.data.sources.protocols import (
+    LeftOut,
+    Original,
+    SampleId,
+    identity_of,
+    object_version,
+)
+from app.data.sources.settings import EMPTY, SAT, SourceSettings, settings_from_args
+from app.data.sources.video_source import READERS, VideoPlace, VideoSource, kept_sizes
 from app.data.video import frames
-from app.data.video.clip import ClipShape, caption_text, checked_caption, read_clip
+from app.data.video.clip import ClipShape, caption_text, checked_caption
 from app.data.video.decoder import VideoFacts
 from app.data.video.frames import FrameRequest, Selection
-from app.data.video.sizes import ClipSize, Sizes, read_size
+from app.data.video.sizes import Sizes
 from app.errors import DataError, InputMissingError
 from app.storage.objects import Entry, ObjectMissingError, Storage
 from app.storage.opening import is_remote, open_storage
@@ -34,30 +37,22 @@ log = logging.getLogger(__name__)
 
 VIDEO_SUFFIX = ".mp4"  # exactly: upstream leaves .MP4 and other kinds out
 VIDEOS, LABELS = "videos", "labels"
-BLANK_BYTES = 16  # a caption file this small may be blank: looked at before the start
+BLANK_BYTES = 16  # a caption file this small may be blank: read before the start
 NAMES_SHOWN = 5
-READERS = 16
 SIZES_NAME = "dataset.sizes.json"
 
 
-class SFTSource:
+class SFTSource(VideoSource):
     """A folder of videos with one caption file each, in the order of their names."""
 
     def __init__(self, params: SFTDataConfig, path: str, settings: SourceSettings) -> None:
-        root, within = split_root(path)
-        self._storage = open_storage(root)
-        entries = {entry.key: entry for entry in self._storage.list(within)}
-        if within:  # the folder videos/ itself was named: its captions are beside it
-            entries |= {entry.key: entry for entry in self._storage.list(f"{LABELS}/")}
+        request = FrameRequest(params.max_num_frames, params.fps, params.skip_frms_num)
+        super().__init__(ClipShape(request, *params.video_size), settings)
+        self._storage, entries, within = list_folder(path)
         self.keys = [key for key in sorted(entries) if is_video(key, within)]
         if not self.keys:
             raise no_videos(path, entries)
         self._files = LocalFiles(self._storage, entries, settings.cache, settings.prefetcher)
-        self._settings = settings
-        self._crop_is_random = settings.temporal_crop == RANDOM
-        wish = FrameRequest(params.max_num_frames, params.fps, params.skip_frms_num)
-        self._shapes = ClipShapes(ClipShape(wish, *params.video_size))
-        self._fps = params.fps
         self._captions = CaptionFiles(self._storage, entries, settings)
         self._captions.check(self.keys)
         other = sum(1 for key in entries if key.lower().endswith(VIDEO_SUFFIX)) - len(self.keys)
@@ -69,15 +64,8 @@ class SFTSource:
         """The seam that upstream's trainer calls, once per entry of train_data or valid_data."""
         return cls(SFTDataConfig(**params), path, settings_from_args(args))
 
-    @property
-    def sample_bytes(self) -> int:
-        return self._shapes.bytes
-
     def __len__(self) -> int:
         return len(self.keys)
-
-    def __getitem__(self, index: int) -> Item:
-        return self.read(index, index)
 
     def shard_sizes(self) -> Sequence[int]:
         return [len(self.keys)]
@@ -88,82 +76,51 @@ class SFTSource:
             digest.update(json.dumps([key, self._files.entries[key].size_bytes]).encode() + b"\n")
         return digest.hexdigest()
 
-    @property
-    def shape(self) -> ClipShape:
-        return self._shapes.configured
-
-    def use_shapes(self, shapes: Sequence[ClipShape], of: np.ndarray) -> None:
-        self._shapes.use(shapes, of)
-
-    def clip_sizes(self) -> Sizes:
-        """Size and length of every video; kept in `dataset.sizes.json` beside the folders."""
-        files = IndexFiles(self._storage, self._settings.cache_dir)
-
-        def size(key: str) -> ClipSize | None:
-            read = range_reader(self._storage, key)
-            size_bytes = self._files.entries[key].size_bytes
-            return read_size(read, size_bytes, self._settings.decoders.get().probe)
-
-        def scan() -> Sizes:
-            log.info("reading sizes of videos", extra={"videos": len(self.keys)})
-            with ThreadPoolExecutor(READERS) as pool:
-                return list(pool.map(size, self.keys))
-
-        with files.locked():
-            return kept_sizes(files, SIZES_NAME, self.fingerprint(), len(self.keys), scan)
-
-    def caption(self, index: int) -> str:
-        """The caption of a sample, as training uses it."""
-        return self._captions.read(self.keys[index])
-
     def name(self, index: int) -> str:
         return self.keys[index]
 
     def identity(self, index: int) -> str:
         key = self.keys[index]
-        return identity_of(version_of(self._files.entries[key]), self._captions.version(key))
+        return identity_of(object_version(self._files.entries[key]), self._captions.version(key))
 
     def original(self, index: int) -> Original:
         key = self.keys[index]
+        where = f"{self._storage.url}/{key}"
         try:
-            return Original(self._files.read(key), self.caption(index), key)
+            caption = self._captions.read(key)
         except BadClipError as problem:
-            raise problem.named(f"{self._storage.url}/{key}") from problem
+            raise problem.named(where) from problem
+        return Original(self._files.read(key), caption, key, where)
 
     def shard_id(self, index: int) -> str:
         """A folder is one shard without a name."""
         return ""
 
-    def sample_id(self, index: int) -> tuple[str, str]:
+    def sample_id(self, index: int) -> SampleId:
         return "", self.keys[index]
 
-    def read(self, index: int, position: int) -> Item:
-        key, shape = self.keys[index], self._shapes.at(index)
-        try:
-            caption = self.caption(index)
-            blob = self._files.read(key)
+    def left_out(self) -> list[LeftOut]:
+        """Every video gets an index."""
+        return []
 
-            def rule(facts: VideoFacts) -> Selection:
-                if self._settings.frame_rule == SAT:
-                    return frames.sat_folder(facts.reported, facts.fps, shape.wish)
-                crop = self._settings.crop(position) if self._crop_is_random else None
-                return frames.exact(facts.times, shape.wish, crop)
+    def _file(self, index: int) -> tuple[LocalFiles, str]:
+        return self._files, self.keys[index]
 
-            video, count = read_clip(blob, shape, rule, self._settings.decoders)
-        except BadClipError as problem:
-            raise problem.named(f"{self._storage.url}/{key}") from problem
-        finally:
-            self._files.done(key)
-        return {"mp4": video, "txt": caption, "num_frames": count, "fps": self._fps, "key": key}
+    def _sizes(self) -> Sizes:
+        """Kept in `dataset.sizes.json` beside the folders."""
+        places = [VideoPlace(key, 0, self._files.entries[key].size_bytes) for key in self.keys]
 
-    def expect(self, index: int) -> None:
-        self._files.expect(self.keys[index])
+        def scan() -> Sizes:
+            log.info("reading sizes of videos", extra={"videos": len(places)})
+            return self._scanned_sizes(self._storage, places)
 
-    def release(self, index: int) -> None:
-        self._files.done(self.keys[index])
+        files = IndexFiles(self._storage, self._settings.cache_dir)
+        return kept_sizes(files, SIZES_NAME, self.fingerprint(), len(places), scan)
 
-    def close(self) -> None:
-        self._settings.decoders.close()
+    def _sat_frames(
+        self, original: Original, position: int, request: FrameRequest, video: VideoFacts
+    ) -> Selection:
+        return frames.sat_folder(video.reported, video.fps, request)
 
 
 class CaptionFiles:
@@ -222,20 +179,18 @@ class CaptionFiles:
         return checked_caption(text, may_be_missing=self._may_be_missing)
 
     def version(self, key: str) -> tuple[object, ...]:
-        """What tells the caption file of a video from its next version."""
-        if self._sat and not is_remote(self._root):
-            path = Path(sat_label_path(f"{self._root}/{key}"))
-            if not path.is_file():
-                return ()
-            found = path.stat()
-            return found.st_size, found.st_mtime
-        label = sat_label_path(key) if self._sat else label_key(key)
-        return version_of(self._entries.get(label))
+        """Distinguishes the caption file of a video from its next version."""
+        path = self._local_path(key)
+        if path is None:
+            return object_version(self._entries.get(self._key(key)))
+        found = path.stat() if path.is_file() else None
+        return (found.st_size, found.st_mtime) if found else ()
 
     def _problem(self, key: str) -> str | None:
-        """What is wrong with the caption of a video, if that can be told cheaply."""
+        """What is wrong with the caption of a video, where that is cheap to find."""
         if self._sat:
-            return f"{key} (its caption file is empty)" if self._size(key) == 0 else None
+            is_empty = self.version(key)[:1] == (0,)
+            return f"{key} (its caption file is empty)" if is_empty else None
         entry = self._entries.get(label_key(key))
         if entry is None:
             return f"{key} (no {label_key(key)})"
@@ -243,23 +198,35 @@ class CaptionFiles:
             return f"{key} ({entry.key} is blank)"
         return None
 
-    def _size(self, key: str) -> int | None:
-        """Bytes of upstream's caption file; None where there is none."""
-        if is_remote(self._root):
-            entry = self._entries.get(sat_label_path(key))
-            return entry.size_bytes if entry else None
-        path = Path(sat_label_path(f"{self._root}/{key}"))
-        return path.stat().st_size if path.is_file() else None
+    def _key(self, key: str) -> str:
+        return sat_label_path(key) if self._sat else label_key(key)
+
+    def _local_path(self, key: str) -> Path | None:
+        """Upstream replaces text in the full path, so the file may be outside of the folder."""
+        is_local = self._sat and not is_remote(self._root)
+        return Path(sat_label_path(f"{self._root}/{key}")) if is_local else None
 
     def _data(self, key: str) -> bytes | None:
-        if self._sat and not is_remote(self._root):
-            path = Path(sat_label_path(f"{self._root}/{key}"))
+        path = self._local_path(key)
+        if path is not None:
             return path.read_bytes() if path.is_file() else None
-        label = sat_label_path(key) if self._sat else label_key(key)
         try:
-            return self._storage.read_small(label)
+            return self._storage.read_small(self._key(key))
         except ObjectMissingError:
             return None
+
+
+def list_folder(path: str) -> tuple[Storage, dict[str, Entry], str]:
+    """What a dataset's folder holds, by key, and the prefix of its videos.
+
+    Where the folder `videos` itself is named, its captions are beside it.
+    """
+    root, within = split_root(path)
+    storage = open_storage(root)
+    entries = {entry.key: entry for entry in storage.list(within)}
+    if within:
+        entries |= {entry.key: entry for entry in storage.list(f"{LABELS}/")}
+    return storage, entries, within
 
 
 def split_root(path: str) -> tuple[str, str]:
@@ -296,7 +263,7 @@ def sat_label_path(path: str) -> str:
 def no_videos(path: str, entries: Mapping[str, Entry]) -> InputMissingError:
     """The error of a folder without videos, with what it holds instead."""
     shards = sum(1 for key in entries if key.endswith(".tar"))
-    hint = "check the path; videos end in .mp4 and lie in videos/, captions in labels/"
+    hint = "check the path; videos end in .mp4 and belong in videos/, captions in labels/"
     if shards:
-        hint = f"{shards} tar shards lie here: set data.target to data_video.VideoDataset"
-    return InputMissingError("no video (*.mp4) lies here", where=path, fix=hint)
+        hint = f"there are {shards} tar shards: set data.target to data_video.VideoDataset"
+    return InputMissingError("there is no video (*.mp4) here", where=path, fix=hint)

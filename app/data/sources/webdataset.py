@@ -4,80 +4,77 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 from argparse import Namespace
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
-
 from app.config.schema.data import ShardDataConfig
 from app.data.bad_clip import BadClipError
-from app.data.batch import Item
 from app.data.local_files import LocalFiles
-from app.data.shards.captions import Records, TextRules, metadata, sidecar_name, sidecar_records
+from app.data.shards.captions import Records, TextRules, metadata, read_sidecar, sidecar_name
 from app.data.shards.captions import caption as caption_of
-from app.data.shards.index import VIDEO, Member
+from app.data.shards.index import VIDEO, ShardIndex
 from app.data.shards.manifest import ShardEntry, fingerprint, sizes_key
 from app.data.shards.opened import OpenShard, check_content, open_shard
 from app.data.shards.survey import Folder, SurveyRules, survey
 from app.data.shards.urls import parse_shard_path
-from app.data.sources.protocols import Original, identity_of, version_of
-from app.data.sources.settings import EMPTY, RANDOM, SAT, SourceSettings, settings_from_args
-from app.data.sources.shapes import ClipShapes, kept_sizes, range_reader
+from app.data.sources.protocols import (
+    LeftOut,
+    Original,
+    SampleId,
+    identity_of,
+    object_version,
+)
+from app.data.sources.settings import EMPTY, SAT, SourceSettings, settings_from_args
+from app.data.sources.video_source import READERS, VideoPlace, VideoSource, kept_sizes
 from app.data.video import frames
-from app.data.video.clip import ClipShape, checked_caption, read_clip
+from app.data.video.clip import ClipShape, checked_caption
 from app.data.video.decoder import VideoFacts
 from app.data.video.frames import FrameRequest, Selection
-from app.data.video.sizes import ClipSize, Sizes, read_size, sizes_from_json
+from app.data.video.sizes import Sizes, sizes_from_json
 from app.errors import DataError
-from app.storage.objects import ObjectMissingError, Storage
+from app.storage.objects import Storage
 from app.storage.opening import open_storage
 
 log = logging.getLogger(__name__)
 
 OPEN_SHARDS = 64
-SIZE_READERS = 16
 NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """A shard of the source: its folder, and its line of the manifest."""
+class _SourceShard:
+    """A shard of the source: the number of its folder, and its line of the manifest."""
 
     folder: int
-    shard: ShardEntry
+    entry: ShardEntry
 
 
-class ShardSource:
+class ShardSource(VideoSource):
     """Samples of tar shards, numbered in the order of the shards' names."""
 
     def __init__(self, params: ShardDataConfig, path: str, settings: SourceSettings) -> None:
+        request = FrameRequest(params.num_frames, params.fps, params.skip_frms_num)
+        super().__init__(ClipShape(request, *params.image_size), settings)
         self._params = params
-        self._settings = settings
         self._folders: list[Folder] = []
         self._files: list[LocalFiles] = []
-        self._places: list[_Place] = []
+        self._shards: list[_SourceShard] = []
         self._survey(path)
         if params.nshards is not None:
-            del self._places[params.nshards :]
-        self._counts = [place.shard.samples for place in self._places]
+            del self._shards[params.nshards :]
+        self._counts = [shard.entry.samples for shard in self._shards]
         self._ends = list(accumulate(self._counts))
-        wish = FrameRequest(params.num_frames, params.fps, params.skip_frms_num)
-        self._shapes = ClipShapes(ClipShape(wish, *params.image_size))
         self._may_be_missing = settings.missing_captions == EMPTY or settings.caption_rule == SAT
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
-        self._sidecars: dict[int, Records] = {}
         self._text = TextRules(params.txt_key, params.meta_names)
-        self._lock = threading.Lock()
+        self._opened = lru_cache(maxsize=OPEN_SHARDS)(self._open)
+        self._sidecar = lru_cache(maxsize=OPEN_SHARDS)(self._read_sidecar)
         self._keys = lru_cache(maxsize=OPEN_SHARDS)(self._keys_of)
-        self._fingerprint: str | None = None
         self._check_captions()
 
     @classmethod
@@ -85,26 +82,15 @@ class ShardSource:
         """The seam that upstream's trainer calls, once per entry of train_data or valid_data."""
         return cls(ShardDataConfig(**params), path, settings_from_args(args))
 
-    @property
-    def sample_bytes(self) -> int:
-        return self._shapes.bytes
-
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
-
-    def __getitem__(self, index: int) -> Item:
-        return self.read(index, index)
 
     def shard_sizes(self) -> Sequence[int]:
         return self._counts
 
-    def fingerprint(self) -> str:
-        if self._fingerprint is None:
-            self._fingerprint = self._found_fingerprint()
-        return self._fingerprint
-
-    def _found_fingerprint(self) -> str:
-        shards = fingerprint((str(place.folder), place.shard) for place in self._places)
+    @cached_property
+    def _fingerprint(self) -> str:
+        shards = fingerprint((str(shard.folder), shard.entry) for shard in self._shards)
         sidecars = self._sidecar_digests()
         if not sidecars:
             return shards
@@ -113,259 +99,183 @@ class ShardSource:
         )
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
     def _sidecar_digests(self) -> dict[str, str]:
         """sha256 of every `.meta.jsonl` beside a shard: captions may come from it."""
-        wanted = {}
-        for place in self._places:
-            name, folder = sidecar_name(place.shard.name), self._folders[place.folder]
+        sidecars = {}
+        for shard in self._shards:
+            name, folder = sidecar_name(shard.entry.name), self._folders[shard.folder]
             if name in folder.entries:
-                wanted[f"{place.folder}/{name}"] = (folder.storage, name)
+                sidecars[f"{shard.folder}/{name}"] = (folder.storage, name)
 
         def digest(where: tuple[Storage, str]) -> str:
             return hashlib.sha256(where[0].read_small(where[1])).hexdigest()
 
-        with ThreadPoolExecutor(SIZE_READERS) as pool:
-            return dict(zip(wanted, pool.map(digest, wanted.values()), strict=True))
+        with ThreadPoolExecutor(READERS) as pool:
+            return dict(zip(sidecars, pool.map(digest, sidecars.values()), strict=True))
 
-    @property
-    def shape(self) -> ClipShape:
-        return self._shapes.configured
-
-    def use_shapes(self, shapes: Sequence[ClipShape], of: np.ndarray) -> None:
-        self._shapes.use(shapes, of)
-
-    def clip_sizes(self) -> Sizes:
-        """Size and length of every video; kept beside each shard in `<shard>.sizes.json`."""
-        places = list(dict.fromkeys(self._places))
-        with ThreadPoolExecutor(SIZE_READERS) as pool:
-            found = dict(zip(places, pool.map(self._kept_sizes, places), strict=True))
-        for place, sizes in found.items():
+    def _sizes(self) -> Sizes:
+        """Kept beside each shard in `<shard>.sizes.json`."""
+        shards = list(dict.fromkeys(self._shards))
+        with ThreadPoolExecutor(READERS) as pool:
+            found = dict(zip(shards, pool.map(self._kept_sizes, shards), strict=True))
+        for shard, sizes in found.items():
             if sizes is None:
-                found[place] = self._found_sizes(place)
-        return [size for place in self._places for size in found[place] or ()]
+                found[shard] = self._found_sizes(shard)
+        return [size for shard in self._shards for size in found[shard] or ()]
 
-    def _kept_sizes(self, place: _Place) -> Sizes | None:
-        files = self._folders[place.folder].indexes
-        data = files.read(sizes_key(place.shard.name))
-        return sizes_from_json(data, place.shard.index_sha256, place.shard.samples)
+    def _kept_sizes(self, shard: _SourceShard) -> Sizes | None:
+        data = self._folders[shard.folder].indexes.read(sizes_key(shard.entry.name))
+        return sizes_from_json(data, shard.entry.index_sha256, shard.entry.samples)
 
-    def _found_sizes(self, place: _Place) -> Sizes:
-        """Look through a shard, one process of the node at a time, and keep what was found."""
-        folder = self._folders[place.folder]
-        index = folder.indexes.index(place.shard)
-        storage, name = folder.storage, place.shard.name
-
-        def size(member: Member) -> ClipSize | None:
-            read = range_reader(storage, name, member.offset)
-            return read_size(read, member.size, self._settings.decoders.get().probe)
+    def _found_sizes(self, shard: _SourceShard) -> Sizes:
+        """Scan a shard, and keep what was found."""
+        folder, entry = self._folders[shard.folder], shard.entry
 
         def scan() -> Sizes:
-            log.info("reading sizes of videos", extra={"shard": f"{storage.url}/{name}"})
-            samples = index.samples() if index is not None else self._opened_samples(place)
-            with ThreadPoolExecutor(SIZE_READERS) as pool:
-                return list(pool.map(size, [sample[VIDEO] for sample in samples]))
+            log.info("reading sizes of videos", extra={"shard": self._url(shard)})
+            index = self._index(shard)
+            opened = index or open_shard(self._files[shard.folder], entry).index
+            videos = [sample[VIDEO] for sample in opened.samples()]
+            places = [VideoPlace(entry.name, video.offset, video.size) for video in videos]
+            return self._scanned_sizes(folder.storage, places)
 
-        with folder.indexes.locked():
-            digest, count = place.shard.index_sha256, place.shard.samples
-            return kept_sizes(folder.indexes, sizes_key(name), digest, count, scan)
-
-    def _opened_samples(self, place: _Place) -> list[dict[str, Member]]:
-        return open_shard(self._files[place.folder], place.shard).samples
+        key = sizes_key(entry.name)
+        return kept_sizes(folder.indexes, key, entry.index_sha256, entry.samples, scan)
 
     def name(self, index: int) -> str:
-        which, offset = self._place(index)
-        place = self._places[which]
-        return f"{self._folders[place.folder].storage.url}/{place.shard.name}#{offset}"
+        which, offset = self._locate(index)
+        return f"{self._url(self._shards[which])}#{offset}"
 
     def identity(self, index: int) -> str:
-        place = self._places[self._place(index)[0]]
-        entries = self._folders[place.folder].entries
-        content = place.shard.sha256 or version_of(entries.get(place.shard.name))
-        sidecar = version_of(entries.get(sidecar_name(place.shard.name)))
+        shard = self._shards[self._locate(index)[0]]
+        entries = self._folders[shard.folder].entries
+        content = shard.entry.sha256 or object_version(entries.get(shard.entry.name))
+        sidecar = object_version(entries.get(sidecar_name(shard.entry.name)))
         names = (self._text.txt_key, *self._text.meta_names)
-        return identity_of(content, place.shard.index_sha256, sidecar, names)
+        return identity_of(content, shard.entry.index_sha256, sidecar, names)
 
     def original(self, index: int) -> Original:
-        which, offset = self._place(index)
-        shard = self._shard(which)
+        which, offset = self._locate(index)
+        shard = self._opened(which)
         sample = shard.samples[offset]
-        key = f"{self._places[which].shard.name}:{sample[VIDEO].key}"
+        key = sample[VIDEO].key
+        where = f"{shard.url}, sample {key}"
         try:
-            caption = self._words(which, shard, sample)[1]
+            facts = metadata(sample, shard.read, partial(self._sidecar, which), self._text)
+            text = caption_of(sample, shard.read, facts, self._text)
+            caption = checked_caption(text, may_be_missing=self._may_be_missing)
         except BadClipError as problem:
-            raise problem.named(f"{shard.url}, sample {sample[VIDEO].key}") from problem
-        return Original(shard.read(sample[VIDEO]), caption, key)
+            raise problem.named(where) from problem
+        shown = f"{self._shards[which].entry.name}:{key}"
+        return Original(shard.read(sample[VIDEO]), caption, shown, where, facts)
 
     def shard_id(self, index: int) -> str:
         """The shard's key, with the number of its folder where there are several."""
-        return self._shard_id(self._places[self._place(index)[0]])
+        return self._shard_id(self._shards[self._locate(index)[0]])
 
-    def sample_id(self, index: int) -> tuple[str, str]:
-        which, offset = self._place(index)
+    def sample_id(self, index: int) -> SampleId:
+        which, offset = self._locate(index)
         return self.shard_id(index), self._keys(which)[offset]
 
-    def read(self, index: int, position: int) -> Item:
-        which, offset = self._place(index)
-        place = self._places[which]
-        try:
-            shard = self._shard(which)
-            sample = shard.samples[offset]
-            key = sample[VIDEO].key
-            where = f"{shard.url}, sample {key}"
-            try:
-                facts, caption = self._words(which, shard, sample)
-                shape = self._shapes.at(index)
-                rule = partial(self._rule, facts, position, shape.wish)
-                video, count = read_clip(
-                    shard.read(sample[VIDEO]), shape, rule, self._settings.decoders
-                )
-            except BadClipError as problem:
-                raise problem.named(where) from problem
-        finally:
-            self._files[place.folder].done(place.shard.name)
-        return {
-            "mp4": video,
-            "txt": caption,
-            "num_frames": count,
-            "fps": self._params.fps,
-            "key": f"{place.shard.name}:{key}",
-        }
-
-    def expect(self, index: int) -> None:
-        place = self._places[self._place(index)[0]]
-        self._files[place.folder].expect(place.shard.name)
-
-    def release(self, index: int) -> None:
-        place = self._places[self._place(index)[0]]
-        self._files[place.folder].done(place.shard.name)
-
     def close(self) -> None:
-        self._settings.decoders.close()
-        with self._lock:
-            self._open.clear()
+        super().close()
+        self._opened.cache_clear()
 
     def _survey(self, path: str) -> None:
         """List, check and index every folder that the path names."""
         patterns = parse_shard_path(path, self._params.include_dirs)
         rules = SurveyRules(self._params.txt_key, self._settings.on_changed_shard)
         for number, folder in enumerate(dict.fromkeys(pattern.folder for pattern in patterns)):
-            asked = [pattern for pattern in patterns if pattern.folder == folder]
-            found = survey(open_storage(folder), asked, self._settings.cache_dir, rules)
+            here = [pattern for pattern in patterns if pattern.folder == folder]
+            found = survey(open_storage(folder), here, self._settings.cache_dir, rules)
             files = LocalFiles(
                 found.storage, found.entries, self._settings.cache, self._settings.prefetcher
             )
             for shard in found.shards:
                 files.check_with(shard.name, partial(check_content, found.storage.url, shard))
-                self._places.append(_Place(number, shard))
+                self._shards.append(_SourceShard(number, shard))
             self._folders.append(found)
             self._files.append(files)
 
     def _check_captions(self) -> None:
         """Refuse samples without any member that could hold a caption, before the start."""
-        lacking = {place.shard.name: place for place in self._places if place.shard.no_caption}
-        count = sum(place.shard.no_caption for place in lacking.values())
+        lacking = {shard.entry.name: shard for shard in self._shards if shard.entry.no_caption}
+        count = sum(shard.entry.no_caption for shard in lacking.values())
         if not count or self._may_be_missing:
             return
-        names: list[str] = []
-        for place in list(lacking.values())[:NAMES_SHOWN]:
-            index = self._folders[place.folder].indexes.index(place.shard)
-            samples = index.samples() if index else []
-            names += [
-                f"{place.shard.name}:{sample[VIDEO].key}"
-                for sample in samples
-                if {"txt", "json", "id", self._params.txt_key}.isdisjoint(sample)
-            ]
+        names = [
+            f"{shard.entry.name}:{sample[VIDEO].key}"
+            for shard in list(lacking.values())[:NAMES_SHOWN]
+            if (index := self._index(shard)) is not None
+            for sample in index.samples()
+            if {"txt", "json", "id", self._params.txt_key}.isdisjoint(sample)
+        ]
         raise DataError(
             f"{count} of {len(self)} samples have no caption: {'; '.join(names[:NAMES_SHOWN])}",
             where=self._folders[0].storage.url,
             fix="add .txt members, or set data.missing_captions: empty to train on ''",
         )
 
-    def left_out(self) -> list[tuple[str, str, str]]:
-        """(shard, key, reason) of what has no place in the order, by the shards' indexes."""
-        found: dict[tuple[str, str], str] = {}
-        for place in self._places:
-            index = None
-            if place.shard.left_out:
-                index = self._folders[place.folder].indexes.index(place.shard)
-            for key, reason in index.left_out if index is not None else ():
-                found[self._shard_id(place), key] = reason
-        return [(shard, key, reason) for (shard, key), reason in found.items()]
+    def left_out(self) -> list[LeftOut]:
+        """By the shards' indexes."""
+        found = {
+            (self._shard_id(shard), key): reason
+            for shard in self._shards
+            if shard.entry.left_out and (index := self._index(shard)) is not None
+            for key, reason in index.left_out
+        }
+        return [LeftOut(shard, key, reason) for (shard, key), reason in found.items()]
 
-    def _shard_id(self, place: _Place) -> str:
-        return f"{place.folder}/" * (len(self._folders) > 1) + place.shard.name
+    def _shard_id(self, shard: _SourceShard) -> str:
+        return f"{shard.folder}/" * (len(self._folders) > 1) + shard.entry.name
+
+    def _url(self, shard: _SourceShard) -> str:
+        return f"{self._folders[shard.folder].storage.url}/{shard.entry.name}"
+
+    def _index(self, shard: _SourceShard) -> ShardIndex | None:
+        """The index that is kept of a shard; None where there is none that fits it."""
+        return self._folders[shard.folder].indexes.index(shard.entry)
 
     def _keys_of(self, which: int) -> tuple[str, ...]:
         """Keys of a shard's samples, without fetching the shard where its index is beside it."""
-        place = self._places[which]
-        index = self._folders[place.folder].indexes.index(place.shard)
-        samples = index.samples() if index is not None else self._shard(which).samples
-        return tuple(sample[VIDEO].key for sample in samples)
+        index = self._index(self._shards[which]) or self._opened(which).index
+        return tuple(sample[VIDEO].key for sample in index.samples())
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
         """(shard, sample in it) of an index."""
         which = bisect_right(self._ends, index)
         return which, index - (self._ends[which] - self._counts[which])
 
-    def _shard(self, which: int) -> OpenShard:
-        """The opened shard; the least recently used one makes room."""
-        with self._lock:
-            shard = self._open.get(which)
-            if shard is not None:
-                self._open.move_to_end(which)
-                return shard
-        place = self._places[which]
-        files = self._files[place.folder]
+    def _file(self, index: int) -> tuple[LocalFiles, str]:
+        shard = self._shards[self._locate(index)[0]]
+        return self._files[shard.folder], shard.entry.name
+
+    def _open(self, which: int) -> OpenShard:
+        shard = self._shards[which]
+        files = self._files[shard.folder]
         try:
-            shard = open_shard(files, place.shard)
+            return open_shard(files, shard.entry)
         except DataError:
-            if not files.discard(place.shard.name):
+            if not files.discard(shard.entry.name):
                 raise
-            shard = open_shard(files, place.shard)  # the cached copy was damaged: fetched again
-        with self._lock:
-            self._open[which] = shard
-            while len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)
-        return shard
+            return open_shard(files, shard.entry)  # the cached copy was damaged: fetched again
 
-    def _words(
-        self, which: int, shard: OpenShard, sample: Mapping[str, Member]
-    ) -> tuple[Mapping[str, object], str]:
-        """Metadata and caption of a sample."""
-        facts = metadata(sample, shard.read, partial(self._sidecar, which), self._text)
-        caption = caption_of(sample, shard.read, facts, self._text)
-        return facts, checked_caption(caption, may_be_missing=self._may_be_missing)
+    def _read_sidecar(self, which: int) -> Records:
+        shard = self._shards[which]
+        return read_sidecar(self._folders[shard.folder].storage, shard.entry.name)
 
-    def _sidecar(self, which: int) -> Records:
-        """Records of `name.meta.jsonl` beside `name.tar`, by their field `key`."""
-        with self._lock:
-            if which in self._sidecars:
-                return self._sidecars[which]
-        place = self._places[which]
-        storage = self._folders[place.folder].storage
-        try:
-            records = sidecar_records(storage.read_small(sidecar_name(place.shard.name)))
-        except ObjectMissingError:
-            records = {}
-        with self._lock:
-            self._sidecars[which] = records
-            while len(self._sidecars) > OPEN_SHARDS:
-                del self._sidecars[next(iter(self._sidecars))]
-        return records
-
-    def _rule(
-        self, facts: Mapping[str, object], position: int, wish: FrameRequest, video: VideoFacts
+    def _sat_frames(
+        self, original: Original, position: int, request: FrameRequest, video: VideoFacts
     ) -> Selection:
-        if self._settings.frame_rule != SAT:
-            random_start = self._settings.temporal_crop == RANDOM
-            crop = self._settings.crop(position) if random_start else None
-            return frames.exact(video.times, wish, crop)
-        fps = _number(facts, "fps") or video.fps
-        duration_s = _number(facts, "duration") or video.reported / video.fps
-        if duration_s < frames.sat_shards_duration_s(fps, wish):
+        fps = _number(original.metadata, "fps") or video.fps
+        duration_s = _number(original.metadata, "duration") or video.reported / video.fps
+        if duration_s < frames.sat_shards_duration_s(fps, request):
             raise BadClipError("too_short", f"it lasts {duration_s:g} s")
         return frames.sat_shards(
-            video.reported, fps, duration_s, wish, self._settings.crop(position)
+            video.reported, fps, duration_s, request, self._settings.crop(position)
         )
 
 

@@ -1,4 +1,4 @@
-"""One clip: the bytes of a video in, the frames that were asked for out, at the model's size."""
+"""One clip: the bytes of a video in, the chosen frames out, at the model's size."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Rule = Callable[[VideoFacts], Selection]
 class ClipShape:
     """Size of a clip, in frames and pixels."""
 
-    wish: FrameRequest
+    request: FrameRequest
     rows: int
     columns: int
 
     @property
     def bytes(self) -> int:
-        return self.wish.num_frames * 3 * self.rows * self.columns
+        return self.request.num_frames * 3 * self.rows * self.columns
 
 
 def read_clip(
@@ -52,7 +52,7 @@ def read_clip(
     Raises:
         BadClipError: the file cannot be used.
     """
-    clip = torch.empty((shape.wish.num_frames, 3, shape.rows, shape.columns), dtype=torch.uint8)
+    clip = torch.empty((shape.request.num_frames, 3, shape.rows, shape.columns), dtype=torch.uint8)
     picked: Selection | None = None
     places: dict[int, list[int]] = {}
     unique: list[int] = []
@@ -87,7 +87,7 @@ def caption_text(data: bytes) -> str:
     if len(data) > LONGEST_CAPTION_BYTES:
         raise BadClipError("bad_caption", f"its caption has {len(data)} bytes")
     if b"\x00" in data:  # zeros in place of a file's content, or UTF-16
-        raise BadClipError("bad_caption", "its caption has NUL characters, so it is no UTF-8 text")
+        raise BadClipError("bad_caption", "its caption has NUL characters, so it is not UTF-8 text")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:

@@ -1,6 +1,6 @@
 """Frames of a video file, from a decoder that runs in its own process.
 
-The file is checked first (`mp4_boxes`), then handed to a `decode_worker`. A decoder that crashes,
+The file is checked first (`mp4.py`), then handed to a `worker.py`. A decoder that crashes,
 hangs or runs out of memory costs that process: it is killed, the file is tried once more in a
 fresh one, and a second failure is an error of the file. Frames come through a pipe one at a time,
 so the memory here is one frame, however large the clip is.
@@ -91,7 +91,7 @@ class VideoDecoder:
     """One decoder process, used by one thread; started when first needed.
 
     `strict` decodes from the first frame on and refuses videos whose decoder reports damage; it
-    is slower where few frames are wanted.
+    is slower where few frames are chosen.
     """
 
     def __init__(self, limits: DecodeLimits | None = None, *, strict: bool = False) -> None:
@@ -150,7 +150,7 @@ class VideoDecoder:
             facts = process.open(blob, header, time.monotonic() + opening_s)
             chosen = list(choose(facts))
             if chosen:
-                # Every frame up to the last one may have to be decoded, whatever is wanted of it.
+                # Every frame up to the last one may have to be decoded, however few are chosen.
                 pixels = header.rows * header.columns * (chosen[-1] + 1)
                 pace = statistics.median(self._pace) if self._pace else FIRST_S_PER_PIXEL
                 reading_s = min(base_s + DEADLINE_FACTOR * pace * pixels, LONGEST_FACTOR * base_s)
@@ -260,15 +260,15 @@ class _Process:
         return VideoFacts(header, len(times), float(facts["fps"]), times[hidden:])
 
     def read(self, frames: Sequence[int], take: Take, deadline: float) -> None:
-        wanted = np.asarray(frames, dtype="<i8")
+        numbers = np.asarray(frames, dtype="<i8")
         self.is_answering = True
-        self._send(b"R" + struct.pack("<Q", len(wanted)) + wanted.tobytes(), deadline)
+        self._send(b"R" + struct.pack("<Q", len(numbers)) + numbers.tobytes(), deadline)
         self._expect(b"P", deadline)
         rows, columns = struct.unpack("<II", self._receive(8, deadline))
         if rows * columns > LARGEST_FRAME_PX:  # the stream is not what the tables say
             raise BadClipError("too_large", f"its frames are {columns}x{rows} pixels")
         done = 0
-        while done < len(wanted):
+        while done < len(numbers):
             self._expect(b"C", deadline)
             (count,) = struct.unpack("<I", self._receive(4, deadline))
             for place in range(done, done + count):

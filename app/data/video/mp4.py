@@ -1,4 +1,4 @@
-"""What an mp4 file says about itself, read without a codec, so that no decoder sees a lie.
+"""What an mp4 file says about itself, read without a codec: no decoder gets wrong tables.
 
 ISO base media files (ISO/IEC 14496-12) are nested boxes: 32-bit size, four-letter kind, content.
 A decoder that gets a file whose tables point outside of it returns wrong frames, aborts or
@@ -110,7 +110,7 @@ def read_movie(movie: bytes, file_bytes: int, *, fragmented: bool = False) -> Vi
 
     Args:
         movie: the box without its head.
-        file_bytes: size of the whole file, in which every frame must lie.
+        file_bytes: size of the whole file, in which every frame must be.
         fragmented: the frames are in boxes `moof`.
     """
     try:
@@ -179,7 +179,7 @@ class _Walk:
         fragmented = any(box.kind == "moof" for box in top)
         if fragmented and any(box.kind == NO_KIND for box in top):
             # Without tables of all frames a shorter film would be taken for the whole one.
-            raise BadClipError("truncated", "zeros lie where its next part should begin")
+            raise BadClipError("truncated", "there are zeros where its next part should begin")
         found = self.movie(movie, fragmented)
         self.check_frames(movie)
         return found
@@ -194,22 +194,22 @@ class _Walk:
         video = next((track for track in tracks if self.is_video(track)), None)
         if video is None:
             raise BadClipError("no_video_track", f"none of its {len(tracks)} tracks is video")
-        return self.describe(video, fragmented)
+        return self.track_header(video, fragmented)
 
     def is_video(self, track: Box) -> bool:
         handler = self.child(track, "mdia", "hdlr")
         return handler is not None and self.data[handler.start + 8 : handler.start + 12] == b"vide"
 
     def check_own_data(self, track: Box) -> None:
-        """Refuse tracks whose media lies in another file or at an address."""
+        """Refuse tracks whose media is in another file or at an address."""
         references = self.child(track, "mdia", "minf", "dinf", "dref")
         if references is None:
             return
         for entry in self.boxes(references.start + 8, references.stop):
             if not self.data[entry.start + 3] & 1:  # flag: the media is in this file
-                raise BadClipError("external_reference", "its media lies outside of the file")
+                raise BadClipError("external_reference", "its media is outside of the file")
 
-    def describe(self, track: Box, fragmented: bool) -> VideoHeader:
+    def track_header(self, track: Box, fragmented: bool) -> VideoHeader:
         codec, rows, columns = self.sample_entry(track)
         self.check_size(track, rows, columns)
         duration_s = self.duration_s(track)
@@ -225,7 +225,7 @@ class _Walk:
         return VideoHeader(codec, rows, columns, duration_s, samples or None, turned)
 
     def is_turned(self, track: Box) -> bool:
-        """Whether the matrix of the track turns the picture by a quarter."""
+        """Whether the matrix of the track turns the frame by a quarter."""
         header = self.need(track, "tkhd")
         across, down = struct.unpack_from(">ii", self.data, header.stop - 44)
         return across == 0 and down != 0
@@ -296,7 +296,7 @@ class _Walk:
         return np.repeat(offsets, per_chunk) + before - before[first], sizes
 
     def check_samples(self, table: Box) -> int:
-        """Number of coded frames, after checking that each lies inside the file."""
+        """Number of coded frames, after checking that each is inside the file."""
         sizes = self.sample_sizes(self.need(table, "stsz"))
         if sizes.size == 0:
             return 0
@@ -314,7 +314,7 @@ class _Walk:
         if int(chunk_ends.max()) > self.file_bytes:
             missing = int(np.count_nonzero(chunk_ends > self.file_bytes))
             raise BadClipError(
-                "truncated", f"{missing} of {offsets.size} pieces lie behind the end of the file"
+                "truncated", f"{missing} of {offsets.size} pieces are behind the end of the file"
             )
         return int(sizes.size)
 

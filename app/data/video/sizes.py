@@ -1,8 +1,8 @@
 """Sizes of videos without decoding them, and the side files that keep them.
 
-A dataset is looked through once: the movie box of each video is read by ranges, a few kilobytes
-of it. What was found lies beside the data (or on this node where that may not be written) and
-holds for as long as the data is the same.
+A dataset is scanned once: of each video the movie box is read by ranges, a few kilobytes. The
+sizes are kept with the data (or on this node where the data is read-only) and are valid for as
+long as the data is the same.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from typing import Any
 
 from app.data.bad_clip import BadClipError
+from app.data.json_files import parsed_or_none
 from app.data.video.decoder import VideoFacts
 from app.data.video.mp4 import VideoHeader, read_movie
 
@@ -50,8 +52,8 @@ def read_size(read: ReadRange, file_bytes: int, probe: Probe) -> ClipSize | None
     Args:
         read: bytes [start, stop) of the file.
         file_bytes: of the whole file.
-        probe: what a decoder says of a whole file, asked for fragmented ones only: their movie
-            box does not say how long they are.
+        probe: what a decoder says of a whole file, for fragmented ones only: their movie box does
+            not say how long they are.
     """
     try:
         header = _header(read, file_bytes)
@@ -77,7 +79,7 @@ def _shown(header: VideoHeader, frames: int, fps: float) -> ClipSize:
 
 
 def _header(read: ReadRange, file_bytes: int) -> VideoHeader:
-    """Find the movie box among the boxes of the file, wherever it lies."""
+    """Find the movie box among the boxes of the file, wherever it is."""
     place, movie, fragmented = 0, b"", False
     for number in range(MOST_TOP_BOXES):
         if place + 16 > file_bytes:
@@ -125,16 +127,16 @@ def sizes_from_json(
         fingerprint: of the data; None takes the sizes of any.
         count: videos that the data has; None takes any number.
     """
-    try:
-        content = json.loads(data or b"")
+
+    def parse(content: Mapping[str, Any]) -> list[ClipSize | None] | None:
         if content["format_version"] != SIZES_VERSION:
             return None
         if fingerprint is not None and content["data"] != fingerprint:
             return None
         sizes = [None if size is None else _size(*size) for size in content["sizes"]]
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
-    return sizes if count in (None, len(sizes)) else None
+        return sizes if count in (None, len(sizes)) else None
+
+    return parsed_or_none(data, parse)
 
 
 def _size(rows: int, columns: int, frames: int, fps: float) -> ClipSize:

@@ -23,19 +23,19 @@ class Dice(Protocol):
     def randint(self, low: int, high: int) -> int: ...
 
 
-def resized_size(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) after scaling `size` so that it just covers `wanted`."""
+def resized_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) after scaling `size` so that it just covers `target`."""
     rows, columns = size
-    if columns / rows > wanted[1] / wanted[0]:
-        return wanted[0], int(columns * wanted[0] / rows)
-    return int(rows * wanted[1] / columns), wanted[1]
+    if columns / rows > target[1] / target[0]:
+        return target[0], int(columns * target[0] / rows)
+    return int(rows * target[1] / columns), target[1]
 
 
 def crop_origin(
-    size: tuple[int, int], wanted: tuple[int, int], dice: Dice | None = None
+    size: tuple[int, int], target: tuple[int, int], dice: Dice | None = None
 ) -> tuple[int, int]:
     """(top, left) of the part that is kept: the centre, or anywhere by `dice`, top first."""
-    spare_rows, spare_columns = size[0] - wanted[0], size[1] - wanted[1]
+    spare_rows, spare_columns = size[0] - target[0], size[1] - target[1]
     if dice is None:
         return spare_rows // 2, spare_columns // 2
     top = int(dice.randint(0, spare_rows + 1))
@@ -66,9 +66,9 @@ def resize(frames: Tensor, size: tuple[int, int], *, antialias: bool = True) -> 
 
 
 def resize_and_crop(
-    frames: Tensor, wanted: tuple[int, int], dice: Dice | None = None, *, antialias: bool = True
+    frames: Tensor, target: tuple[int, int], dice: Dice | None = None, *, antialias: bool = True
 ) -> Tensor:
-    """(T, C, H, W) -> (T, C, *wanted): cover, then cut the centre (or by `dice`).
+    """(T, C, H, W) -> (T, C, *target): cover, then cut the centre (or by `dice`).
 
     Raises:
         ShapeError: a frame without rows or columns.
@@ -78,19 +78,19 @@ def resize_and_crop(
         raise ShapeError(
             f"frames of {rows} x {columns} pixels", where="resize", fix="check the video"
         )
-    scaled = resize(frames, resized_size((rows, columns), wanted), antialias=antialias)
-    top, left = crop_origin((scaled.shape[-2], scaled.shape[-1]), wanted, dice)
-    return scaled[..., top : top + wanted[0], left : left + wanted[1]]
+    scaled = resize(frames, resized_size((rows, columns), target), antialias=antialias)
+    top, left = crop_origin((scaled.shape[-2], scaled.shape[-1]), target, dice)
+    return scaled[..., top : top + target[0], left : left + target[1]]
 
 
-def frame_to_model_size(frame: np.ndarray, wanted: tuple[int, int]) -> Tensor:
-    """One decoded frame (H, W, 3) uint8 to (3, *wanted) uint8, centre kept."""
+def frame_to_model_size(frame: np.ndarray, target: tuple[int, int]) -> Tensor:
+    """One decoded frame (H, W, 3) uint8 to (3, *target) uint8, centre kept."""
     pixels = torch.from_numpy(frame).permute(2, 0, 1).unsqueeze(0)
-    return resize_and_crop(pixels, wanted)[0]
+    return resize_and_crop(pixels, target)[0]
 
 
-def normalise(video: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 pixels to [-1, 1]; called on the device. Floats are taken as already normalised."""
+def scale_pixels(video: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 pixels to [-1, 1]; called on the device. Floats are in that range already."""
     if video.dtype == torch.uint8:
         return ((video.to(torch.float32) - 127.5) / 127.5).to(dtype)
     return video.to(dtype)

@@ -13,7 +13,7 @@ torch it would be 4 s per restart). One request at a time over stdin and stdout:
 
 Once after the start it says b"!" . All numbers are little-endian. End of input ends the process.
 Started with the word `strict` after its two numbers, it decodes from the first frame on and
-takes a video for bad whose decoder reports damage, which else is only painted over.
+refuses a video whose decoder reports damage, which is otherwise concealed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from typing import Any, BinaryIO
 
 CPU_S_PER_REQUEST = 600  # against endless loops; the parent's deadline is the real one
 OPEN_FILES = 32
-CHUNK_BYTES = 64 << 20  # frames held at once, besides the decoder's own
+CHUNK_BYTES = 64 << 20  # frames in memory, besides the decoder's own
 PR_SET_PDEATHSIG = 1
-# What decoders report of damaged pictures, and not what they report of videos that begin between
+# What decoders report of damaged frames, and not what they report of videos that begin between
 # key frames (missing references), which are in order.
 DAMAGE = re.compile(
     r"error while decoding|error splitting|error parsing|invalid nal|invalid data|corrupt|"
@@ -139,12 +139,12 @@ def send_frames(
     """
     import numpy as np
 
-    wanted = np.frombuffer(numbers, dtype="<i8").tolist()
-    begun, left = False, len(wanted)
+    chosen = np.frombuffer(numbers, dtype="<i8").tolist()
+    begun, left = False, len(chosen)
     if reports is not None:
         reports.damage()  # of the last video
         reader.seek_accurate(0)
-    for frames in one_by_one(reader, wanted) if reports is not None else pieces(reader, wanted):
+    for frames in one_by_one(reader, chosen) if reports is not None else pieces(reader, chosen):
         left -= len(frames)
         # The last frame is held back until it is clear that all of them are sound.
         if reports is not None and left == 0 and (damage := reports.damage()) is not None:
@@ -157,39 +157,39 @@ def send_frames(
         answers.write(np.ascontiguousarray(frames).data)
 
 
-def pieces(reader: Any, wanted: list[int]) -> Iterator[Any]:
-    """The wanted frames, (n, rows, columns, 3) uint8 at a time."""
+def pieces(reader: Any, chosen: list[int]) -> Iterator[Any]:
+    """The chosen frames, (n, rows, columns, 3) uint8 at a time."""
     import decord
 
     if float(reader.get_frame_timestamp([0])[0, 0]) < 0:
         # An edit list hides frames. The decoder counts without them when it goes forward and
         # with them when it seeks, so it must not seek (get_batch does at each key frame).
-        yield from one_by_one(reader, wanted)
+        yield from one_by_one(reader, chosen)
         return
     try:
-        frames = reader.get_batch(wanted[:1]).asnumpy()
+        frames = reader.get_batch(chosen[:1]).asnumpy()
     except decord.DECORDError as problem:
         if "from_size == to_size" not in str(problem):
             raise
         # It takes padded rows for a fourth channel when they are narrow (48 columns, say).
         reader.seek_accurate(0)
-        yield from one_by_one(reader, wanted)
+        yield from one_by_one(reader, chosen)
         return
     yield frames
-    at_once = max(1, CHUNK_BYTES // frames.nbytes)
-    for start in range(1, len(wanted), at_once):
-        yield reader.get_batch(wanted[start : start + at_once]).asnumpy()
+    per_read = max(1, CHUNK_BYTES // frames.nbytes)
+    for start in range(1, len(chosen), per_read):
+        yield reader.get_batch(chosen[start : start + per_read]).asnumpy()
 
 
-def one_by_one(reader: Any, wanted: list[int]) -> Iterator[Any]:
-    """The wanted frames by decoding every frame from the first on, without seeking."""
-    chosen = set(wanted)
-    for number in range(wanted[-1] + 1):
+def one_by_one(reader: Any, chosen: list[int]) -> Iterator[Any]:
+    """The chosen frames by decoding every frame from the first on, without seeking."""
+    is_chosen = set(chosen)
+    for number in range(chosen[-1] + 1):
         try:
             frame = reader.next().asnumpy()
         except StopIteration:
             raise RuntimeError(f"it ends before frame {number}") from None
-        if number in chosen:
+        if number in is_chosen:
             rows, columns, _ = frame.shape
             yield frame.reshape(rows, -1)[:, : 3 * columns].reshape(1, rows, columns, 3)
 

@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from app.data.sources.views import JoinedSource
 from app.distributed.rank_group import world
 from app.errors import CogvxError
 from app.run.attempt.folder import RunFolder
-from app.run.dataset.bad_samples import UNKNOWN, merged, read_lines, write_lines
+from app.run.dataset.bad_samples import UNKNOWN, joined, read_lines, write_lines
 from app.training.loop import LoopState
 
 log = logging.getLogger(__name__)
@@ -56,11 +56,9 @@ class QuarantineKeeper:
         """
         if self.rank:
             return
-        source = self.loader.source
-        for which, shard, key, reason in (
-            source.left_out() if isinstance(source, JoinedSource) else ()
-        ):
-            self._lines.append(self._line(self._path(which), shard, key, reason, LEFT_OUT))
+        for one in self.loader.source.left_out():
+            path = self._path(one.dataset)
+            self._lines.append(self._line(path, one.shard, one.key, one.reason, LEFT_OUT))
         self.write()
         self._look_up()
 
@@ -70,7 +68,7 @@ class QuarantineKeeper:
             return
         try:
             listed = {
-                (one.shard, one.key): one.reason for one in merged(read_lines(self.run.storage))
+                (one.shard, one.key): one.reason for one in joined(read_lines(self.run.storage))
             }
         except CogvxError as problem:
             log.warning("the list of bad samples was not read", extra={"problem": problem.what})
@@ -92,8 +90,8 @@ class QuarantineKeeper:
         self._step = state.step
         self._keep(mine)
         everything = [
-            BadSample.from_json(value)
-            for values in world().gathered_json([bad.to_json() for bad in mine])
+            BadSample(**value)
+            for values in world().gathered_json([asdict(bad) for bad in mine])
             for value in values
         ]
         reasons: dict[SampleId, BadSample] = {}

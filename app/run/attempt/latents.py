@@ -18,14 +18,7 @@ from app.data.latent_cache import (
     SampleRecord,
     damaged,
 )
-from app.data.sources.latents import (
-    Coverage,
-    content_of,
-    coverage,
-    latent_source,
-    sample_identity,
-    sample_name,
-)
+from app.data.sources.latents import Coverage, LatentSource, content_of, coverage
 from app.data.sources.protocols import Originals, Source
 from app.data.sources.settings import SourceSettings
 from app.errors import ConfigError
@@ -87,7 +80,7 @@ class CachedClips:
         if found.changed or found.missing:
             raise self.incomplete(found, path)
         records = [record for record in found.records if record is not None]
-        return latent_source(source, self.cache, records, settings)
+        return LatentSource(source, self.cache, records, settings)
 
     def where_it_can(self, source: Source, path: str, settings: SourceSettings) -> Source:
         """As `in_place_of`, but a source that the cache lacks is left live, with a warning.
@@ -116,7 +109,7 @@ class CachedClips:
             answers = pool.map(partial(self._by_content, source), lost)
             pairs = zip(lost, answers, strict=True)
             kept = {index: one for index, one in pairs if one and one.key not in cut}
-        names = {sample_name(source, index) for index in kept}
+        names = {source.name(index) for index in kept}
         return Coverage(
             records=tuple(kept.get(i, record) for i, record in enumerate(found.records)),
             changed=tuple(name for name in found.changed if name not in names),
@@ -130,7 +123,7 @@ class CachedClips:
             return None  # `cogvx encode` says what is wrong with it
         key = self.cache.key_of(content.video_sha256, content.caption)
         size = self.present.get(key)
-        name, identity = sample_name(source, index), sample_identity(source, index)
+        name, identity = source.name(index), source.identity(index)
         return SampleRecord(name, identity, key, size, content.shown) if size else None
 
     def incomplete(self, found: Coverage, path: str) -> ConfigError:

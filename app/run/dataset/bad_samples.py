@@ -1,4 +1,4 @@
-"""The list of bad samples beside a run: one file per start and rank, merged for who looks.
+"""The list of bad samples of a run: one file per start and rank, joined for reading.
 
 `quarantine/<attempt>-r<rank>.jsonl`, one JSON object per line. No torch here: laptops read it.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from app.checkpoint.layout import ATTEMPTS, QUARANTINE, RUN, quarantine_key
 from app.config.snapshot import masked
+from app.data.json_files import parsed_lines
 from app.errors import InputMissingError
 from app.storage.objects import Storage
 from app.storage.opening import open_storage
@@ -56,17 +57,17 @@ def list_quarantine(url: str) -> list[Listed]:
         url: folder of the run: <save>/<run id>, local or s3://.
 
     Raises:
-        InputMissingError: no run lies there.
+        InputMissingError: there is no run.
     """
     storage = open_storage(url)
     storage.check_reachable(20.0)
     if not storage.list(RUN) and not storage.list(ATTEMPTS):
         raise InputMissingError(
-            "no run lies here (no run.json)",
+            "there is no run here (no run.json)",
             where=url,
             fix="give the folder of one run: <save>/<run id>",
         )
-    return merged(read_lines(storage))
+    return joined(read_lines(storage))
 
 
 def read_lines(storage: Storage) -> list[Mapping[str, Any]]:
@@ -74,20 +75,17 @@ def read_lines(storage: Storage) -> list[Mapping[str, Any]]:
     keys = [entry.key for entry in storage.list(QUARANTINE)]
     with ThreadPoolExecutor(READERS) as pool:
         files = list(pool.map(storage.read_small, keys))
-    lines: list[Mapping[str, Any]] = []
-    unreadable = 0
-    for line in (line for file in files for line in file.splitlines()):
-        try:
-            value = json.loads(line)
-            lines.append({**value, "attempt": int(value["attempt"]), "step": int(value["step"])})
-        except (ValueError, KeyError, TypeError):
-            unreadable += 1
+    lines, unreadable = parsed_lines(b"\n".join(files), _line)
     if unreadable:
         log.warning("lines of the list are not readable", extra={"lines": unreadable})
     return lines
 
 
-def merged(lines: Iterable[Mapping[str, Any]]) -> list[Listed]:
+def _line(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**value, "attempt": int(value["attempt"]), "step": int(value["step"])}
+
+
+def joined(lines: Iterable[Mapping[str, Any]]) -> list[Listed]:
     """One entry per sample; the newest line says what is wrong with it."""
     by_sample: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for line in lines:

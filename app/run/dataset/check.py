@@ -1,4 +1,4 @@
-"""What `cogvx data check` finds out: the scan, the buckets that would be filled, the picture."""
+"""What `cogvx data check` finds out: the scan, the buckets that would be filled, the chart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from app.data.sources.settings import EMPTY
 from app.data.video.sizes import ClipSize
 from app.errors import ConfigError, UsageError
 from app.models.text.t5 import load_tokenizer
-from app.run.dataset.picture import data_picture
+from app.run.dataset.chart import data_chart
 from app.storage.fetch import fetch
 from app.storage.node_disk import node_folder
 
@@ -28,7 +28,7 @@ TOO_SHORT, TOO_BROKEN = "shorter than every bucket", "not usable"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckRequest:
-    """What was asked for.
+    """What to check, and for what.
 
     Attributes:
         url: the dataset, as `train_data` names it.
@@ -38,7 +38,7 @@ class CheckRequest:
         fps: frame rate of the buckets.
         skip_frames: left out at both ends.
         workers: decoder processes.
-        png: file of the picture.
+        png: file of the chart; None draws none.
     """
 
     url: str
@@ -123,17 +123,17 @@ class CheckResult:
 
 
 def check_data(request: CheckRequest, progress: Progress = lambda done, total: None) -> CheckResult:
-    """Scan a dataset and write its picture, if one is wanted.
+    """Scan a dataset and draw its chart, if a file is named.
 
     Raises:
-        InputMissingError: no data, or no tokenizer, lies there.
-        UsageError: the picture cannot be written.
+        InputMissingError: there is no data, or no tokenizer.
+        UsageError: the chart cannot be written.
     """
     if request.png is not None:
         _check_writable(request.png)
     shortest = min(bucket.frames for bucket in request.buckets)
     rules = CheckRules(
-        wanted=MinimumClip(shortest, request.fps, request.skip_frames)
+        minimum=MinimumClip(shortest, request.fps, request.skip_frames)
         if request.must_fill
         else None,
         most_tokens=request.most_tokens,
@@ -144,17 +144,17 @@ def check_data(request: CheckRequest, progress: Progress = lambda done, total: N
         request.url,
         rules,
         TextRules(request.txt_key, request.meta_names),
-        ScanSettings(request.workers, pictures=request.png is not None),
+        ScanSettings(request.workers, thumbnails=request.png is not None),
         progress,
     )
     result = CheckResult(census, _filled(census, request), request.t5 is None)
     if request.png is not None:
-        request.png.write_bytes(data_picture(census, result.buckets))
+        request.png.write_bytes(data_chart(census, result.buckets))
     return result
 
 
 def _filled(census: Census, request: CheckRequest) -> dict[str, int]:
-    """How many clips each bucket would get; those that none gets have a line of their own."""
+    """How many clips each bucket would get; those that fit no bucket have a line of their own."""
     counts = {str(bucket): 0 for bucket in request.buckets}
     rest: Counter[str] = Counter()
     for clip in census.clips:
@@ -206,7 +206,7 @@ def _check_writable(path: Path) -> None:
         path.open("ab").close()  # a folder can be touched, and not opened
     except OSError as problem:
         raise UsageError(
-            f"the picture cannot be written: {problem.strerror}",
+            f"the image cannot be written: {problem.strerror}",
             where=str(path),
             fix="name another file with --png",
         ) from problem

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from app.data.latent_cache import WEIGHTS_FOLDER
-from app.data.sources.protocols import identity_of, version_of
+from app.data.sources.protocols import identity_of, object_version
 from app.errors import AccessDeniedError, InputMissingError
 from app.storage.fetch import fetch
 from app.storage.node_disk import node_folder
@@ -46,7 +46,7 @@ def weights_sha256(url: str, root: Storage, *, keeps: bool = False) -> str | Non
     except InputMissingError:
         return None
     place = url if is_remote(url) else str(local_path(url).resolve())
-    version = identity_of(place, [(name, version_of(files[name])) for name in sorted(files)])
+    version = identity_of(place, [(name, object_version(files[name])) for name in sorted(files)])
     key = f"{WEIGHTS_FOLDER}/{version}.json"
     digest = _known(root, key)
     if digest is None:

@@ -40,10 +40,10 @@ from app.data.latent_cache import (
 from app.data.opening import LoaderRequest, open_dataset
 from app.data.order.choice import assigned
 from app.data.order.share import Share
-from app.data.sources.latents import content_of, sample_identity, sample_name
+from app.data.sources.latents import content_of
 from app.data.sources.protocols import Source
 from app.data.sources.settings import settings_from_config, with_cache
-from app.data.video.transforms import normalise
+from app.data.video.transforms import scale_pixels
 from app.errors import ConfigError, DataError
 from app.run.build import DTYPES, LoadOptions, build_conditioner, build_vae
 from app.run.encode.settings import cache_settings
@@ -130,7 +130,7 @@ class ClipEncoder:
             self._vae = build_vae(self._model, self._place)
             self._conditioner = build_conditioner(self._model.conditioner, self._place)
         video = item[self._model.input_key]
-        pixels = normalise(video.to(self._place.device), self._place.dtype)[None]
+        pixels = scale_pixels(video.to(self._place.device), self._place.dtype)[None]
         posterior = self._vae.encode(pixels, self._model.encode_batch)
         if not hasattr(posterior, "mean") or not hasattr(posterior, "logvar"):
             raise ConfigError(
@@ -275,7 +275,7 @@ class _Job:
     def _prepare(self, dataset: Dataset, index: int) -> Prepared:
         """Find out what a sample's entry is called, and decode the clip if there is none."""
         source = dataset.source
-        name, identity = sample_name(source, index), sample_identity(source, index)
+        name, identity = source.name(index), source.identity(index)
         if index in dataset.sizeless:
             facts = (name, "undecodable", "its size cannot be read, so it has no bucket")
             return Prepared(SampleRecord(name, identity, "", 0, *facts))

@@ -12,6 +12,7 @@ from app.data.loader import Loader, LoaderSettings, Lookahead
 from app.data.order.cursor import Cursor
 from app.data.order.orders import EpochOrder
 from app.data.order.share import Share
+from app.data.sources.protocols import Source
 from app.data.sources.registered import MapSource
 from app.data.sources.views import JoinedSource
 from app.errors import ConfigError, DataError
@@ -19,7 +20,7 @@ from app.errors import ConfigError, DataError
 SAMPLES = 23
 
 
-class NumbersSource:
+class NumbersSource(Source):
     """Sample i is a clip of value i; counts what is asked of it."""
 
     sample_bytes = 3 * 4

@@ -47,7 +47,7 @@ def cache(tmp_path: Path) -> Iterator[ObjectCache]:
     opened.close()
 
 
-def wanted(bucket: CountingStorage, key: str) -> CachedObject:
+def object_of(bucket: CountingStorage, key: str) -> CachedObject:
     return CachedObject(bucket, bucket.stat(key))
 
 
@@ -56,8 +56,8 @@ def cached(cache: ObjectCache) -> int:
 
 
 def test_an_object_is_fetched_once(bucket: CountingStorage, cache: ObjectCache) -> None:
-    first = cache.get(wanted(bucket, "a"))
-    second = cache.get(wanted(bucket, "a"))
+    first = cache.get(object_of(bucket, "a"))
+    second = cache.get(object_of(bucket, "a"))
 
     assert first == second
     assert first.read_bytes() == b"a" * 10 * KIB
@@ -71,28 +71,28 @@ def test_the_same_name_in_two_buckets_is_two_files(
     (tmp_path / "other" / "a").write_bytes(b"x" * 10 * KIB)
     other = CountingStorage(tmp_path / "other")
 
-    assert cache.get(wanted(bucket, "a")).read_bytes()[:1] == b"a"
-    assert cache.get(wanted(other, "a")).read_bytes()[:1] == b"x"
+    assert cache.get(object_of(bucket, "a")).read_bytes()[:1] == b"a"
+    assert cache.get(object_of(other, "a")).read_bytes()[:1] == b"x"
 
 
 def test_a_replaced_object_is_another_file(bucket: CountingStorage, cache: ObjectCache) -> None:
-    cache.get(wanted(bucket, "a"))
+    cache.get(object_of(bucket, "a"))
     path = Path(bucket.url) / "a"
     path.write_bytes(b"z" * 10 * KIB)
     os.utime(path, (5, 5))
 
-    assert cache.get(wanted(bucket, "a")).read_bytes()[:1] == b"z"
+    assert cache.get(object_of(bucket, "a")).read_bytes()[:1] == b"z"
 
 
 def test_the_least_recently_used_file_makes_room(
     bucket: CountingStorage, cache: ObjectCache
 ) -> None:
-    a, b = cache.get(wanted(bucket, "a")), cache.get(wanted(bucket, "b"))
+    a, b = cache.get(object_of(bucket, "a")), cache.get(object_of(bucket, "b"))
     os.utime(a, (10, 10))
     os.utime(b, (20, 20))
-    cache.get(wanted(bucket, "a"))  # used again: now b is the oldest
+    cache.get(object_of(bucket, "a"))  # used again: now b is the oldest
 
-    cache.get(wanted(bucket, "c"))
+    cache.get(object_of(bucket, "c"))
 
     assert a.exists()
     assert not b.exists()
@@ -101,12 +101,12 @@ def test_the_least_recently_used_file_makes_room(
 
 def test_wanted_files_stay_until_someone_waits(bucket: CountingStorage, cache: ObjectCache) -> None:
     for key in ("a", "b"):
-        cache.get(wanted(bucket, key))
-    cache.want([wanted(bucket, "a").name, wanted(bucket, "b").name])
+        cache.get(object_of(bucket, key))
+    cache.announce([object_of(bucket, "a").name, object_of(bucket, "b").name])
 
     with pytest.raises(NoRoomError):
-        cache.get(wanted(bucket, "c"), urgent=False)
-    cache.get(wanted(bucket, "c"), urgent=True)
+        cache.get(object_of(bucket, "c"), urgent=False)
+    cache.get(object_of(bucket, "c"), urgent=True)
 
     assert cached(cache) == 2
 
@@ -115,14 +115,14 @@ def test_files_that_another_process_wants_go_last(
     bucket: CountingStorage, cache: ObjectCache
 ) -> None:
     neighbour = ObjectCache(cache.folder, cache.limit_bytes)
-    theirs, mine = cache.get(wanted(bucket, "a")), cache.get(wanted(bucket, "b"))
+    theirs, mine = cache.get(object_of(bucket, "a")), cache.get(object_of(bucket, "b"))
     os.utime(theirs, (5, 5))
-    neighbour.want([wanted(bucket, "a").name])
-    cache.want([wanted(bucket, "b").name])
+    neighbour.announce([object_of(bucket, "a").name])
+    cache.announce([object_of(bucket, "b").name])
 
     with pytest.raises(NoRoomError):
-        cache.get(wanted(bucket, "c"), urgent=False)
-    cache.get(wanted(bucket, "c"))
+        cache.get(object_of(bucket, "c"), urgent=False)
+    cache.get(object_of(bucket, "c"))
     neighbour.close()
 
     assert theirs.exists()
@@ -132,10 +132,10 @@ def test_files_that_another_process_wants_go_last(
 def test_someone_who_waits_is_never_refused(bucket: CountingStorage, cache: ObjectCache) -> None:
     neighbour = ObjectCache(cache.folder, cache.limit_bytes)
     for key in ("a", "b"):
-        cache.get(wanted(bucket, key))
-    neighbour.want([wanted(bucket, "a").name, wanted(bucket, "b").name])
+        cache.get(object_of(bucket, key))
+    neighbour.announce([object_of(bucket, "a").name, object_of(bucket, "b").name])
 
-    found = cache.get(wanted(bucket, "c"))
+    found = cache.get(object_of(bucket, "c"))
     neighbour.close()
 
     assert found.exists()
@@ -147,7 +147,7 @@ def test_a_file_larger_than_the_cache_is_a_configuration_error(
     small = ObjectCache(tmp_path / "small", limit_bytes=5 * KIB)
 
     with pytest.raises(ConfigError, match="does not fit") as caught:
-        small.get(wanted(bucket, "a"))
+        small.get(object_of(bucket, "a"))
     small.close()
 
     assert "cache_gib" in caught.value.where
@@ -162,20 +162,20 @@ def test_a_download_waits_for_space_that_another_one_reserves(
     threading.Timer(0.5, reserved.unlink).start()
 
     began = time.monotonic()
-    cache.get(wanted(bucket, "a"))
+    cache.get(object_of(bucket, "a"))
 
     assert time.monotonic() - began > 0.3
 
 
-def test_wishes_of_a_dead_process_count_nothing(
+def test_what_a_dead_process_announced_does_not_count(
     bucket: CountingStorage, cache: ObjectCache
 ) -> None:
     for key in ("a", "b"):
-        cache.get(wanted(bucket, key))
+        cache.get(object_of(bucket, key))
     dead = cache.folder / "gone-1.want"
-    dead.write_text("\n".join(wanted(bucket, key).name for key in ("a", "b")))
+    dead.write_text("\n".join(object_of(bucket, key).name for key in ("a", "b")))
 
-    cache.get(wanted(bucket, "c"), urgent=False)
+    cache.get(object_of(bucket, "c"), urgent=False)
 
     assert not dead.exists()
 
@@ -210,10 +210,10 @@ def test_an_object_that_stays_damaged_is_an_error_and_leaves_nothing(
 def test_a_cut_file_in_the_cache_is_fetched_again(
     bucket: CountingStorage, cache: ObjectCache
 ) -> None:
-    path = cache.get(wanted(bucket, "a"))
+    path = cache.get(object_of(bucket, "a"))
     path.write_bytes(b"a" * 100)
 
-    assert cache.get(wanted(bucket, "a")).stat().st_size == 10 * KIB
+    assert cache.get(object_of(bucket, "a")).stat().st_size == 10 * KIB
 
 
 def test_leftovers_of_killed_downloads_are_removed_and_running_ones_are_kept(
@@ -282,12 +282,12 @@ def test_prefetch_follows_the_order_and_stops_at_its_bound(
     cache = ObjectCache(tmp_path / "cache", 10**6)
     prefetcher = Prefetcher(cache, ahead_bytes=21 * KIB, threads=1)
     for key in ("c", "a", "b"):
-        prefetcher.expect(wanted(bucket, key))
+        prefetcher.expect(object_of(bucket, key))
 
     assert wait_for(lambda: bucket.downloads == ["c", "a"])
     time.sleep(0.1)
     assert bucket.downloads == ["c", "a"]
-    prefetcher.done(wanted(bucket, "c"))
+    prefetcher.done(object_of(bucket, "c"))
     assert wait_for(lambda: bucket.downloads == ["c", "a", "b"])
     prefetcher.close()
     cache.close()
@@ -297,12 +297,12 @@ def test_prefetch_waits_for_room_and_goes_on(bucket: CountingStorage, tmp_path: 
     cache = ObjectCache(tmp_path / "cache", 15 * KIB)
     prefetcher = Prefetcher(cache, ahead_bytes=10**6, threads=2)
     for key in ("a", "b"):
-        prefetcher.expect(wanted(bucket, key))
+        prefetcher.expect(object_of(bucket, key))
     assert wait_for(lambda: cached(cache) == 1)
 
-    prefetcher.done(wanted(bucket, "a"))
-    prefetcher.done(wanted(bucket, "b"))
-    prefetcher.expect(wanted(bucket, "c"))
+    prefetcher.done(object_of(bucket, "a"))
+    prefetcher.done(object_of(bucket, "b"))
+    prefetcher.expect(object_of(bucket, "c"))
 
     assert wait_for(lambda: "c" in bucket.downloads)
     prefetcher.close()

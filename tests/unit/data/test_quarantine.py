@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -25,13 +27,14 @@ from app.data.quarantine import (
     TooManyBadError,
     check_share,
 )
+from app.data.sources.protocols import Source
 from app.data.sources.views import JoinedSource
 from app.distributed.mix import mix
 
 COUNTS = [9, 0, 14]
 
 
-class FlawedSource:
+class FlawedSource(Source):
     """Sample i says `i@position`; some are bad, for ever or for their first reads."""
 
     sample_bytes = 12
@@ -131,7 +134,7 @@ def test_what_was_bad_is_noted_with_everything_that_is_known() -> None:
     assert news == BadSample(
         "c.tar", "clip11", "file 11", "truncated", "as planted", "ab", position, 11
     )
-    assert BadSample.from_json(news.to_json()) == news
+    assert BadSample(**json.loads(json.dumps(asdict(news)))) == news
     assert not loader.quarantine.has_news()
 
 

@@ -164,13 +164,13 @@ def test_nothing_is_written_beside_the_data(tmp_path: Path, video: bytes) -> Non
     assert not (tmp_path / MANIFEST_NAME).exists()
 
 
-def test_clips_shorter_than_wanted_are_faults_only_where_a_size_is_named(tmp_path: Path) -> None:
+def test_clips_shorter_than_a_bucket_are_faults_only_where_a_size_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": "20 frames", "b": "21 frames"})
 
-    wanted = CheckRules(wanted=MinimumClip(21, 8.0, 0))
+    strict = CheckRules(minimum=MinimumClip(21, 8.0, 0))
 
     assert reasons(check(tmp_path)) == []
-    assert reasons(check(tmp_path, wanted)) == [("videos/a.mp4", "too_short")]
+    assert reasons(check(tmp_path, strict)) == [("videos/a.mp4", "too_short")]
 
 
 def test_missing_captions_may_be_allowed(tmp_path: Path) -> None:

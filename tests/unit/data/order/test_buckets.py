@@ -11,7 +11,7 @@ from app.data.order.buckets import (
     batches_by_cost,
     best_bucket,
     clip_cost,
-    picture_loss,
+    crop_loss,
     spread,
     tokens_of,
     training_bucket,
@@ -83,8 +83,8 @@ def test_every_clip_has_one_bucket_for_training(
     fits = [b for b in BUCKETS if b.frames <= clip.frames_at(8.0)]
     longest = max((b.frames for b in fits), default=17)
     assert BUCKETS[which].frames <= longest
-    best = min(picture_loss(clip, bucket) for bucket in fits or BUCKETS)
-    assert picture_loss(clip, BUCKETS[which]) <= best + 0.05
+    best = min(crop_loss(clip, bucket) for bucket in fits or BUCKETS)
+    assert crop_loss(clip, BUCKETS[which]) <= best + 0.05
 
 
 @pytest.mark.parametrize(

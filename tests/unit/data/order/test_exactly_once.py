@@ -28,16 +28,19 @@ BUCKETS = (Bucket(9, 32, 48), Bucket(9, 48, 32), Bucket(5, 32, 48))
 SIZES = (ClipSize(32, 48, 20, 8.0), ClipSize(48, 32, 20, 8.0), ClipSize(32, 48, 6, 8.0))
 
 
-class Numbers:
+class Numbers(Source):
     """Shards of numbered samples whose size follows from their number."""
 
-    sample_bytes = 0
-    shape = ClipShape(FrameRequest(9, 8.0), 32, 48)
+    configured = ClipShape(FrameRequest(9, 8.0), 32, 48)
 
     def __init__(self, counts: Sequence[int], name: str) -> None:
         self._counts = list(counts)
         self._name = name
         self.of = np.zeros(sum(counts), dtype=np.int64)
+
+    @property
+    def shapes(self) -> Numbers:
+        return self
 
     def __len__(self) -> int:
         return sum(self._counts)
@@ -48,28 +51,27 @@ class Numbers:
     def fingerprint(self) -> str:
         return f"{self._name}{self._counts}"
 
-    def clip_sizes(self) -> list[ClipSize]:
+    def sizes(self) -> list[ClipSize]:
         return [SIZES[index % 3] for index in range(len(self))]
 
-    def use_shapes(self, shapes: Sequence[ClipShape], of: np.ndarray) -> None:
+    def use(self, shapes: Sequence[ClipShape], of: np.ndarray) -> None:
         self.of = of
 
     def read(self, index: int, position: int) -> dict[str, object]:
         return {"mp4": torch.tensor([self.of[index]]), "txt": "", "key": f"{self._name}{index}"}
 
-    def expect(self, index: int) -> None: ...
-
-    def release(self, index: int) -> None: ...
-
     def close(self) -> None: ...
 
 
 def loader_of(
-    counts: Sequence[Sequence[int]], wish: OrderRequest, workers: int, shares: Sequence[float]
+    counts: Sequence[Sequence[int]],
+    order_request: OrderRequest,
+    workers: int,
+    shares: Sequence[float],
 ) -> Loader:
     whole = [Numbers(part, "ab"[number]) for number, part in enumerate(counts)]
     sources: list[Source] = [part_of(one, shares, "train", "here") for one in whole]
-    found = ordered(sources, wish)
+    found = ordered(sources, order_request)
     return Loader(
         JoinedSource(sources),
         found.order,
@@ -102,7 +104,7 @@ def check_stream(data: st.DataObject) -> None:
     batch = data.draw(st.integers(1, 12))
     kind = data.draw(st.sampled_from(["plain", "weights", "buckets", "cost"]))
     shares = data.draw(st.sampled_from([(1.0, 0.0, 0.0), (0.7, 0.3, 0.0), (0.5, 0.25, 0.25)]))
-    wish = OrderRequest(
+    order_request = OrderRequest(
         share=Share(0, 1, batch),
         seed=data.draw(st.integers(0, 2**40)),
         lanes=data.draw(st.integers(1, 8)),
@@ -111,7 +113,7 @@ def check_stream(data: st.DataObject) -> None:
         buckets=BUCKETS if kind in ("buckets", "cost") else (),
         cost=(lambda bucket: float(bucket.frames - 1)) if kind == "cost" else None,
     )
-    whole = loader_of(counts, wish, 0, shares)
+    whole = loader_of(counts, order_request, 0, shares)
     steps = min(whole.steps_for_epochs(2), 40)
     expected = [list(b["keys"]) for b in whole.batches(0, steps)]
     if kind in ("buckets", "cost"):
@@ -129,7 +131,7 @@ def check_stream(data: st.DataObject) -> None:
         for rank in range(world):
             share = Share(rank, world, batch // parts, parts // world)
             loader = loader_of(
-                counts, replace(wish, share=share), data.draw(st.integers(0, 2)), shares
+                counts, replace(order_request, share=share), data.draw(st.integers(0, 2)), shares
             )
             with loader:
                 resumed = Cursor.from_json(json.loads(json.dumps(cursor.to_json())))

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.data.order.share import Share, share_of_batch
-from app.errors import ConfigError
+from app.data.order.share import Share
 
 
 def test_ranks_take_neighbouring_runs_cut_into_micro_batches() -> None:
@@ -27,22 +26,3 @@ def test_ranks_together_cover_each_batch_once(interleaved: bool) -> None:
     taken = [p for share in shares for micro in range(2) for p in share.positions(5, micro)]
 
     assert sorted(taken) == list(range(5 * 24, 6 * 24))
-
-
-def test_a_batch_that_does_not_divide_names_the_nearest_ones() -> None:
-    with pytest.raises(ConfigError) as caught:
-        share_of_batch(batch=50, rank=0, world_size=8, micro_batch=2)
-
-    assert "48 or 64" in caught.value.fix
-    assert caught.value.exit_code == 78
-
-
-def test_a_batch_smaller_than_the_gang_names_the_smallest_one() -> None:
-    with pytest.raises(ConfigError) as caught:
-        share_of_batch(batch=3, rank=0, world_size=4, micro_batch=1)
-
-    assert "use 4," in caught.value.fix
-
-
-def test_a_batch_that_divides_gives_the_accumulation() -> None:
-    assert share_of_batch(64, 3, 8, 2) == Share(3, 8, 2, 4)

@@ -19,9 +19,16 @@ def test_a_brace_without_partner_is_an_error(text: str) -> None:
         expand_braces(text)
 
 
-def test_braces_for_a_billion_names_are_an_error() -> None:
+@pytest.mark.parametrize(
+    "text", ["{0..999999999}", "{0..999}{0..999}{0,1}", "{a,x{b,{0..9999}{0..9999}}}"]
+)
+def test_braces_for_more_than_a_million_names_are_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match="more than"):
-        expand_braces("{0..999999999}")
+        expand_braces(text)
+
+
+def test_alternatives_add_up_and_do_not_multiply() -> None:
+    assert len(expand_braces("{x-{000..999},y-{000..999},z-{000..999}}.tar")) == 3000
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from app.config.schema.data import DataConfig, SFTDataConfig, ShardDataConfig
 from app.data.loader import Loader
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.share import Share
-from app.data.sources.views import JoinedSource
 from app.errors import DataError
 from tests.support.clip_files import encode
 from tests.support.corrupt_clips import BAD
@@ -106,8 +105,7 @@ def test_members_with_hostile_names_are_left_out_and_land_nowhere(
     with loader_of(SHARDS, shards, tmp_path / "cache") as loader:
         used = set(epoch(loader))
         source = loader.source
-        assert isinstance(source, JoinedSource)
-        left_out = {key: reason for _, _, key, reason in source.left_out()}
+        left_out = {one.key: one.reason for one in source.left_out()}
 
     assert used == {("a.tar:sound", "words")}
     assert left_out == {

@@ -31,7 +31,7 @@ def test_samples_are_sorted_and_captions_found_by_relative_path(folder: Path) ->
     source = opened(folder)
 
     assert source.keys == ["videos/a.mp4", "videos/b.mp4", "videos/sub/c.mp4"]
-    assert [source.caption(i) for i in range(3)] == ["first", "two\nlines", "third"]
+    assert [source.original(i).caption for i in range(3)] == ["first", "two\nlines", "third"]
     assert source.shard_sizes() == [3]
 
 
@@ -61,7 +61,7 @@ def test_upstream_rule_gives_upstream_frames(tmp_path: Path) -> None:
 def test_the_folder_videos_itself_can_be_named(folder: Path) -> None:
     source = opened(f"{folder}/videos/")
 
-    assert [source.caption(i) for i in range(3)] == ["first", "two\nlines", "third"]
+    assert [source.original(i).caption for i in range(3)] == ["first", "two\nlines", "third"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_missing_captions_can_be_empty_texts(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": "x", "b": None, "c": " \n"}, frames=4)
     source = opened(tmp_path, missing_captions="empty")
 
-    assert [source.caption(i) for i in range(3)] == ["x", "", ""]
+    assert [source.original(i).caption for i in range(3)] == ["x", "", ""]
 
 
 def test_captions_are_utf8(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_captions_are_utf8(tmp_path: Path) -> None:
     (tmp_path / "labels" / "a.txt").write_bytes(b"caf\xe9" * 10)
 
     with pytest.raises(BadClipError, match="not UTF-8"):
-        opened(tmp_path).caption(0)
+        opened(tmp_path).original(0)
 
 
 def test_no_video_is_an_error_that_mentions_shards(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_the_seam_takes_upstream_arguments(folder: Path) -> None:
     )
 
     assert len(source) == 3
-    assert source.caption(1) == "two"  # upstream: the first line only
+    assert source.original(1).caption == "two"  # upstream: the first line only
     source.close()
 
 

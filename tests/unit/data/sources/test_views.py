@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.config.schema.data import split_shares
-from app.data.sources.protocols import SizedSource, sample_id
 from app.data.sources.registered import MapSource
 from app.data.sources.sft import SFTSource
 from app.data.sources.views import PARTS, members, part_of
@@ -67,15 +66,15 @@ def test_a_part_reads_its_own_samples_and_keeps_their_names(tmp_path: Path) -> N
 
     parts = [part_of(whole, shares, part, "here") for part in PARTS]
 
-    ids = [{sample_id(part, index) for index in range(len(part))} for part in parts]
+    ids = [{part.sample_id(index) for index in range(len(part))} for part in parts]
     assert [len(part) for part in parts] == [3, 2, 1]
     assert set.union(*ids) == {("", f"videos/{n}.mp4") for n in range(6)}
     assert sum(len(part) for part in ids) == 6
     assert len({part.fingerprint() for part in parts} | {whole.fingerprint()}) == 4
     item = parts[2].read(0, 0)
     assert {("", item["key"])} == ids[2]
-    assert isinstance(parts[0], SizedSource)
-    assert len(parts[0].clip_sizes()) == 3
+    assert parts[0].shapes is not None
+    assert len(parts[0].shapes.sizes()) == 3
     assert part_of(whole, (1.0, 0.0, 0.0), "train", "here") is whole
     settings.decoders.close()
 

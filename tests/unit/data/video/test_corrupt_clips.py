@@ -20,31 +20,12 @@ from app.data.video.frames import FrameRequest, exact
 from tests.support import corrupt_clips
 from tests.support.clip_files import encode, number_of, run_ffmpeg
 from tests.support.corrupt_clips import BAD, FRAMES, plain
+from tests.support.decoding import Workers, frames_of, reason_of
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("corrupt")
-
-
-@pytest.fixture(scope="module")
-def decoder() -> Iterator[VideoDecoder]:
-    shared = VideoDecoder()
-    yield shared
-    shared.close()
-
-
-def frames_of(decoder: VideoDecoder, blob: bytes, wanted: list[int]) -> dict[int, np.ndarray]:
-    taken: dict[int, np.ndarray] = {}
-    decoder.decode(blob, lambda facts: wanted, taken.__setitem__)
-    return taken
-
-
-def reason_of(decoder: VideoDecoder, blob: bytes) -> str:
-    """Why a file is refused when all of its frames are wanted."""
-    with pytest.raises(BadClipError) as caught:
-        decoder.decode(blob, lambda facts: range(facts.frames), lambda place, frame: None)
-    return caught.value.reason
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -139,12 +120,11 @@ def test_a_decoder_that_wants_too_much_memory_costs_one_clip(folder: Path) -> No
 def test_a_clip_that_kills_or_stops_two_decoders_is_bad(
     signal_number: int, reason: str, folder: Path
 ) -> None:
-    decoder = VideoDecoder(DecodeLimits(deadline_s=0.3))
+    decoder, workers = VideoDecoder(DecodeLimits(deadline_s=0.3)), Workers()
     killed: list[int] = []
 
     def choose(facts: VideoFacts) -> list[int]:
-        assert decoder._process is not None
-        killed.append(decoder._process._child.pid)
+        killed.append(workers.pid)
         os.kill(killed[-1], signal_number)
         return [0]
 
@@ -156,16 +136,17 @@ def test_a_clip_that_kills_or_stops_two_decoders_is_bad(
     assert (caught.value.reason, len(set(killed)), after) == (reason, 2, 5)
 
 
-def test_no_clip_gets_more_than_twelve_times_the_deadline(folder: Path) -> None:
-    decoder = VideoDecoder(DecodeLimits(deadline_s=0.1))
+def test_no_clip_gets_more_than_twelve_times_the_deadline(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.data.video.decoder.FIRST_S_PER_PIXEL", 1.0)
+    decoder, workers = VideoDecoder(DecodeLimits(deadline_s=0.1)), Workers()
     decoder.probe(plain(folder))
-    assert decoder._process is not None
-    decoder._pace.append(1.0)  # as if a pixel took a second
-    first = decoder._process
+    first = workers.pid
 
     def choose(facts: VideoFacts) -> list[int]:
-        if decoder._process is first:
-            os.kill(first._child.pid, signal.SIGSTOP)
+        if workers.pid == first:
+            os.kill(first, signal.SIGSTOP)
         return [5]
 
     taken: dict[int, np.ndarray] = {}
@@ -206,11 +187,11 @@ class Listener:
     def _serve(self) -> None:
         while True:
             try:
-                visitor, _ = self._socket.accept()
+                client, _ = self._socket.accept()
             except OSError:
                 return
             self.visits += 1
-            visitor.close()
+            client.close()
 
     def wait_for_visits(self, count: int) -> None:
         deadline = time.monotonic() + 5

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import decord
@@ -18,25 +17,13 @@ from app.data.video import decoder as decode
 from app.data.video import worker as decode_worker
 from app.data.video.decoder import DecodeLimits, DecoderOfThread, VideoDecoder
 from tests.support.clip_files import encode, number_of, run_ffmpeg
+from tests.support.decoding import Workers, frames_of, worker_pids
 
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("decode") / "a.mp4"
     return encode(path, frames=30, options=["-bf", "2", "-g", "12"]).read_bytes()
-
-
-@pytest.fixture(scope="module")
-def decoder() -> Iterator[VideoDecoder]:
-    shared = VideoDecoder()
-    yield shared
-    shared.close()
-
-
-def frames_of(decoder: VideoDecoder, blob: bytes, wanted: list[int]) -> dict[int, np.ndarray]:
-    taken: dict[int, np.ndarray] = {}
-    decoder.decode(blob, lambda facts: wanted, taken.__setitem__)
-    return taken
 
 
 def test_facts_of_a_plain_file(decoder: VideoDecoder, video: bytes) -> None:
@@ -47,12 +34,12 @@ def test_facts_of_a_plain_file(decoder: VideoDecoder, video: bytes) -> None:
     np.testing.assert_allclose(facts.times, np.arange(30) / 8, atol=1e-4)
 
 
-def test_each_wanted_frame_comes_in_its_place(decoder: VideoDecoder, video: bytes) -> None:
-    wanted = [0, 1, 7, 8, 13, 29]
+def test_each_chosen_frame_comes_in_its_place(decoder: VideoDecoder, video: bytes) -> None:
+    chosen = [0, 1, 7, 8, 13, 29]
 
-    taken = frames_of(decoder, video, wanted)
+    taken = frames_of(decoder, video, chosen)
 
-    assert [number_of(taken[place]) for place in range(6)] == wanted
+    assert [number_of(taken[place]) for place in range(6)] == chosen
     assert taken[0].shape == (48, 64, 3)
 
 
@@ -109,7 +96,7 @@ def test_a_turned_video_is_decoded_upright(decoder: VideoDecoder, tmp_path: Path
     assert taken[0].shape == (64, 48, 3)
 
 
-def test_garbled_pictures_are_an_error_of_the_file_and_the_decoder_goes_on(
+def test_garbled_frames_are_an_error_of_the_file_and_the_decoder_continues(
     decoder: VideoDecoder, video: bytes
 ) -> None:
     start, stop = video.index(b"mdat") + 4, video.index(b"moov") - 4
@@ -122,10 +109,9 @@ def test_garbled_pictures_are_an_error_of_the_file_and_the_decoder_goes_on(
 
 
 def test_a_crash_costs_one_process_and_the_second_try_works(video: bytes) -> None:
-    decoder = VideoDecoder()
+    decoder, workers = VideoDecoder(), Workers()
     decoder.probe(video)
-    assert decoder._process is not None
-    os.kill(decoder._process._child.pid, signal.SIGSEGV)
+    os.kill(workers.pid, signal.SIGSEGV)
 
     taken = frames_of(decoder, video, [4])
     decoder.close()
@@ -136,12 +122,11 @@ def test_a_crash_costs_one_process_and_the_second_try_works(video: bytes) -> Non
 def test_a_hanging_decoder_is_killed_twice_and_then_blamed_on_the_file(
     video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = VideoDecoder(DecodeLimits(deadline_s=0.2))
+    decoder, workers = VideoDecoder(DecodeLimits(deadline_s=0.2)), Workers()
     pids: list[int] = []
 
     def choose_and_freeze(facts: decode.VideoFacts) -> list[int]:
-        assert decoder._process is not None
-        pids.append(decoder._process._child.pid)
+        pids.append(workers.pid)
         os.kill(pids[-1], signal.SIGSTOP)
         return [1]
 
@@ -157,12 +142,11 @@ def test_a_hanging_decoder_is_killed_twice_and_then_blamed_on_the_file(
 
 
 def test_closing_from_another_thread_ends_a_running_read(video: bytes) -> None:
-    decoder = VideoDecoder()
+    decoder, workers = VideoDecoder(), Workers()
     frozen, outcome = threading.Event(), []
 
     def choose(facts: decode.VideoFacts) -> list[int]:
-        assert decoder._process is not None
-        os.kill(decoder._process._child.pid, signal.SIGSTOP)
+        os.kill(workers.pid, signal.SIGSTOP)
         frozen.set()
         return [0]
 
@@ -198,13 +182,14 @@ def test_the_decoder_dies_with_its_parent(tmp_path: Path, video: bytes) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(video)
     script = (
-        "import sys, time; from app.data.video.decoder import Decoder\n"
-        f"d = Decoder(); d.probe(open({str(path)!r}, 'rb').read())\n"
-        "print(d._process._child.pid, flush=True); time.sleep(60)"
+        "import sys, time; from app.data.video.decoder import VideoDecoder\n"
+        f"d = VideoDecoder(); d.probe(open({str(path)!r}, 'rb').read())\n"
+        "print('ready', flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    child = int(parent.stdout.readline())
+    assert parent.stdout.readline() == "ready\n"
+    (child,) = worker_pids(parent.pid)
 
     parent.kill()
     parent.wait()
@@ -223,10 +208,9 @@ def test_the_worker_sees_no_credentials_and_imports_no_torch(
     video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    decoder = VideoDecoder()
+    decoder, workers = VideoDecoder(), Workers()
     decoder.probe(video)
-    assert decoder._process is not None
-    proc = Path(f"/proc/{decoder._process._child.pid}")
+    proc = Path(f"/proc/{workers.pid}")
 
     environment = (proc / "environ").read_bytes()
     mapped = (proc / "maps").read_text()

@@ -77,11 +77,11 @@ def test_times_out_of_order_are_a_bad_clip() -> None:
 
 
 def test_random_crop_stays_inside_and_is_the_same_for_the_same_key() -> None:
-    times, wish = even_times(300, 25.0), FrameRequest(17, 8.0, 2)
+    times, request = even_times(300, 25.0), FrameRequest(17, 8.0, 2)
 
-    picks = [frames.exact(times, wish, random.Random(key)) for key in range(50)]
+    picks = [frames.exact(times, request, random.Random(key)) for key in range(50)]
 
-    assert frames.exact(times, wish, random.Random(7)) == picks[7]
+    assert frames.exact(times, request, random.Random(7)) == picks[7]
     assert len({pick.frames[0] for pick in picks}) > 20
     assert min(pick.frames[0] for pick in picks) >= 2
     assert max(pick.frames[-1] for pick in picks) <= 297

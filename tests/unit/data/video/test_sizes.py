@@ -104,14 +104,14 @@ def test_a_folder_is_looked_through_once(tmp_path: Path) -> None:
     settings = SourceSettings(cache_dir=tmp_path / "cache")
     source = SFTSource(FOLDER, str(tmp_path / "set"), settings)
 
-    first = source.clip_sizes()
+    first = source.shapes.sizes()
 
     assert first == [ClipSize(48, 64, 20, 8.0), ClipSize(48, 64, 21, 8.0), None]
     kept = tmp_path / "set" / SIZES_NAME
     content = json.loads(kept.read_text())
     content["sizes"][0] = [1, 2, 3, 4.0]
     kept.write_text(json.dumps(content))
-    assert source.clip_sizes()[0] == ClipSize(1, 2, 3, 4.0)  # from the file
+    assert source.shapes.sizes()[0] == ClipSize(1, 2, 3, 4.0)  # from the file
     settings.decoders.close()
 
 
@@ -123,10 +123,10 @@ def test_packing_writes_the_sizes_that_a_scan_finds(tmp_path: Path) -> None:
     files = sorted(out.glob("*.sizes.json"))
     source = ShardSource(SHARDS, str(out), settings)
 
-    packed = source.clip_sizes()
+    packed = source.shapes.sizes()
     for file in files:
         file.unlink()
-    scanned = source.clip_sizes()
+    scanned = source.shapes.sizes()
 
     assert packed == scanned == [ClipSize(48, 64, n, 8.0) for n in (20, 21, 22)]
     assert sorted(out.glob("*.sizes.json")) == files

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from app.data.video.transforms import frame_to_model_size, normalise, resize_and_crop, resized_size
+from app.data.video.transforms import (
+    frame_to_model_size,
+    resize_and_crop,
+    resized_size,
+    scale_pixels,
+)
 from app.errors import ShapeError
 
 
@@ -41,14 +46,14 @@ def test_one_frame_at_a_time_equals_all_at_once() -> None:
 def test_pixels_become_minus_one_to_one() -> None:
     pixels = torch.tensor([0, 255, 127], dtype=torch.uint8)
 
-    torch.testing.assert_close(normalise(pixels), torch.tensor([-1.0, 1.0, -0.5 / 127.5]))
-    assert normalise(pixels, torch.bfloat16).dtype == torch.bfloat16
+    torch.testing.assert_close(scale_pixels(pixels), torch.tensor([-1.0, 1.0, -0.5 / 127.5]))
+    assert scale_pixels(pixels, torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_floats_count_as_normalised() -> None:
     latents = torch.randn(2, 4)
 
-    assert torch.equal(normalise(latents), latents)
+    assert torch.equal(scale_pixels(latents), latents)
 
 
 def test_a_frame_without_pixels_is_an_error() -> None:

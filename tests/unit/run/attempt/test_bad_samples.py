@@ -15,11 +15,12 @@ from app.data.order.cursor import Cursor
 from app.data.order.orders import EpochOrder
 from app.data.order.share import Share
 from app.data.quarantine import TooManyBadError
+from app.data.sources.protocols import LeftOut
 from app.data.sources.views import JoinedSource
 from app.distributed.groups import ProcessGroups
 from app.errors import InputMissingError, RetryableError
 from app.run.attempt.bad_samples import QuarantineKeeper
-from app.run.dataset.bad_samples import list_quarantine, merged
+from app.run.dataset.bad_samples import joined, list_quarantine
 from app.training.loop import LoopState
 from tests.unit.data.test_quarantine import FlawedSource
 from tests.unit.run.folders import run_folder
@@ -28,8 +29,11 @@ from tests.unit.run.folders import run_folder
 class IndexedSource(FlawedSource):
     """Two members of its shard never got an index."""
 
-    def left_out(self) -> list[tuple[str, str, str]]:
-        return [("a.tar", "twice", "duplicate_key"), ("a.tar", "../up", "unsafe_name")]
+    def left_out(self) -> list[LeftOut]:
+        return [
+            LeftOut("a.tar", "twice", "duplicate_key"),
+            LeftOut("a.tar", "../up", "unsafe_name"),
+        ]
 
 
 def keeper_of(
@@ -179,7 +183,7 @@ def test_a_resumed_start_knows_why_the_samples_of_its_checkpoint_are_bad(
     }
 
 
-# the merged list
+# the joined list
 
 
 def line(key: str, attempt: int, step: int, reason: str = "x", **more: Any) -> dict[str, Any]:
@@ -196,7 +200,7 @@ def line(key: str, attempt: int, step: int, reason: str = "x", **more: Any) -> d
 
 
 def test_a_sample_is_listed_once_with_the_newest_reason_and_the_first_step() -> None:
-    found = merged(
+    found = joined(
         [line("k", 2, 7, "decoder_crash"), line("k", 1, 9, "decoder_timeout"), line("b", 1, 3)]
     )
 

@@ -16,6 +16,7 @@ from app.config.schema.run import RunConfig
 from app.data.bad_clip import BadClipError
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.share import Share
+from app.data.sources.protocols import Source
 from app.diffusion.timesteps import Strata
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import KeyedDraws
@@ -326,7 +327,7 @@ def test_validation_clips_that_are_not_encoded_are_left_live(
     assert "cogvx encode" in told.fix  # type: ignore[attr-defined]
 
 
-class _Source:
+class _Source(Source):
     """One clip that nobody has encoded."""
 
     def __len__(self) -> int:

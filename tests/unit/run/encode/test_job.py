@@ -17,7 +17,7 @@ from app.data.latent_cache import EncodePart, LatentCache, LatentEntry, SampleRe
 from app.data.pack import PackRules, pack
 from app.data.sources.settings import SourceSettings
 from app.data.sources.sft import SFTSource
-from app.data.video.transforms import normalise
+from app.data.video.transforms import scale_pixels
 from app.errors import ConfigError, DataError
 from app.run.build import LoadOptions, build_conditioner, build_vae
 from app.run.encode.job import EncodeReport, EncodeRequest, encode
@@ -94,7 +94,7 @@ def test_an_entry_is_what_the_networks_give_for_the_clip(inputs: Inputs, precisi
     assert model is not None
     place = LoadOptions(torch.device("cpu"), dtype, inputs.folder)
     video = clip_2(inputs)["mp4"]
-    posterior = build_vae(model, place).encode(normalise(video, dtype)[None])
+    posterior = build_vae(model, place).encode(scale_pixels(video, dtype)[None])
     text = build_conditioner(model.conditioner, place).embed([CAPTIONS["c2"] or ""], None)
     assert found.mean.dtype == found.text.dtype == dtype
     assert torch.equal(found.mean, posterior.mean[0])
