@@ -97,10 +97,10 @@ TARGETS: dict[str, RegistryRow] = {
     ),
     # data
     "data_video.SFTDataset": RegistryRow(
-        SFTDataConfig, "app.data.sources.sft:SFTSource", role="data"
+        SFTDataConfig, "app.data.sources.sft:SFTSource", role="dataset"
     ),
     "data_video.VideoDataset": RegistryRow(
-        ShardDataConfig, "app.data.sources.webdataset:ShardSource", role="data"
+        ShardDataConfig, "app.data.sources.webdataset:ShardSource", role="dataset"
     ),
     # deepspeed.optimizer.type
     "sat.ops.FusedEmaAdam": RegistryRow(OptimizerConfig, role="optimizer", choice="ema_adamw"),

@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from app.cli import output
 from app.config.command_line import make_parser, read_command_line
 from app.config.load import config_of
-from app.config.runnable import check_runnable
+from app.config.runnable import lacking
 from app.config.schema.run import RunConfig
 from app.launch.causes import record_cause
 from app.launch.devices import count_gpus
 from app.launch.environment import resolve_placement
 from app.launch.launcher import LaunchOptions, launch
 from app.registry import TARGETS
+from app.run.arguments import namespace_of
 
 EXAMPLES = """examples:
   cogvx train --base configs/cogvideox_2b_lora.yaml configs/sft.yaml --save s3://runs --run-id a
@@ -34,15 +35,18 @@ def run_words(words: Sequence[str]) -> int:
         output.line(EXAMPLES)
         return 0
     try:
-        config = config_of(read_command_line(words), TARGETS)
-        check_runnable(config)
+        line = read_command_line(words)
+        config = config_of(line, TARGETS)
+        missing = lacking(config)
+        missing.raise_errors()
         processes = started_by_us(config, os.environ)
         if processes is not None:
             return all_ranks("train", words, processes)
-        # Imported only now: whatever was wrong so far needed no torch.
+        # Imported here: whatever was wrong so far needed no torch.
         from app.run.train import train
 
-        return train(words, show=_progress_line if sys.stderr.isatty() else None)
+        show = _progress_line if sys.stderr.isatty() else None
+        return train(namespace_of(config, line.own), missing.warnings, show)
     except BaseException as problem:
         record_cause(problem)
         raise
@@ -55,8 +59,8 @@ def started_by_us(config: RunConfig, environ: Mapping[str, str]) -> dict[str, st
         return None
     if placement.mode != "single":
         return {}  # a pod whose entry point is this command: its variables say it all
-    asked = config.arguments["nproc_per_node"]
-    count = int(str(asked)) if asked is not None else count_gpus(environ)
+    given = config.arguments["nproc_per_node"]
+    count = int(str(given)) if given is not None else count_gpus(environ)
     if count <= 1:
         return None
     return {"PET_STANDALONE": "", "PET_NPROC_PER_NODE": str(count)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from app.config import upstream
+from app.config.arguments.row import filled
 from app.config.layers import Merged
 from app.config.problems import Problems
 from app.config.reader import Context
@@ -31,8 +32,8 @@ from app.config.sections.deepspeed import (
 )
 from app.config.sections.encoders import check_clip_shares
 from app.config.sections.model import read_model
-from app.config.target import Component, Registry
-from app.config.values import Values
+from app.config.target import Registry
+from app.config.values import Values, plain
 from app.errors import ConfigError
 
 RUN_ID = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
@@ -45,8 +46,8 @@ def assemble(
     registered: Mapping[str, str],
     targets: Registry,
     problems: Problems,
-) -> RunConfig | None:
-    """Build the run's configuration; None if any mistake was recorded on the way."""
+) -> RunConfig:
+    """Build the run's configuration; raises ConfigErrors if any mistake was recorded on the way."""
     context = Context(targets, problems)
     sections: dict[str, object] = {
         key: merged.sections[key] for key in ("model", "data") if key in merged.sections
@@ -61,30 +62,25 @@ def assemble(
     origins = _origins(merged, resolved, deepspeed)
     problems.origins = origins  # flags included: until now only files and overrides were known
     run_id = _run_id(values, problems)
-    if problems.errors:
-        return None
+    problems.raise_errors()
     if data is not None:
         data = _with_arguments(data, resolved, problems)
     if model is not None:
         model = _adjusted(model, data, resolved, problems)
         check_clip_shares(model, data, problems)
+    problems.raise_errors()
     return RunConfig(
         run_id=run_id,
         compat=resolved.compat,
         model=model,
         data=data,
         training=training,
-        arguments={name: _plain(value) for name, value in values.items()},
+        arguments={name: plain(value) for name, value in values.items()},
         sections=sections,
         origins=origins,
         registered=dict(registered),
         warnings=tuple(problems.warnings),
     )
-
-
-def _plain(value: object) -> object:
-    """Lists, as upstream's Namespace has them."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _run_id(values: Mapping[str, Any], problems: Problems) -> str:
@@ -93,7 +89,7 @@ def _run_id(values: Mapping[str, Any], problems: Problems) -> str:
     run_id = given if given is not None else derived
     if not RUN_ID.fullmatch(run_id):
         problems.add(
-            f"'{run_id}' is no name for a run",
+            f"'{run_id}' is not a valid run id",
             where="args.run_id" if given is not None else "args.experiment_name",
             fix="use lower-case letters, digits, '-', '.' and '_', such as "
             f"'{derived or 'my-run'}'",
@@ -121,75 +117,22 @@ def _training(
     if resolved.compat.precedence == "yaml" and isinstance(stage, int):
         synced["zero_stage"] = stage  # upstream's args.zero_stage never reaches a given section
     section = written_back(section, synced)
-    optimizer |= {"lr": values["lr"], "weight_decay": values["weight_decay"]}
-    training = TrainingConfig(
-        optimizer=OptimizerConfig(**optimizer),
-        lr_schedule=_lr_schedule(resolved),
-        evaluation=_evaluation(values),
-        deepspeed=section,
-        gradient_clipping=clipping,
-        zero_stage=synced["zero_stage"],
-        **_loop(values),
-    )
-    return training, section
-
-
-def _loop(values: Mapping[str, Any]) -> dict[str, Any]:
-    precision = "bf16" if values["bf16"] else "fp16" if values["fp16"] else "fp32"
-    same = (
-        "seed",
-        "mode",
-        "save",
-        "save_interval",
-        "load",
-        "log_interval",
-        "exit_interval",
-        "keep_checkpoints",
-        "epochs",
-        "force_train",
-        "resume_dataloader",
-        "model_parallel_size",
-        "distributed_backend",
-        "device",
-        "debug",
-        "save_args",
-        "summary_dir",
-        "wandb",
-        "profiling",
-    )
-    return {name: values[name] for name in same} | {
+    schedule = filled(LrScheduleConfig, values)
+    evaluation = filled(EvaluationConfig, values)
+    training = filled(TrainingConfig, values) | {
         "steps": values["train_iters"] or 0,
-        "micro_batch": values["batch_size"],
-        "accumulation": values["gradient_accumulation_steps"],
-        "precision": precision,
+        "precision": "bf16" if values["bf16"] else "fp16" if values["fp16"] else "fp32",
         "save_interval": values["save_interval"] or None,
-        "save_rng": not values["no_save_rng"],
-        "load_rng": not values["no_load_rng"],
-        "wandb_project": values["wandb_project_name"],
+        "zero_stage": synced["zero_stage"],
+        "gradient_clipping": clipping,
+        "deepspeed": section,
+        "optimizer": OptimizerConfig(**filled(OptimizerConfig, values), **optimizer),
+        "lr_schedule": LrScheduleConfig(curve=resolved.compat.lr_curve, **schedule),
+        "evaluation": EvaluationConfig(
+            batch_size=values["eval_batch_size"] or values["batch_size"], **evaluation
+        ),
     }
-
-
-def _lr_schedule(resolved: Values) -> LrScheduleConfig:
-    values = resolved.values
-    return LrScheduleConfig(
-        style=values["lr_decay_style"],
-        decay_steps=values["lr_decay_iters"],
-        decay_ratio=values["lr_decay_ratio"],
-        warmup=values["warmup"],
-        curve=resolved.compat.lr_curve,
-    )
-
-
-def _evaluation(values: Mapping[str, Any]) -> EvaluationConfig:
-    return EvaluationConfig(
-        interval=values["eval_interval"],
-        iterations=values["eval_iters"],
-        batch_size=values["eval_batch_size"] or values["batch_size"],
-        strict=values["strict_eval"],
-        only_latents=values["only_log_video_latents"],
-        log_videos=values["log_image"],
-        grid_rows=values["grid_num_rows"],
-    )
+    return TrainingConfig(**training), section
 
 
 def _with_arguments(data: DataConfig, resolved: Values, problems: Problems) -> DataConfig:
@@ -200,17 +143,13 @@ def _with_arguments(data: DataConfig, resolved: Values, problems: Problems) -> D
         for name in ("train_data", "valid_data", "test_data")
     }
     upstream.check_iterable(values, data, problems)
-    return dataclasses.replace(
+    return replace(
         data,
+        **filled(DataConfig, values),
         train=paths["train_data"],
         valid=paths["valid_data"],
         test=paths["test_data"],
-        train_weights=values["train_data_weights"],
         split=values["split"] if resolved.given("split") else NO_SPLIT,
-        num_workers=values["num_workers"],
-        prefetch_factor=values["prefetch_factor"],
-        frame_rule=resolved.compat.frame_rule,
-        latent_cache=values["latent_cache"],
     )
 
 
@@ -220,24 +159,24 @@ def _adjusted(
     """Apply the arguments that reach into the model, and what the dataset decides."""
     pixels = data is not None and not isinstance(data.params, dict)
     latents = upstream.latents_of_pixels(model.latent_input, pixels, problems)
-    model = dataclasses.replace(model, latent_input=latents)
+    model = replace(model, latent_input=latents)
     if resolved.values["sdedit"]:
-        sampler = dataclasses.replace(model.sampler.params, sdedit=True)
-        model = dataclasses.replace(model, sampler=_with_params(model.sampler, sampler))
+        sampler = replace(model.sampler.params, sdedit=True)
+        model = replace(model, sampler=replace(model.sampler, params=sampler))
     network = model.network.params
-    if resolved.compat.position_rows == "sat" and isinstance(network, DiTConfig):
-        position = dataclasses.replace(network.position, first_rows=True)
-        network = dataclasses.replace(network, position=position)
-        model = dataclasses.replace(model, network=_with_params(model.network, network))
+    if resolved.compat.position_rows == "sat":
+        position = replace(network.position, first_rows=True)
+        network = replace(network, position=position)
+        model = replace(model, network=replace(model.network, params=network))
     trains = resolved.values["mode"] != "inference"
     model = _shared(model, resolved, problems, trains=trains)
     network = model.network.params
     if trains and resolved.compat.activation_checkpointing == "args":
         given = {name: resolved.values[name] for name in RECOMPUTE if resolved.given(name)}
-        if given and isinstance(network, DiTConfig):
+        if given:
             _report_recompute(given, network, resolved, problems)
-            changed = dataclasses.replace(network, **given)
-            model = dataclasses.replace(model, network=_with_params(model.network, changed))
+            changed = replace(network, **given)
+            model = replace(model, network=replace(model.network, params=changed))
     return model
 
 
@@ -246,10 +185,9 @@ def _take_degree(model: ModelConfig | None, resolved: Values) -> None:
 
     Upstream wants the same number in both places.
     """
-    network = model.network.params if model is not None else None
-    if isinstance(network, DiTConfig) and resolved.values["model_parallel_size"] == 1:
-        resolved.values["model_parallel_size"] = network.model_parallel_size
-        if network.model_parallel_size > 1:
+    if model is not None and resolved.values["model_parallel_size"] == 1:
+        degree = resolved.values["model_parallel_size"] = model.network.params.model_parallel_size
+        if degree > 1:
             resolved.origins["model_parallel_size"] = (
                 "model.network_config.params.transformer_args.model_parallel_size"
             )
@@ -262,12 +200,6 @@ def _shared(
     network, size = model.network.params, resolved.values["model_parallel_size"]
     size = size if trains else 1
     where = "args.model_parallel_size"
-    if not isinstance(network, DiTConfig):
-        if size > 1:
-            problems.add(
-                "a network of your own cannot be shared by processes", where=where, fix="use 1"
-            )
-        return model
     inside = network.model_parallel_size
     if trains and inside not in (1, size):
         problems.add(
@@ -277,15 +209,11 @@ def _shared(
         )
         return model
     try:
-        changed = dataclasses.replace(network, model_parallel_size=size)
+        changed = replace(network, model_parallel_size=size)
     except ConfigError as error:
         problems.add(error.what, where=where, fix=error.fix)
         return model
-    return dataclasses.replace(model, network=_with_params(model.network, changed))
-
-
-def _with_params(part: Component[Any], params: Any) -> Component[Any]:
-    return Component(part.target, part.implementation, params)
+    return replace(model, network=replace(model.network, params=changed))
 
 
 def _report_recompute(

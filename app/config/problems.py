@@ -61,6 +61,12 @@ class Problems:
                 self.add(one.what, where=one.where, fix=one.fix)
             return None
 
+    def checked(self, built: Built | None) -> Built:
+        """What was built; raises ConfigErrors if any mistake was recorded on the way."""
+        if self.errors or built is None:
+            raise ConfigErrors(self.errors)
+        return built
+
     def raise_errors(self) -> None:
         """Raise ConfigErrors if any mistake was recorded."""
         if self.errors:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from argparse import Namespace
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from app.config.arguments.row import arguments_of, default_of
 from app.config.schema.data import DataConfig
-from app.config.schema.run import CompatConfig
+from app.config.schema.run import CompatConfig, compat_of
+from app.config.sections.data import cache_keys
 from app.data.object_cache import ObjectCache, Prefetcher
 from app.data.video.decoder import DecodeLimits, DecoderOfThread
 from app.distributed.mix import mix
@@ -24,12 +25,11 @@ START, RANDOM = "start", "random"
 
 
 def settings_from_config(config: DataConfig, compat: CompatConfig, seed: int) -> SourceSettings:
-    """What the sources of one run are told; the cache is made only when a bucket is read."""
+    """Settings of the sources of one run; the cache is made only when a bucket is read."""
     sat = compat.mode == SAT
-    frame_rule = SAT if SAT in (config.frame_rule, compat.frame_rule) else EXACT
     return SourceSettings(
         seed=seed,
-        frame_rule=frame_rule,
+        frame_rule=compat.frame_rule,
         caption_rule=SAT if sat else "relative",
         missing_captions=EMPTY if sat else config.missing_captions,
         temporal_crop=config.temporal_crop,
@@ -49,29 +49,15 @@ def with_cache(settings: SourceSettings, cache_gib: float, prefetch_gib: float) 
 def settings_from_args(args: Namespace) -> SourceSettings:
     """Settings for `create_dataset_function`, where only upstream's Namespace is known.
 
-    Reads `seed`, `compat`, `frame_rule` and `data_config`; what is not there keeps its default.
+    Reads `seed`, the arguments of compatibility and `data_config`; what is not there has its
+    default.
     """
-    section = getattr(args, "data_config", None)
-    section = section if isinstance(section, Mapping) else {}
-    sat = getattr(args, "compat", "default") == SAT
-    frame_rule = getattr(args, "frame_rule", None) or (SAT if sat else EXACT)
-    cache_dir = section.get("cache_dir")
-    settings = SourceSettings(
-        seed=int(getattr(args, "seed", 0) or 0),
-        frame_rule=frame_rule,
-        caption_rule=SAT if sat else "relative",
-        missing_captions=EMPTY if sat else str(section.get("missing_captions", "error")),
-        temporal_crop=str(section.get("temporal_crop", "start")),
-        on_changed_shard=str(section.get("on_changed_shard", "error")),
-        cache_dir=Path(str(cache_dir)) if cache_dir else node_folder("shards"),
-        decoders=_decoders(
-            float(section.get("decode_deadline_s", 5.0)),
-            float(section.get("decode_memory_gib", 3.0)),
-        ),
+    config = DataConfig(
+        target="", implementation="", params={}, **cache_keys(getattr(args, "data_config", None))
     )
-    return with_cache(
-        settings, float(section.get("cache_gib", 20.0)), float(section.get("prefetch_gib", 4.0))
-    )
+    given = {row.name: getattr(args, row.name, None) for _, row in arguments_of(CompatConfig)}
+    settings = settings_from_config(config, compat_of(given), int(getattr(args, "seed", 0) or 0))
+    return with_cache(settings, config.cache_gib, config.prefetch_gib)
 
 
 def _decoders(deadline_s: float, memory_gib: float) -> DecoderOfThread:
@@ -83,11 +69,13 @@ class SourceSettings:
     """What does not depend on the class of the dataset."""
 
     seed: int = 0
-    frame_rule: str = EXACT  # or SAT
+    frame_rule: str = default_of(CompatConfig, "frame_rule")  # EXACT or SAT
     caption_rule: str = "relative"  # or SAT: how a folder's captions are found and cut
-    missing_captions: str = ERROR  # or EMPTY: train on "" where a caption is missing
-    temporal_crop: str = START  # or RANDOM: where in a long video the clip begins
-    on_changed_shard: str = ERROR  # or "rescan"
+    # ERROR, or EMPTY: train on "" where a caption is missing
+    missing_captions: str = default_of(DataConfig, "missing_captions")
+    # START or RANDOM: where in a long video the clip begins
+    temporal_crop: str = default_of(DataConfig, "temporal_crop")
+    on_changed_shard: str = default_of(DataConfig, "on_changed_shard")  # ERROR or "rescan"
     cache_dir: Path = field(default_factory=lambda: node_folder("shards"))
     cache: ObjectCache | None = None  # needed for buckets
     prefetcher: Prefetcher | None = None
