@@ -1,4 +1,4 @@
-"""THE table: every `target:` name that a configuration may use, and what it stands for.
+"""THE table: every `target:` name that a configuration may use, and what it means.
 
 No other name can be imported from a configuration. Classes are strings, so that checking a
 configuration imports nothing; `run` resolves them. A user's own class comes in by the flag

@@ -1,4 +1,4 @@
-"""Kinds of values: what a key accepts, how it is said, how it is converted.
+"""Kinds of values: what a key accepts, its name in messages, how it is converted.
 
 YAML written for upstream is loose: `3.` where an integer is meant, "1e-8" as text, "False" in
 quotes. A kind accepts what is unambiguous and refuses the rest; it never guesses.

@@ -1,6 +1,6 @@
 """Mistakes and warnings of one configuration, collected while it is read.
 
-Nothing here raises at the first mistake: a user sees all of them at once, in one run.
+Nothing here raises at the first mistake: a user sees all of them in one run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Built = TypeVar("Built")
 
 
 class Problems:
-    """Collects `ConfigError`s and warnings; knows which file or flag set a key."""
+    """Collects `ConfigError`s and warnings, with the file or flag that set each key."""
 
     def __init__(self, origins: Mapping[str, str] | None = None) -> None:
         self.origins: Mapping[str, str] = origins or {}

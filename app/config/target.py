@@ -1,7 +1,7 @@
-"""A row of the registry: what a `target:` name of a YAML stands for.
+"""A row of the registry: what a `target:` name of a YAML file means.
 
 The table itself is `app.registry.TARGETS`; it is handed to the parser as an argument, because
-configuration lies below it.
+configuration is below it.
 """
 
 from __future__ import annotations

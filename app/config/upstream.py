@@ -125,7 +125,7 @@ def check_schedules(schedules: Mapping[str, Any], problems: Problems) -> None:
 
 
 def latents_of_pixels(latent_input: bool, data_gives_pixels: bool, problems: Problems) -> bool:
-    """Whether batches hold latents: not when the dataset delivers pixels, whatever is said (C3)."""
+    """Whether batches hold latents: not when the dataset gives pixels, whatever it says (C3)."""
     if latent_input and data_gives_pixels:
         problems.warn(
             "'latent_input: true' with a dataset of videos: the VAE encodes them",

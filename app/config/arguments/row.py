@@ -1,7 +1,7 @@
 """What one argument is: the row type of the arguments table (app.config.arguments.table).
 
 An argument that fills a field of a schema class is declared at that field, by `argument`: its
-kind, default and help stand there and nowhere else.
+kind, default and help are there and nowhere else.
 """
 
 from __future__ import annotations

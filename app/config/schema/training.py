@@ -73,14 +73,14 @@ class LrScheduleConfig:
         group=OPTIMIZER,
         unit="fraction of lr_decay_iters",
     )
-    curve: str = "default"  # "sat": 100 steps at 5% when mode is finetune, ends above zero
+    curve: str  # compat.lr_curve; "sat": 100 steps at 5% when mode is finetune, ends above zero
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
     """Validation: fixed-noise loss and sample videos."""
 
-    batch_size: int = 1
+    batch_size: int  # eval_batch_size, or batch_size
     interval: int | None = argument(
         optional(integer(1)),
         None,

@@ -180,7 +180,7 @@ def _part(
 
 
 def _built(factory: Any, values: dict[str, Any], context: Context) -> Any:
-    """Construct, unless a required value was missing or wrong (None stands for both)."""
+    """Construct, unless a required value was missing or wrong (None means both)."""
     optional_names = {"min_snr_value"}
     if any(value is None and name not in optional_names for name, value in values.items()):
         return None
