@@ -196,6 +196,14 @@ def open_part(node: object, where: str, role: str, context: Context) -> OpenComp
     return OpenComponent(name, row, reader, params)
 
 
+def open_below(owner: Reader, key: str, role: str, context: Context) -> OpenComponent | None:
+    """As `open_part`, for a key of a section; `target` and `params` are its only keys."""
+    part = open_part(owner.raw(key), owner.path(key), role, context)
+    if part is not None:
+        part.node.close()
+    return part
+
+
 def names_of(role: str, targets: Registry) -> list[str]:
     """Names that are valid for one role, sorted."""
     return sorted(name for name, row in targets.items() if row.role == role)

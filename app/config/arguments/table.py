@@ -34,9 +34,5 @@ SCHEMAS = (
 )
 ARGUMENTS: dict[str, Argument] = {
     row.name: row
-    for row in (
-        *DATA_ARGUMENTS,
-        *RUN_ARGUMENTS,
-        *(row for _, row in arguments_of(*SCHEMAS)),
-    )
+    for row in (*DATA_ARGUMENTS, *RUN_ARGUMENTS, *(row for _, row in arguments_of(*SCHEMAS)))
 }

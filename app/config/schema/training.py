@@ -243,11 +243,7 @@ class TrainingConfig:
         name="wandb_project_name",
     )
     profiling: int = argument(
-        integer(-1),
-        -1,
-        "profile from this step on; -1: off",
-        group=LOGGING,
-        unit="optimizer step",
+        integer(-1), -1, "profile from this step on; -1: off", group=LOGGING, unit="optimizer step"
     )
     model_parallel_size: int = argument(
         integer(1),

@@ -6,7 +6,16 @@ from typing import Any
 
 from app.config import upstream
 from app.config.kinds import boolean, choice, exactly, integer, optional, real
-from app.config.reader import Context, Field, OpenComponent, Reader, constant, open_part, rows
+from app.config.reader import (
+    Context,
+    Field,
+    OpenComponent,
+    Reader,
+    constant,
+    open_below,
+    open_part,
+    rows,
+)
 from app.config.schema.diffusion import (
     DenoiserConfig,
     GuidanceConfig,
@@ -72,7 +81,7 @@ GUIDANCE = {
 
 def read_schedule(owner: Reader, context: Context) -> ScheduleConfig | None:
     """`discretization_config` of a section."""
-    part = _part(owner, "discretization_config", "schedule", context)
+    part = open_below(owner, "discretization_config", "schedule", context)
     if part is None:
         return None
     values = part.params.fields(SCHEDULE)
@@ -88,7 +97,7 @@ def read_denoiser(node: object, where: str, context: Context) -> DenoiserConfig 
     part.node.close()
     params = part.params
     params.dead(upstream.DEAD_DENOISER)
-    _part(params, "scaling_config", "scaling", context, close=True)
+    _close(open_below(params, "scaling_config", "scaling", context))
     values = params.fields(DENOISER)
     values["schedule"] = read_schedule(params, context)
     params.close()
@@ -110,7 +119,7 @@ def read_loss(node: object, where: str, context: Context) -> LossConfig | None:
 
 
 def _timesteps(params: Reader, context: Context) -> TimestepConfig | None:
-    part = _part(params, "sigma_sampler_config", "timesteps", context)
+    part = open_below(params, "sigma_sampler_config", "timesteps", context)
     if part is None:
         return None
     values = part.params.fields(TIMESTEPS)
@@ -151,13 +160,13 @@ def _check_steps(
 
 
 def _guidance(params: Reader, context: Context) -> Component[GuidanceConfig] | None:
-    part = _part(params, "guider_config", "guidance", context)
+    part = open_below(params, "guider_config", "guidance", context)
     if part is None:
         return None
     reader = part.params
     kind = part.target.choice
     if reader.has("dyn_thresh_config"):
-        _part(reader, "dyn_thresh_config", "threshold", context, close=True)
+        _close(open_below(reader, "dyn_thresh_config", "threshold", context))
     if kind != "dynamic":
         reader.dead(upstream.DEAD_GUIDANCE)
     values = reader.fields(GUIDANCE[kind])
@@ -168,15 +177,10 @@ def _guidance(params: Reader, context: Context) -> Component[GuidanceConfig] | N
     return part.component(config) if config else None
 
 
-def _part(
-    owner: Reader, key: str, role: str, context: Context, *, close: bool = False
-) -> OpenComponent | None:
-    part = open_part(owner.raw(key), owner.path(key), role, context)
+def _close(part: OpenComponent | None) -> None:
+    """A part without params."""
     if part is not None:
-        part.node.close()
-        if close:
-            part.params.close()
-    return part
+        part.params.close()
 
 
 def _built(factory: Any, values: dict[str, Any], context: Context) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from app.config import upstream
 from app.config.kinds import boolean, choice, integer, optional, real, sequence, text
 from app.config.problems import Problems
-from app.config.reader import Context, Field, Reader, constant, open_part, rows
+from app.config.reader import Context, Field, Reader, constant, open_below, open_part, rows
 from app.config.schema.data import DataConfig, SFTDataConfig, ShardDataConfig
 from app.config.schema.encoders import (
     ConditionerConfig,
@@ -129,21 +129,18 @@ def _check_coders(encoder: VAEPartConfig, decoder: VAEPartConfig, params: Reader
 def _regularizer(params: Reader, context: Context) -> dict[str, Any]:
     if not params.has("regularizer_config"):
         return {}
-    where = params.path("regularizer_config")
-    part = open_part(params.raw("regularizer_config"), where, "regularizer", context)
+    part = open_below(params, "regularizer_config", "regularizer", context)
     if part is None:
         return {}
-    part.node.close()
     found = part.params.fields(REGULARIZER)
     part.params.close()
     return found
 
 
 def _coder(params: Reader, key: str, role: str, context: Context) -> VAEPartConfig | None:
-    part = open_part(params.raw(key), params.path(key), role, context)
+    part = open_below(params, key, role, context)
     if part is None:
         return None
-    part.node.close()
     reader = part.params
     reader.dead(upstream.DEAD_CODER)
     values = reader.fields(CODER)

@@ -6,7 +6,15 @@ from typing import Any
 
 from app.config import upstream
 from app.config.kinds import boolean, choice, exactly, integer, optional, real, sequence
-from app.config.reader import Context, Field, OpenComponent, Reader, constant, open_part, rows
+from app.config.reader import (
+    Context,
+    Field,
+    Reader,
+    constant,
+    open_below,
+    open_part,
+    rows,
+)
 from app.config.schema.model import DiTConfig, LoraConfig, PositionConfig
 from app.config.target import Component
 
@@ -110,15 +118,15 @@ def _modules(params: Reader, values: dict[str, Any], context: Context) -> dict[s
     found: dict[str, Any] = {
         "position": _position(params, modules, values, context),
     }
-    patch = _module(modules, "patch_embed_config", "patch", context)
+    patch = open_below(modules, "patch_embed_config", "patch", context)
     if patch is not None:
         found |= patch.params.fields(PATCH)
         patch.params.close()
-    adaln = _module(modules, "adaln_layer_config", "adaln", context)
+    adaln = open_below(modules, "adaln_layer_config", "adaln", context)
     if adaln is not None:
         found |= adaln.params.fields(ADALN)
         adaln.params.close()
-    final = _module(modules, "final_layer_config", "final layer", context)
+    final = open_below(modules, "final_layer_config", "final layer", context)
     if final is not None:
         final.params.close()
     if modules.raw("lora_config") is not None:
@@ -127,17 +135,10 @@ def _modules(params: Reader, values: dict[str, Any], context: Context) -> dict[s
     return found
 
 
-def _module(modules: Reader, key: str, role: str, context: Context) -> OpenComponent | None:
-    part = open_part(modules.raw(key), modules.path(key), role, context)
-    if part is not None:
-        part.node.close()
-    return part
-
-
 def _position(
     params: Reader, modules: Reader, values: dict[str, Any], context: Context
 ) -> PositionConfig | None:
-    part = _module(modules, "pos_embed_config", "position", context)
+    part = open_below(modules, "pos_embed_config", "position", context)
     factors = upstream.interpolation_nodes(params, part.params if part else None)
     if part is None:
         return None
@@ -164,7 +165,7 @@ def _check_head(head: int | None, reader: Reader, values: dict[str, Any]) -> Non
 
 
 def _lora(modules: Reader, context: Context) -> LoraConfig | None:
-    part = _module(modules, "lora_config", "lora", context)
+    part = open_below(modules, "lora_config", "lora", context)
     if part is None:
         return None
     part.params.dead(upstream.DEAD_LORA)
