@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.config import upstream
-from app.config.arguments.row import filled
+from app.config.arguments.row import arguments_of, filled
 from app.config.layers import Merged
 from app.config.problems import Problems
 from app.config.reader import Context
@@ -37,7 +37,6 @@ from app.config.values import Values, plain
 from app.errors import ConfigError
 
 RUN_ID = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
-RECOMPUTE = ("checkpoint_activations", "checkpoint_num_layers", "checkpoint_skip_layers")
 
 
 def assemble(
@@ -159,25 +158,16 @@ def _adjusted(
     """Apply the arguments that reach into the model, and what the dataset decides."""
     pixels = data is not None and not isinstance(data.params, dict)
     latents = upstream.latents_of_pixels(model.latent_input, pixels, problems)
-    model = replace(model, latent_input=latents)
+    sampler = model.sampler.params
     if resolved.values["sdedit"]:
-        sampler = replace(model.sampler.params, sdedit=True)
-        model = replace(model, sampler=replace(model.sampler, params=sampler))
-    network = model.network.params
-    if resolved.compat.position_rows == "sat":
-        position = replace(network.position, first_rows=True)
-        network = replace(network, position=position)
-        model = replace(model, network=replace(model.network, params=network))
-    trains = resolved.values["mode"] != "inference"
-    model = _shared(model, resolved, problems, trains=trains)
-    network = model.network.params
-    if trains and resolved.compat.activation_checkpointing == "args":
-        given = {name: resolved.values[name] for name in RECOMPUTE if resolved.given(name)}
-        if given:
-            _report_recompute(given, network, resolved, problems)
-            changed = replace(network, **given)
-            model = replace(model, network=replace(model.network, params=changed))
-    return model
+        sampler = replace(sampler, sdedit=True)
+    network = _adjusted_network(model.network.params, resolved, problems)
+    return replace(
+        model,
+        latent_input=latents,
+        sampler=replace(model.sampler, params=sampler),
+        network=replace(model.network, params=network),
+    )
 
 
 def _take_degree(model: ModelConfig | None, resolved: Values) -> None:
@@ -193,38 +183,38 @@ def _take_degree(model: ModelConfig | None, resolved: Values) -> None:
             )
 
 
-def _shared(
-    model: ModelConfig, resolved: Values, problems: Problems, *, trains: bool
-) -> ModelConfig:
-    """The number of ranks that share the network; sampling never shares it."""
-    network, size = model.network.params, resolved.values["model_parallel_size"]
-    size = size if trains else 1
+def _adjusted_network(network: DiTConfig, resolved: Values, problems: Problems) -> DiTConfig:
+    """What `args` and `compat` say about the network; sampling never shares it among ranks."""
+    values = resolved.values
+    changes: dict[str, Any] = {}
+    if resolved.compat.position_rows == "sat":
+        changes["position"] = replace(network.position, first_rows=True)
+    if values["mode"] == "inference":
+        return replace(network, model_parallel_size=1, **changes)
+    if resolved.compat.activation_checkpointing == "args":
+        given = [name for name, _ in arguments_of(DiTConfig) if resolved.given(name)]
+        for name in given:
+            other = getattr(network, name)
+            if other != values[name]:
+                problems.warn(
+                    f"{name}: {values[name]} ({resolved.origins[name]}) wins over {other} "
+                    f"(model.network_config.params.transformer_args.{name})"
+                )
+        changes |= {name: values[name] for name in given}
+    inside, size = network.model_parallel_size, values["model_parallel_size"]
     where = "args.model_parallel_size"
-    inside = network.model_parallel_size
-    if trains and inside not in (1, size):
+    if inside not in (1, size):
         problems.add(
             f"transformer_args.model_parallel_size is {inside}, args.model_parallel_size {size}",
             where=where,
             fix="give the number once: leave the other one at 1",
         )
-        return model
+        return network
     try:
-        changed = replace(network, model_parallel_size=size)
+        return replace(network, model_parallel_size=size, **changes)
     except ConfigError as error:
         problems.add(error.what, where=where, fix=error.fix)
-        return model
-    return replace(model, network=replace(model.network, params=changed))
-
-
-def _report_recompute(
-    given: Mapping[str, Any], network: DiTConfig, resolved: Values, problems: Problems
-) -> None:
-    for name, value in given.items():
-        if getattr(network, name) != value:
-            problems.warn(
-                f"{name}: {value} ({resolved.origins[name]}) wins over {getattr(network, name)} "
-                f"(model.network_config.params.transformer_args.{name})"
-            )
+        return network
 
 
 def _origins(

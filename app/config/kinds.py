@@ -7,7 +7,7 @@ quotes. A kind accepts what is unambiguous and refuses the rest; it never guesse
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,14 +163,3 @@ def exactly(expected: object, why: str) -> Kind:
 
     shown = str(expected).lower() if isinstance(expected, bool) else repr(expected)
     return Kind(f"{shown} ({why})", convert)
-
-
-def mapping() -> Kind:
-    """A section of keys, kept as it is."""
-
-    def convert(value: object) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise ValueError
-        return {str(key): entry for key, entry in value.items()}
-
-    return Kind("a section of keys", convert, "object")

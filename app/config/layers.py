@@ -151,7 +151,9 @@ def _add(
     for key in list(plain):
         if key not in SECTIONS:
             problems.add(
-                f"unknown section '{key}'", where=f"{key} in {name}", fix=_section_hint(str(key))
+                f"unknown section '{key}'",
+                where=f"{key} in {name}",
+                fix=suggestion(str(key), SECTIONS),
             )
         elif plain[key] is not None and not isinstance(plain[key], Mapping):
             problems.add(
@@ -172,10 +174,6 @@ def _add(
         return whole
     assert isinstance(merged, DictConfig)
     return merged
-
-
-def _section_hint(key: str) -> str:
-    return suggestion(key, SECTIONS)
 
 
 def _record(value: object, path: str, origin: str, origins: dict[str, str]) -> None:
