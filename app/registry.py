@@ -1,4 +1,4 @@
-"""THE table: every `target:` name that a configuration may use, and what it stands for.
+"""THE table: every `target:` name that a configuration may use, and what it means.
 
 No other name can be imported from a configuration. Classes are strings, so that checking a
 configuration imports nothing; `run` resolves them. A user's own class comes in by the flag
@@ -100,10 +100,10 @@ TARGETS: dict[str, RegistryRow] = {
     ),
     # data
     "data_video.SFTDataset": RegistryRow(
-        SFTDataConfig, "app.data.sources.sft:SFTSource", role="data"
+        SFTDataConfig, "app.data.sources.sft:SFTSource", role="dataset"
     ),
     "data_video.VideoDataset": RegistryRow(
-        ShardDataConfig, "app.data.sources.webdataset:ShardSource", role="data"
+        ShardDataConfig, "app.data.sources.webdataset:ShardSource", role="dataset"
     ),
     # deepspeed.optimizer.type
     "sat.ops.FusedEmaAdam": RegistryRow(OptimizerConfig, role="optimizer", choice="ema_adamw"),

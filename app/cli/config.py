@@ -1,6 +1,6 @@
 """`cogvx config check|show|arguments|schema`: the merged configuration, without torch.
 
-check      every mistake at once; warnings for what a run would still lack
+check      every mistake in one run; warnings for what a run would still lack
 show       the merged configuration; with --origin, who set each key
 arguments  the table of all arguments, as docs/configuration.md and schemas have it
 schema     JSON schema of the files, for editors
@@ -142,7 +142,7 @@ def origin_rows(config: RunConfig) -> Iterator[tuple[str, object, str]]:
 
 
 def origin_of(key: str, origins: Mapping[str, str]) -> str:
-    """Who set the key: its own origin, or that of the list or section it stands in."""
+    """Who set the key: its own origin, or that of the list or section that holds it."""
     probe = key
     while probe:
         if probe in origins:
@@ -171,7 +171,7 @@ def _arguments(words: list[str], *, as_json: bool) -> int:
         return 0
     if words[0] != "--write" or len(words) != 2:
         raise UsageError(
-            f"'{words[0]}' is no option of this action",
+            f"'{words[0]}' is not an option of this action",
             where="cogvx config arguments",
             fix="give --json, or --write FILE",
         )

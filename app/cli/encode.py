@@ -88,14 +88,14 @@ def run_words(words: Sequence[str]) -> int:
     options = encode_options(line.own, config, os.environ)
     # Imported only now: whatever was wrong so far needed no torch.
     from app.data.latent_cache import EncodePart
-    from app.run.arguments import parse_args
+    from app.run.arguments import namespace_of
     from app.run.encode.job import EncodeRequest
     from app.telemetry.logging import LogContext, logging_for
 
     part = EncodePart(options.part, options.parts)
     request = EncodeRequest(out=options.out, part=part, workers=options.workers)
     with logging_for(LogContext(rank=0)):
-        args = parse_args(words, make_encode_parser())
+        args = namespace_of(config, line.own)
         report = _encode(config, request, args)
     if line.own["json"]:
         output.as_json({**asdict(report), "part": options.part, "parts": options.parts})

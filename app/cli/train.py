@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from app.cli import output
 from app.config.command_line import make_parser, read_command_line
 from app.config.load import config_of
-from app.config.runnable import check_runnable
+from app.config.runnable import lacking
 from app.config.schema.run import RunConfig
 from app.distributed.devices import count_gpus
 from app.distributed.environment import resolve_layout
@@ -34,15 +34,19 @@ def full_parser() -> ArgumentParser:
 
 def run_words(words: Sequence[str]) -> int:
     """Run the command; return the exit code."""
-    config = config_of(read_command_line(words), TARGETS)
-    check_runnable(config)
+    line = read_command_line(words)
+    config = config_of(line, TARGETS)
+    missing = lacking(config)
+    missing.raise_errors()
     processes = started_by_us(config, os.environ)
     if processes is not None:
         return all_ranks("train", words, processes)
-    # Imported only now: whatever was wrong so far needed no torch.
+    # Imported here: whatever was wrong so far needed no torch.
+    from app.run.arguments import namespace_of
     from app.run.train import train
 
-    return train(words, show=output.redraw if sys.stderr.isatty() else None)
+    show = output.redraw if sys.stderr.isatty() else None
+    return train(namespace_of(config, line.own), missing.warnings, show)
 
 
 def started_by_us(config: RunConfig, environ: Mapping[str, str]) -> dict[str, str] | None:

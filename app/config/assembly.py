@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from app.config import upstream
+from app.config.arguments.row import arguments_of, filled
 from app.config.layers import Merged
 from app.config.problems import Problems
 from app.config.reader import Context
@@ -31,12 +32,11 @@ from app.config.sections.deepspeed import (
 )
 from app.config.sections.encoders import check_clip_shares
 from app.config.sections.model import read_model
-from app.config.target import Component, Registry
-from app.config.values import Values
+from app.config.target import Registry
+from app.config.values import Values, plain
 from app.errors import ConfigError
 
 RUN_ID = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
-RECOMPUTE = ("checkpoint_activations", "checkpoint_num_layers", "checkpoint_skip_layers")
 
 
 def assemble(
@@ -45,8 +45,8 @@ def assemble(
     registered: Mapping[str, str],
     targets: Registry,
     problems: Problems,
-) -> RunConfig | None:
-    """Build the run's configuration; None if any mistake was recorded on the way."""
+) -> RunConfig:
+    """Build the run's configuration; raises ConfigErrors if any mistake was recorded on the way."""
     context = Context(targets, problems)
     sections: dict[str, object] = {
         key: merged.sections[key] for key in ("model", "data") if key in merged.sections
@@ -61,30 +61,25 @@ def assemble(
     origins = _origins(merged, resolved, deepspeed)
     problems.origins = origins  # flags included: until now only files and overrides were known
     run_id = _run_id(values, problems)
-    if problems.errors:
-        return None
+    problems.raise_errors()
     if data is not None:
         data = _with_arguments(data, resolved, problems)
     if model is not None:
         model = _adjusted(model, data, resolved, problems)
         check_clip_shares(model, data, problems)
+    problems.raise_errors()
     return RunConfig(
         run_id=run_id,
         compat=resolved.compat,
         model=model,
         data=data,
         training=training,
-        arguments={name: _plain(value) for name, value in values.items()},
+        arguments={name: plain(value) for name, value in values.items()},
         sections=sections,
         origins=origins,
         registered=dict(registered),
         warnings=tuple(problems.warnings),
     )
-
-
-def _plain(value: object) -> object:
-    """Lists, as upstream's Namespace has them."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _run_id(values: Mapping[str, Any], problems: Problems) -> str:
@@ -93,7 +88,7 @@ def _run_id(values: Mapping[str, Any], problems: Problems) -> str:
     run_id = given if given is not None else derived
     if not RUN_ID.fullmatch(run_id):
         problems.add(
-            f"'{run_id}' is no name for a run",
+            f"'{run_id}' is not a valid run id",
             where="args.run_id" if given is not None else "args.experiment_name",
             fix="use lower-case letters, digits, '-', '.' and '_', such as "
             f"'{derived or 'my-run'}'",
@@ -121,75 +116,22 @@ def _training(
     if resolved.compat.precedence == "yaml" and isinstance(stage, int):
         synced["zero_stage"] = stage  # upstream's args.zero_stage never reaches a given section
     section = written_back(section, synced)
-    optimizer |= {"lr": values["lr"], "weight_decay": values["weight_decay"]}
-    training = TrainingConfig(
-        optimizer=OptimizerConfig(**optimizer),
-        lr_schedule=_lr_schedule(resolved),
-        evaluation=_evaluation(values),
-        deepspeed=section,
-        gradient_clipping=clipping,
-        zero_stage=synced["zero_stage"],
-        **_loop(values),
-    )
-    return training, section
-
-
-def _loop(values: Mapping[str, Any]) -> dict[str, Any]:
-    precision = "bf16" if values["bf16"] else "fp16" if values["fp16"] else "fp32"
-    same = (
-        "seed",
-        "mode",
-        "save",
-        "save_interval",
-        "load",
-        "log_interval",
-        "exit_interval",
-        "keep_checkpoints",
-        "epochs",
-        "force_train",
-        "resume_dataloader",
-        "model_parallel_size",
-        "distributed_backend",
-        "device",
-        "debug",
-        "save_args",
-        "summary_dir",
-        "wandb",
-        "profiling",
-    )
-    return {name: values[name] for name in same} | {
+    schedule = filled(LrScheduleConfig, values)
+    evaluation = filled(EvaluationConfig, values)
+    training = filled(TrainingConfig, values) | {
         "steps": values["train_iters"] or 0,
-        "micro_batch": values["batch_size"],
-        "accumulation": values["gradient_accumulation_steps"],
-        "precision": precision,
+        "precision": "bf16" if values["bf16"] else "fp16" if values["fp16"] else "fp32",
         "save_interval": values["save_interval"] or None,
-        "save_rng": not values["no_save_rng"],
-        "load_rng": not values["no_load_rng"],
-        "wandb_project": values["wandb_project_name"],
+        "zero_stage": synced["zero_stage"],
+        "gradient_clipping": clipping,
+        "deepspeed": section,
+        "optimizer": OptimizerConfig(**filled(OptimizerConfig, values), **optimizer),
+        "lr_schedule": LrScheduleConfig(curve=resolved.compat.lr_curve, **schedule),
+        "evaluation": EvaluationConfig(
+            batch_size=values["eval_batch_size"] or values["batch_size"], **evaluation
+        ),
     }
-
-
-def _lr_schedule(resolved: Values) -> LrScheduleConfig:
-    values = resolved.values
-    return LrScheduleConfig(
-        style=values["lr_decay_style"],
-        decay_steps=values["lr_decay_iters"],
-        decay_ratio=values["lr_decay_ratio"],
-        warmup=values["warmup"],
-        curve=resolved.compat.lr_curve,
-    )
-
-
-def _evaluation(values: Mapping[str, Any]) -> EvaluationConfig:
-    return EvaluationConfig(
-        interval=values["eval_interval"],
-        iterations=values["eval_iters"],
-        batch_size=values["eval_batch_size"] or values["batch_size"],
-        strict=values["strict_eval"],
-        only_latents=values["only_log_video_latents"],
-        log_videos=values["log_image"],
-        grid_rows=values["grid_num_rows"],
-    )
+    return TrainingConfig(**training), section
 
 
 def _with_arguments(data: DataConfig, resolved: Values, problems: Problems) -> DataConfig:
@@ -200,17 +142,13 @@ def _with_arguments(data: DataConfig, resolved: Values, problems: Problems) -> D
         for name in ("train_data", "valid_data", "test_data")
     }
     upstream.check_iterable(values, data, problems)
-    return dataclasses.replace(
+    return replace(
         data,
+        **filled(DataConfig, values),
         train=paths["train_data"],
         valid=paths["valid_data"],
         test=paths["test_data"],
-        train_weights=values["train_data_weights"],
         split=values["split"] if resolved.given("split") else NO_SPLIT,
-        num_workers=values["num_workers"],
-        prefetch_factor=values["prefetch_factor"],
-        frame_rule=resolved.compat.frame_rule,
-        latent_cache=values["latent_cache"],
     )
 
 
@@ -220,25 +158,16 @@ def _adjusted(
     """Apply the arguments that reach into the model, and what the dataset decides."""
     pixels = data is not None and not isinstance(data.params, dict)
     latents = upstream.latents_of_pixels(model.latent_input, pixels, problems)
-    model = dataclasses.replace(model, latent_input=latents)
+    sampler = model.sampler.params
     if resolved.values["sdedit"]:
-        sampler = dataclasses.replace(model.sampler.params, sdedit=True)
-        model = dataclasses.replace(model, sampler=_with_params(model.sampler, sampler))
-    network = model.network.params
-    if resolved.compat.position_rows == "sat" and isinstance(network, DiTConfig):
-        position = dataclasses.replace(network.position, first_rows=True)
-        network = dataclasses.replace(network, position=position)
-        model = dataclasses.replace(model, network=_with_params(model.network, network))
-    trains = resolved.values["mode"] != "inference"
-    model = _shared(model, resolved, problems, trains=trains)
-    network = model.network.params
-    if trains and resolved.compat.activation_checkpointing == "args":
-        given = {name: resolved.values[name] for name in RECOMPUTE if resolved.given(name)}
-        if given and isinstance(network, DiTConfig):
-            _report_recompute(given, network, resolved, problems)
-            changed = dataclasses.replace(network, **given)
-            model = dataclasses.replace(model, network=_with_params(model.network, changed))
-    return model
+        sampler = replace(sampler, sdedit=True)
+    network = _adjusted_network(model.network.params, resolved, problems)
+    return replace(
+        model,
+        latent_input=latents,
+        sampler=replace(model.sampler, params=sampler),
+        network=replace(model.network, params=network),
+    )
 
 
 def _take_degree(model: ModelConfig | None, resolved: Values) -> None:
@@ -246,57 +175,46 @@ def _take_degree(model: ModelConfig | None, resolved: Values) -> None:
 
     Upstream wants the same number in both places.
     """
-    network = model.network.params if model is not None else None
-    if isinstance(network, DiTConfig) and resolved.values["model_parallel_size"] == 1:
-        resolved.values["model_parallel_size"] = network.model_parallel_size
-        if network.model_parallel_size > 1:
+    if model is not None and resolved.values["model_parallel_size"] == 1:
+        degree = resolved.values["model_parallel_size"] = model.network.params.model_parallel_size
+        if degree > 1:
             resolved.origins["model_parallel_size"] = (
                 "model.network_config.params.transformer_args.model_parallel_size"
             )
 
 
-def _shared(
-    model: ModelConfig, resolved: Values, problems: Problems, *, trains: bool
-) -> ModelConfig:
-    """The number of ranks that share the network; sampling never shares it."""
-    network, size = model.network.params, resolved.values["model_parallel_size"]
-    size = size if trains else 1
+def _adjusted_network(network: DiTConfig, resolved: Values, problems: Problems) -> DiTConfig:
+    """What `args` and `compat` say about the network; sampling never shares it among ranks."""
+    values = resolved.values
+    changes: dict[str, Any] = {}
+    if resolved.compat.position_rows == "sat":
+        changes["position"] = replace(network.position, first_rows=True)
+    if values["mode"] == "inference":
+        return replace(network, model_parallel_size=1, **changes)
+    if resolved.compat.activation_checkpointing == "args":
+        given = [name for name, _ in arguments_of(DiTConfig) if resolved.given(name)]
+        for name in given:
+            other = getattr(network, name)
+            if other != values[name]:
+                problems.warn(
+                    f"{name}: {values[name]} ({resolved.origins[name]}) wins over {other} "
+                    f"(model.network_config.params.transformer_args.{name})"
+                )
+        changes |= {name: values[name] for name in given}
+    inside, size = network.model_parallel_size, values["model_parallel_size"]
     where = "args.model_parallel_size"
-    if not isinstance(network, DiTConfig):
-        if size > 1:
-            problems.add(
-                "a network of your own cannot be shared by processes", where=where, fix="use 1"
-            )
-        return model
-    inside = network.model_parallel_size
-    if trains and inside not in (1, size):
+    if inside not in (1, size):
         problems.add(
             f"transformer_args.model_parallel_size is {inside}, args.model_parallel_size {size}",
             where=where,
             fix="give the number once: leave the other one at 1",
         )
-        return model
+        return network
     try:
-        changed = dataclasses.replace(network, model_parallel_size=size)
+        return replace(network, model_parallel_size=size, **changes)
     except ConfigError as error:
         problems.add(error.what, where=where, fix=error.fix)
-        return model
-    return dataclasses.replace(model, network=_with_params(model.network, changed))
-
-
-def _with_params(part: Component[Any], params: Any) -> Component[Any]:
-    return Component(part.target, part.implementation, params)
-
-
-def _report_recompute(
-    given: Mapping[str, Any], network: DiTConfig, resolved: Values, problems: Problems
-) -> None:
-    for name, value in given.items():
-        if getattr(network, name) != value:
-            problems.warn(
-                f"{name}: {value} ({resolved.origins[name]}) wins over {getattr(network, name)} "
-                f"(model.network_config.params.transformer_args.{name})"
-            )
+        return network
 
 
 def _origins(

@@ -1,4 +1,4 @@
-"""The command line as it was typed: which flags were given, with which texts.
+"""The command line as it was typed: the flags that were given, with their texts.
 
 Only flags that were given appear in the result, so that a flag equal to its default still
 counts as given. Texts become values later, together with those of the YAML files.
@@ -137,7 +137,7 @@ def _unknown(words: Sequence[str], parser: argparse.ArgumentParser) -> UsageErro
     name = first.partition("=")[0]
     if not flags:
         return UsageError(
-            f"'{first}' is no flag and no override",
+            f"'{first}' is neither a flag nor an override",
             where=COMMAND_LINE,
             fix="write key.path=value beginning with args., model., data. or deepspeed.",
         )

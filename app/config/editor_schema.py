@@ -73,7 +73,7 @@ def accepted_keys(folder: Path, targets: Registry) -> dict[str, Kind | None]:
             read_model(sections["model"], "model", context)
         if "data" in sections:
             own: dict[str, Any] = {"order": {}, "quarantine": {}}
-            for name in names_of("data", targets):
+            for name in names_of("dataset", targets):
                 read_data({**sections["data"], **own, "target": name}, "data", context)
         if "deepspeed" in sections:
             check_section(sections["deepspeed"], "deepspeed", context)

@@ -1,4 +1,4 @@
-"""Kinds of values: what a key accepts, how it is said, how it is converted.
+"""Kinds of values: what a key accepts, its name in messages, how it is converted.
 
 YAML written for upstream is loose: `3.` where an integer is meant, "1e-8" as text, "False" in
 quotes. A kind accepts what is unambiguous and refuses the rest; it never guesses.
@@ -174,14 +174,3 @@ def exactly(expected: object, why: str) -> Kind:
 
     shown = str(expected).lower() if isinstance(expected, bool) else repr(expected)
     return Kind(f"{shown} ({why})", convert, limits={"enum": [expected]})
-
-
-def mapping() -> Kind:
-    """A section of keys, kept as it is."""
-
-    def convert(value: object) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise ValueError
-        return {str(key): entry for key, entry in value.items()}
-
-    return Kind("a section of keys", convert, "object")

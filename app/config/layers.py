@@ -73,7 +73,7 @@ def _read_text(name: str, problems: Problems) -> str | None:
     except OSError as error:
         if "=" in name:
             problems.add(
-                f"'{name}' is no file, and no override either",
+                f"'{name}' is neither a file nor an override",
                 where="the command line",
                 fix="an override begins with args., model., data. or deepspeed.",
             )
@@ -110,7 +110,7 @@ def _read_layer(name: str, problems: Problems) -> DictConfig | None:
 
 
 def _is_bare_text(layer: DictConfig, content: str) -> bool:
-    """OmegaConf reads a lone word as {word: None}; that is no section of ours."""
+    """OmegaConf reads a lone word as {word: None}; which is not a section."""
     return ":" not in content and len(layer) == 1
 
 
@@ -121,7 +121,7 @@ def _report_yaml(name: str, content: str, error: yaml.MarkedYAMLError, problems:
     indent = line[: len(line) - len(line.lstrip())]
     if "\t" in indent or "'\\t'" in str(error.problem):
         problems.add(
-            "a tab where YAML wants spaces", where=where, fix="indent with spaces, never with tabs"
+            "a tab where YAML needs spaces", where=where, fix="indent with spaces, never with tabs"
         )
         return
     what = error.problem or "syntax error"
@@ -151,7 +151,9 @@ def _add(
     for key in list(plain):
         if key not in SECTIONS:
             problems.add(
-                f"unknown section '{key}'", where=f"{key} in {name}", fix=_section_hint(str(key))
+                f"unknown section '{key}'",
+                where=f"{key} in {name}",
+                fix=suggestion(str(key), SECTIONS),
             )
         elif plain[key] is not None and not isinstance(plain[key], Mapping):
             problems.add(
@@ -174,12 +176,8 @@ def _add(
     return merged
 
 
-def _section_hint(key: str) -> str:
-    return suggestion(key, SECTIONS)
-
-
 def _record(value: object, path: str, origin: str, origins: dict[str, str]) -> None:
-    """Write down who set each leaf; a leaf or a list replaces what lay below it."""
+    """Record who set each leaf; a leaf or a list replaces what was below it."""
     if isinstance(value, Mapping) and value:
         origins.pop(path, None)
         for key, entry in value.items():
@@ -201,7 +199,7 @@ def _override(whole: DictConfig, text: str, origins: dict[str, str], problems: P
     key, _, raw = text.partition("=")
     if not OVERRIDE.match(text):
         problems.add(
-            f"'{text}' is no override",
+            f"'{text}' is not an override",
             where="the command line",
             fix="write key.path=value, beginning with args., model., data. or deepspeed.",
         )
@@ -225,7 +223,7 @@ def _override(whole: DictConfig, text: str, origins: dict[str, str], problems: P
 
 
 def _report_interpolations(whole: DictConfig, problems: Problems) -> None:
-    """Report values that lead nowhere, and put null there so that the rest can be checked."""
+    """Report values that cannot be resolved, and put null there so that the rest can be checked."""
     for path, value in _leaves(OmegaConf.to_container(whole, resolve=False), ""):
         if value == "???":
             problems.add("the value is missing (???)", where=path, fix="give a value")
@@ -233,13 +231,13 @@ def _report_interpolations(whole: DictConfig, problems: Problems) -> None:
             continue
         elif REFUSED_RESOLVER.search(value):
             problems.add(
-                f"'{value}' asks the environment, which is no layer of a configuration",
+                f"'{value}' reads the environment, which is not a layer of the configuration",
                 where=path,
                 fix=f"give {path}=VALUE on the command line",
             )
         elif (reason := _dangling(whole, path)) is not None:
             problems.add(
-                f"the interpolation '{value}' leads nowhere: {reason}",
+                f"the interpolation '{value}' cannot be resolved: {reason}",
                 where=path,
                 fix="name a key that exists, by its full path from the top",
             )

@@ -16,7 +16,7 @@ from app.config.layers import merge_layers
 from app.config.problems import Problems
 from app.config.reader import names_of
 from app.config.schema.run import CompatConfig, RunConfig
-from app.config.target import Registry, RegistryRow
+from app.config.target import OWN, Registry, RegistryRow
 from app.config.values import flag_value, resolve
 from app.errors import UsageError
 
@@ -24,7 +24,7 @@ from app.errors import UsageError
 def load_config(
     argv: Sequence[str], targets: Registry, parser: argparse.ArgumentParser | None = None
 ) -> RunConfig:
-    """The configuration that a command line asks for.
+    """The configuration of a command line.
 
     Args:
         argv: words after the command: `--base FILE ...`, flags, `key.path=value`.
@@ -39,7 +39,7 @@ def load_config(
 
 
 def config_of(line: CommandLine, targets: Registry) -> RunConfig:
-    """The configuration of a command line that was read already; raises as `load_config`."""
+    """The configuration of a command line that has been read; raises as `load_config`."""
     base = line.flags.get("base")
     if not base:
         raise UsageError(
@@ -48,16 +48,13 @@ def config_of(line: CommandLine, targets: Registry) -> RunConfig:
             fix="give YAML files: --base configs/cogvideox_2b_lora.yaml configs/sft.yaml",
         )
     registered = _registered(line, targets)
-    table = {**targets, **{name: RegistryRow(dict, path) for name, path in registered.items()}}
+    table = {**targets, **{name: RegistryRow(dict, path, OWN) for name, path in registered.items()}}
     problems = Problems()
     merged = merge_layers(base, line.flags.get("deepspeed_config"), line.overrides, problems)
     if not merged.complete:
         problems.raise_errors()
     resolved = resolve(merged, line, problems)
-    config = assemble(merged, resolved, registered, table, problems)
-    problems.raise_errors()
-    assert config is not None, "without a mistake there is a configuration"
-    return config
+    return assemble(merged, resolved, registered, table, problems)
 
 
 def _registered(line: CommandLine, targets: Registry) -> Mapping[str, str]:
@@ -70,7 +67,8 @@ def _registered(line: CommandLine, targets: Registry) -> Mapping[str, str]:
             raise UsageError(
                 f"--register: '{name}' is a name of this product",
                 where=COMMAND_LINE,
-                fix=f"choose another name; taken for data: {', '.join(names_of('data', targets))}",
+                fix="choose another name; those of data sets are "
+                f"{', '.join(names_of('dataset', targets))}",
             )
         rows[name] = implementation
     return rows

@@ -15,11 +15,11 @@ OTHER = {"fp16": "bf16", "bf16": "fp16"}
 class Assignment:
     """One layer says whether one precision is on."""
 
-    strength: float
+    precedence: float  # of its layer
     name: str  # fp16 or bf16
     enabled: bool
     origin: str
-    silent: bool = False  # nobody wrote it down
+    silent: bool = False  # follows from what is left out
 
 
 @dataclass(slots=True)
@@ -28,16 +28,16 @@ class Precision:
 
     fp16: bool = False
     bf16: bool = False
-    said: bool = False  # whether any layer named a precision, fp32 (both off) included
+    is_named: bool = False  # whether any layer names a precision, fp32 (both off) included
     origins: dict[str, str] = field(default_factory=dict)
 
 
 def resolve_precision(assignments: Sequence[Assignment], problems: Problems) -> Precision:
-    """Apply the layers from the weakest to the strongest."""
+    """Apply the layers, lowest precedence first."""
     state = {"fp16": False, "bf16": False}
     origins = {"fp16": "default", "bf16": "default"}
-    ordered = sorted(assignments, key=lambda assignment: assignment.strength)
-    for _, group in groupby(ordered, key=lambda assignment: assignment.strength):
+    ordered = sorted(assignments, key=lambda assignment: assignment.precedence)
+    for _, group in groupby(ordered, key=lambda assignment: assignment.precedence):
         layer = list(group)
         switched_on = [assignment for assignment in layer if assignment.enabled]
         if len({assignment.name for assignment in switched_on}) > 1:
@@ -53,7 +53,7 @@ def resolve_precision(assignments: Sequence[Assignment], problems: Problems) -> 
     return Precision(
         fp16=state["fp16"],
         bf16=state["bf16"],
-        said=any(not assignment.silent for assignment in assignments),
+        is_named=any(not assignment.silent for assignment in assignments),
         origins=origins,
     )
 

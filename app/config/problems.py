@@ -1,6 +1,6 @@
 """Mistakes and warnings of one configuration, collected while it is read.
 
-Nothing here raises at the first mistake: a user sees all of them at once, in one run.
+Nothing here raises at the first mistake: a user sees all of them in one run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Built = TypeVar("Built")
 
 
 class Problems:
-    """Collects `ConfigError`s and warnings; knows which file or flag set a key."""
+    """Collects `ConfigError`s and warnings, with the file or flag that set each key."""
 
     def __init__(self, origins: Mapping[str, str] | None = None) -> None:
         self.origins: Mapping[str, str] = origins or {}
@@ -67,6 +67,12 @@ class Problems:
             for one in error.errors if isinstance(error, ConfigErrors) else (error,):
                 self.add(one.what, where=one.where, fix=one.fix)
             return None
+
+    def checked(self, built: Built | None) -> Built:
+        """What was built; raises ConfigErrors if any mistake was recorded on the way."""
+        if self.errors or built is None:
+            raise ConfigErrors(self.errors)
+        return built
 
     def raise_errors(self) -> None:
         """Raise ConfigErrors if any mistake was recorded."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Final
 
-from app.config.kinds import Kind, choice
+from app.config.arguments.row import default_of
+from app.config.kinds import Kind, choice, exactly
 from app.config.problems import Problems, nearest, suggestion
-from app.config.target import Registry, RegistryRow
+from app.config.target import OWN, OWN_ROLES, Component, Registry, RegistryRow
 
 
 class _Required:
@@ -23,13 +24,29 @@ class Field:
     """One key of a section.
 
     `name` is the field of the schema class when it is not the YAML key; an empty `name` means
-    that the key is checked and then dropped (constants that must have one value).
+    that the key is checked and then dropped. A field of a schema class has its default there:
+    see `rows`.
     """
 
     key: str
     kind: Kind
     default: Any = REQUIRED
     name: str | None = None
+
+
+def rows(schema: type, *table: Field) -> tuple[Field, ...]:
+    """A table of keys with the defaults of the schema class that they fill."""
+    found = []
+    for row in table:
+        default = default_of(schema, row.key if row.name is None else row.name, REQUIRED)
+        assert REQUIRED in (default, row.default), f"{row.key}: {schema.__name__} has the default"
+        found.append(row if default is REQUIRED else replace(row, default=default))
+    return tuple(found)
+
+
+def constant(key: str, expected: object, why: str) -> Field:
+    """A key that may be given with one value only."""
+    return Field(key, exactly(expected, why), expected, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +58,7 @@ class Context:
 
 
 class Reader:
-    """Reads the keys of one mapping and remembers which were asked for."""
+    """Reads the keys of one mapping and remembers which ones are known."""
 
     def __init__(self, node: object, where: str, problems: Problems) -> None:
         self.where = where
@@ -62,9 +79,14 @@ class Reader:
         return f"{self.where}.{key}" if self.where else key
 
     def has(self, key: str) -> bool:
-        """Whether the key is there; asking makes it a known key."""
+        """Whether the key is there; it is a known key from now on."""
         self.known.add(key)
         return key in self.values
+
+    def raw(self, key: str) -> Any:
+        """The value as it was written, None if it is absent; the key is known from now on."""
+        self.known.add(key)
+        return self.values.get(key)
 
     def value(self, field: Field) -> Any:
         """The converted value of one field; its default (or None) after a mistake."""
@@ -102,13 +124,14 @@ class Reader:
 
     def child(self, key: str, *, required: bool = False) -> Reader | None:
         """A section below this one; None when it is absent."""
-        if not self.has(key) or self.values[key] is None:
+        node = self.raw(key)
+        if node is None:
             if required:
                 self.problems.add(
                     f"section '{key}' is missing", where=self.path(key), fix=f"add '{key}:'"
                 )
             return None
-        return Reader(self.values[key], self.path(key), self.problems)
+        return Reader(node, self.path(key), self.problems)
 
     def dead(self, reasons: Mapping[str, str]) -> None:
         """Accept keys that change nothing, with one warning each."""
@@ -117,7 +140,7 @@ class Reader:
                 self.problems.warn(f"'{key}' has no effect: {reason}", where=self.path(key))
 
     def close(self) -> None:
-        """Report every key that nobody asked for."""
+        """Report every key that is not known."""
         for key in self.known:
             self.problems.accept(self.path(key))
         for key in self.values:
@@ -141,7 +164,11 @@ class OpenComponent:
     @property
     def registered(self) -> bool:
         """Whether the class is the user's own: its params are not checked."""
-        return self.target.params is dict
+        return self.target.role == OWN
+
+    def component(self, params: Any) -> Component[Any]:
+        """The class with its parameters."""
+        return Component(self.name, self.target.implementation, params)
 
 
 def open_part(node: object, where: str, role: str, context: Context) -> OpenComponent | None:
@@ -163,9 +190,8 @@ def open_part(node: object, where: str, role: str, context: Context) -> OpenComp
     context.problems.accept(reader.path("target"), choice(*names_of(role, context.targets)))
     name = str(reader.values["target"])
     row = context.targets.get(name)
-    reader.has("params")
-    node = reader.values.get("params")
-    if row is None or row.role not in (role, "any"):
+    node = reader.raw("params")
+    if row is None or row.role not in (role, *((OWN,) if role in OWN_ROLES else ())):
         _report_target(name, row, reader.path("target"), role, context)
         row = _meant(node, role, context.targets)
         if row is None:
@@ -174,8 +200,16 @@ def open_part(node: object, where: str, role: str, context: Context) -> OpenComp
     return OpenComponent(name, row, reader, params)
 
 
+def open_below(owner: Reader, key: str, role: str, context: Context) -> OpenComponent | None:
+    """As `open_part`, for a key of a section; `target` and `params` are its only keys."""
+    part = open_part(owner.raw(key), owner.path(key), role, context)
+    if part is not None:
+        part.node.close()
+    return part
+
+
 def names_of(role: str, targets: Registry) -> list[str]:
-    """Names that may stand in one place, sorted."""
+    """Names that are valid for one role, sorted."""
     return sorted(name for name, row in targets.items() if row.role == role)
 
 
@@ -183,25 +217,30 @@ def _meant(params: object, role: str, targets: Registry) -> RegistryRow | None:
     """The row whose params these seem to be, so that a wrong name does not hide their mistakes."""
     if not isinstance(params, Mapping):
         return None
-    rows = [row for row in targets.values() if row.role == role and is_dataclass(row.params)]
     best: RegistryRow | None = None
     most = 0
-    for row in rows:
-        shared = len({field.name for field in fields(row.params)} & set(params))
-        if shared > most:
-            best, most = row, shared
+    for row in targets.values():
+        if row.role == role and is_dataclass(row.params):
+            shared = len({field.name for field in fields(row.params)} & set(params))
+            if shared > most:
+                best, most = row, shared
     return best
 
 
 def _report_target(
     name: str, row: RegistryRow | None, where: str, role: str, context: Context
 ) -> None:
-    best = nearest(name, names_of(role, context.targets))
+    valid = names_of(role, context.targets)
+    best = nearest(name, valid)
     hint = f"did you mean '{best}'? " if best else ""
-    what = f"unknown target '{name}'" if row is None else f"target '{name}' is no {role}"
+    what = f"unknown target '{name}'" if row is None else f"target '{name}' is not a {role}"
+    own = "a class of your own needs --register NAME=package.module:Class"
+    if role not in OWN_ROLES:
+        own = f"a class of your own can be a {', a '.join(OWN_ROLES)}"
+        if row is not None and row.role == OWN:
+            what = f"a class of your own cannot be a {role}: '{name}'"
     context.problems.add(
         what,
         where=where,
-        fix=f"{hint}valid here: {', '.join(names_of(role, context.targets))}; "
-        "a class of your own needs --register NAME=package.module:Class",
+        fix=f"{hint}valid here: {', '.join(valid)}; {own}",
     )

@@ -1,7 +1,7 @@
 """What a configuration still lacks before a run may start.
 
 `cogvx config check` accepts a stock file as it came, with warnings; a run does not start with
-one. Nothing is opened here: whether a path exists is found out by the part that reads it.
+one. Nothing is opened here: the part that reads a path finds out whether it exists.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def check_samplable(config: RunConfig, *, has_run: bool) -> None:
     """Raise ConfigErrors unless `cogvx sample` may start.
 
     Args:
-        has_run: the network's weights come from a run of ours instead of `load`.
+        has_run: the network's weights come from a run instead of `load`.
     """
     problems = Problems(config.origins)
     _placeholders(config, problems)
@@ -123,7 +123,7 @@ def _schemes(config: RunConfig, problems: Problems) -> None:
         scheme, separator, _ = str(path).partition("://")
         if separator and scheme not in ("s3", "file"):
             problems.add(
-                f"'{path}' cannot be used: {scheme}:// is not built yet",
+                f"'{path}' cannot be used: {scheme}:// is not supported",
                 where=where,
                 fix="give a local path or an s3:// address",
             )

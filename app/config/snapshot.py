@@ -1,7 +1,7 @@
 """The record of a run's configuration: canonical YAML, secrets masked, and its digest.
 
 Canonical: keys sorted, one spelling for each value, nothing that depends on the process or the
-machine. Two runs with the same digest were asked for the same thing.
+machine. Two runs with the same digest have the same configuration.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def masked(value: object, key: str = "") -> object:
 
 
 def snapshot(config: RunConfig) -> str:
-    """Canonical YAML of everything that decides what the run computes and where it lies."""
+    """Canonical YAML of everything that decides what the run computes and where it is."""
     arguments = {
         name: value for name, value in config.arguments.items() if name not in OF_THE_PROCESS
     }

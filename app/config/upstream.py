@@ -26,6 +26,7 @@ DEAD_MODEL = {
     "augmentation_dropout": BOOKKEEPING,
     "use_pd": BOOKKEEPING,
     "network_wrapper": "the network needs no wrapper",
+    "log_keys": "validation shows videos, not what they are conditioned on",
 }
 DEAD_NETWORK = {
     "adm_in_channels": "there is no class conditioning",
@@ -42,6 +43,8 @@ DEAD_CODER = {
     "resolution": BOOKKEEPING,
     "attn_resolutions": "this VAE has no attention",
     "pad_mode": BOOKKEEPING,
+    "dropout": "the VAE is frozen: nothing is dropped",
+    "gather_norm": "group norms always see the whole clip, whoever encodes it",
 }
 DEAD_FIRST_STAGE = {"loss_config": "the VAE is frozen and has no loss"}
 DEAD_DENOISER = {"weighting_config": "the loss has its own weights"}
@@ -50,12 +53,16 @@ DEAD_LOSS = {
     "block_scale": BOOKKEEPING,
     "block_size": BOOKKEEPING,
 }
-DEAD_SAMPLER = {"device": "it samples where the network is"}
+DEAD_SAMPLER = {
+    "device": "it samples where the network is",
+    "verbose": "progress is shown on a terminal, always",
+}
 DEAD_GUIDANCE = {
     "exp": "only DynamicCFG reads it",
     "num_steps": "only DynamicCFG reads it",
     "step_units": "only DynamicCFG reads it",
 }
+DEAD_EMBEDDER = {"input_key": "captions are the `txt` of a sample"}
 DEAD_EMBEDDER_PARAMS = {
     "device": "it runs where the network is",
     "freeze": "the text encoder is always frozen",
@@ -120,7 +127,7 @@ def check_schedules(schedules: Mapping[str, Any], problems: Problems) -> None:
 
 
 def latents_of_pixels(latent_input: bool, data_gives_pixels: bool, problems: Problems) -> bool:
-    """Whether batches hold latents: not when the dataset delivers pixels, whatever is said (C3)."""
+    """Whether batches hold latents: not when the dataset gives pixels, whatever it says (C3)."""
     if latent_input and data_gives_pixels:
         problems.warn(
             "'latent_input: true' with a dataset of videos: the VAE encodes them",
@@ -148,7 +155,7 @@ def optimizer_kind(name: str, params: Mapping[str, object]) -> str | None:
 def placeholders(value: object, path: str = "") -> Iterator[tuple[str, str]]:
     """Paths that still say `{your ...}`, as (dotted path, text).
 
-    Braces with a comma or `..` are shard ranges, such as `{000..123}`, and no placeholders.
+    Braces with a comma or `..` are shard ranges, such as `{000..123}`, not placeholders.
     """
     if isinstance(value, Mapping):
         for key, entry in value.items():
@@ -163,7 +170,7 @@ def placeholders(value: object, path: str = "") -> Iterator[tuple[str, str]]:
                 break
 
 
-def flag_value(name: str, texts: Any) -> tuple[bool, Any]:
+def flag_value_as_upstream(name: str, texts: Any) -> tuple[bool, Any]:
     """The value that upstream's parser makes of a flag's text, where it is a strange one (C7).
 
     Returns:
@@ -188,7 +195,7 @@ def storage_urls(paths: Sequence[str] | None, where: str, problems: Problems) ->
             found.append(f"s3://{rest}")
         elif path.startswith("pipe:") or (separator and scheme.lstrip(";") not in SCHEMES):
             problems.add(
-                f"'{path}' cannot be read: reading through {path.partition(':')[0]}: is not built",
+                f"'{path}' cannot be read: {path.partition(':')[0]}: is not supported",
                 where=where,
                 fix="give a folder, a .tar path, an s3:// or an https:// address",
             )
@@ -210,7 +217,7 @@ def check_iterable(values: Mapping[str, Any], data: DataConfig, problems: Proble
     """`iterable_dataset`, which the class of the dataset decides here (C9)."""
     if values["iterable_dataset"] == "custom":
         problems.add(
-            "datasets that yield ready batches are not built yet",
+            "datasets that yield ready batches are not supported",
             where="args.iterable_dataset",
             fix="name a class with --register and leave iterable_dataset out",
         )

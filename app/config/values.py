@@ -1,7 +1,7 @@
 """The final value of every argument, from its layers, with the origin of each.
 
-Layers, weakest first: built-in default, YAML `args`, YAML `deepspeed`, a flag that was given,
-`key=value`. Under `precedence: yaml` (upstream's rule, C4) a flag is weaker than both sections.
+Layers, lowest precedence first: built-in default, YAML `args`, YAML `deepspeed`, a flag that was
+given, `key=value`. Under `precedence: yaml` (upstream's rule, C4) a flag comes below both sections.
 A number that two layers give differently is reported with both values and both origins.
 """
 
@@ -13,21 +13,20 @@ from typing import Any
 
 from app.config import upstream
 from app.config.arguments.data import SAMPLING
-from app.config.arguments.ours import COMPAT_KEYS
-from app.config.arguments.row import Argument, Disposition
+from app.config.arguments.row import Argument, Disposition, arguments_of
 from app.config.arguments.table import ARGUMENTS
 from app.config.command_line import COMMAND_LINE, CommandLine
 from app.config.layers import Merged
 from app.config.precision import Assignment, resolve_precision
 from app.config.problems import Problems, suggestion
 from app.config.reader import REQUIRED
-from app.config.schema.run import CompatConfig
+from app.config.schema.run import CompatConfig, compat_of
 from app.config.sections.deepspeed import HOMES, value_at
 from app.errors import UsageError
 
 DEFAULT, YAML_ARGS, YAML_SECTION, FLAG, OVERRIDE_ARGS, OVERRIDE_SECTION = range(6)
 CHECKED_BY_UPSTREAM = ("split", "iterable_dataset", "iterable_dataset_eval")
-YAML_FIRST = {FLAG: 0.5}  # rank of a flag under `precedence: yaml`
+YAML_FIRST = {FLAG: 0.5}  # a flag under `precedence: yaml`
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class _Layers:
         )
 
     def of(self, argument: Argument, compat: CompatConfig, *, synced: bool) -> list[Candidate]:
-        """All candidates of one argument, weakest layer first, the default included."""
+        """All candidates of one argument, lowest precedence first, the default included."""
         name = argument.name
         found = [Candidate(DEFAULT, argument.default, "default")]
         if name in self.yaml and not argument.flag_only:
@@ -83,7 +82,7 @@ class _Layers:
         if name in self.line.flags:
             value = flag_value(argument, self.line.flags[name], compat)
             found.append(Candidate(FLAG, value, f"flag {argument.flag}"))
-        return sorted(found, key=lambda candidate: rank(candidate.layer, compat))
+        return sorted(found, key=lambda candidate: precedence(candidate.layer, compat))
 
     def _converted(self, argument: Argument, raw: object, path: str, layer: int) -> list[Candidate]:
         origin = self.merged.origins.get(path) or self.problems.locate(path)
@@ -98,8 +97,8 @@ class _Layers:
             return []
 
 
-def rank(layer: int, compat: CompatConfig) -> float:
-    """Strength of a layer."""
+def precedence(layer: int, compat: CompatConfig) -> float:
+    """Of two layers, the one with the greater number wins."""
     return YAML_FIRST.get(layer, layer) if compat.precedence == "yaml" else layer
 
 
@@ -107,10 +106,10 @@ def flag_value(argument: Argument, texts: Any, compat: CompatConfig) -> Any:
     """The value of a flag's text(s).
 
     Raises:
-        UsageError: the text is no value of this argument.
+        UsageError: the text is not a value of this argument.
     """
     if compat.flag_types == "sat":
-        found, value = upstream.flag_value(argument.name, texts)
+        found, value = upstream.flag_value_as_upstream(argument.name, texts)
         if found:
             return value
     raw = texts
@@ -133,7 +132,7 @@ def resolve(merged: Merged, line: CommandLine, problems: Problems) -> Values:
     """Resolve every argument; mistakes and clashes go to `problems`."""
     layers = _Layers(merged, line, problems)
     _check_yaml_names(layers, problems)
-    result = Values(compat=_resolve_compat(layers, problems))
+    result = Values(compat=_resolve_compat(layers))
     mode = layers.of(ARGUMENTS["mode"], result.compat, synced=False)[-1].value
     for argument in ARGUMENTS.values():
         synced = mode != "inference"
@@ -157,15 +156,21 @@ def _choose(
     for other in candidates[:-1]:
         if other.layer != DEFAULT and other.value != winner.value:
             problems.warn(
-                f"{argument.name}: {_shown(winner.value)} ({winner.origin}) wins over "
-                f"{_shown(other.value)} ({other.origin})"
+                f"{argument.name}: {shown(winner.value)} ({winner.origin}) wins over "
+                f"{shown(other.value)} ({other.origin})"
             )
 
 
-def _shown(value: object) -> str:
+def plain(value: object) -> object:
+    """Tuples as lists, as YAML and upstream's Namespace have them."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def shown(value: object) -> str:
+    """A value in a message or a table, as YAML writes it."""
     if isinstance(value, bool) or value is None:
         return str(value).lower().replace("none", "null")
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+    return str(plain(value))
 
 
 def _check_yaml_names(layers: _Layers, problems: Problems) -> None:
@@ -180,7 +185,7 @@ def _check_yaml_names(layers: _Layers, problems: Problems) -> None:
             )
         elif name in ARGUMENTS and ARGUMENTS[name].flag_only:
             problems.add(
-                f"'{name}' cannot stand in YAML",
+                f"'{name}' cannot be set in YAML",
                 where=path,
                 fix=f"give {ARGUMENTS[name].flag} on the command line",
             )
@@ -188,14 +193,14 @@ def _check_yaml_names(layers: _Layers, problems: Problems) -> None:
             problems.add(f"unknown key '{name}'", where=path, fix=suggestion(name, names))
 
 
-def _resolve_compat(layers: _Layers, problems: Problems) -> CompatConfig:
+def _resolve_compat(layers: _Layers) -> CompatConfig:
     plain = CompatConfig()
-    mode = layers.of(ARGUMENTS["compat"], plain, synced=False)[-1].value
-    chosen = {"mode": mode}
-    for name, (key, ours, theirs, _, _) in COMPAT_KEYS.items():
-        value = layers.of(ARGUMENTS[name], plain, synced=False)[-1].value
-        chosen[key] = value or (theirs if mode == "sat" else ours)
-    return CompatConfig(**chosen)
+    return compat_of(
+        {
+            argument.name: layers.of(argument, plain, synced=False)[-1].value
+            for _, argument in arguments_of(CompatConfig)
+        }
+    )
 
 
 def _precision(layers: _Layers, result: Values, problems: Problems, *, trains: bool) -> None:
@@ -203,14 +208,14 @@ def _precision(layers: _Layers, result: Values, problems: Problems, *, trains: b
     assignments: list[Assignment] = []
     for name in ("fp16", "bf16"):
         for candidate in layers.of(ARGUMENTS[name], result.compat, synced=False)[1:]:
-            strength = rank(candidate.layer, result.compat)
-            assignments.append(Assignment(strength, name, candidate.value, candidate.origin))
+            place = precedence(candidate.layer, result.compat)
+            assignments.append(Assignment(place, name, candidate.value, candidate.origin))
     if trains and layers.section is not None:
         assignments += _section_precision(layers, layers.section, result.compat)
     outcome = resolve_precision(assignments, problems)
     stage = value_at(layers.section or {}, HOMES["zero_stage"])
     stage = result.values["zero_stage"] if stage is REQUIRED else stage
-    if trains and stage and not outcome.said:
+    if trains and stage and not outcome.is_named:
         named = layers.section is not None
         problems.add(
             f"ZeRO stage {stage} without a precision",
@@ -232,15 +237,13 @@ def _section_precision(
             overridden = layers.merged.set_by_override(path)
             layer = OVERRIDE_SECTION if overridden else YAML_SECTION
             for candidate in layers._converted(ARGUMENTS[name], raw, path, layer):
-                strength = rank(layer, compat)
-                found.append(Assignment(strength, name, candidate.value, candidate.origin))
+                place = precedence(layer, compat)
+                found.append(Assignment(place, name, candidate.value, candidate.origin))
     if not found and compat.section_precision == "sat":
         # Upstream reads a section without precision keys as fp32, whatever args say (C11).
         origin = f"{layers.problems.locate('deepspeed')}, which names no precision"
-        strength = rank(YAML_SECTION, compat)
-        found = [
-            Assignment(strength, name, False, origin, silent=True) for name in ("fp16", "bf16")
-        ]
+        place = precedence(YAML_SECTION, compat)
+        found = [Assignment(place, name, False, origin, silent=True) for name in ("fp16", "bf16")]
     return found
 
 

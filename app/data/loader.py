@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from types import TracebackType
 
-from app.config.schema.data import QuarantineConfig
+from app.config.arguments.row import default_of
+from app.config.schema.data import DataConfig, QuarantineConfig
 from app.data.batch import Batch, Collate, collate, with_names
 from app.data.order.cursor import Cursor
 from app.data.order.orders import Order
@@ -62,10 +63,12 @@ class Lookahead:
 class LoaderSettings:
     """How far ahead to work, and how many bad samples to bear."""
 
-    num_workers: int = 1  # threads with a decoder each; 0 decodes when the next batch is taken
-    prefetch_factor: int = 4  # samples per worker
+    # Threads with a decoder each; 0 decodes when the next batch is taken.
+    num_workers: int = default_of(DataConfig, "num_workers")
+    prefetch_factor: int = default_of(DataConfig, "prefetch_factor")  # samples per worker
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
-    prefetch_s: float = 120.0  # of training: how far shards are announced to the downloader
+    # Of training: how far shards are announced to the downloader.
+    prefetch_s: float = default_of(DataConfig, "prefetch_s")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Upstream's way in: `get_args` and `process_config_to_args`.
+"""Upstream's entry points: `get_args` and `process_config_to_args`.
 
 The frozen `RunConfig` is the source of truth; the Namespace is rendered from it and carries it as
 `args.run_config`. Parsing has no side effects. `get_args` is parse, then start the process group,
@@ -22,6 +22,7 @@ from app.config.command_line import CommandLine, read_command_line
 from app.config.load import config_of
 from app.config.schema.encoders import VAEConfig
 from app.config.schema.run import RunConfig
+from app.config.values import plain
 from app.distributed.rank import RankInfo, check_clip_groups, check_copies
 from app.errors import ConfigError, ConfigErrors
 from app.registry import TARGETS
@@ -59,14 +60,18 @@ def get_args(
 def parse_args(
     args_list: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None
 ) -> argparse.Namespace:
-    """`get_args` without its side effects, and without torch; the device is left as asked for."""
+    """`get_args` without its side effects, and without torch; the device is left as requested."""
     line = read_command_line(sys.argv[1:] if args_list is None else args_list, parser)
-    config = config_of(line, TARGETS)
+    return namespace_of(config_of(line, TARGETS), line.own)
+
+
+def namespace_of(config: RunConfig, own: Mapping[str, Any]) -> argparse.Namespace:
+    """The Namespace of this rank; `own` are the values of a caller's own options."""
     rank = RankInfo.from_environment(os.environ)
     if rank.rank == 0:
         for warning in config.warnings:
             log.warning(warning)
-    args = argparse.Namespace(**copy.deepcopy(line.own))
+    args = argparse.Namespace(**copy.deepcopy(dict(own)))
     render(args, config)
     _set_rank(args, config, rank)
     return args
@@ -81,8 +86,9 @@ def process_config_to_args(args: argparse.Namespace) -> argparse.Namespace:
     flags: dict[str, Any] = {}
     for name, argument in ARGUMENTS.items():
         value = getattr(args, name, None)
-        if value is not None and value != _plain(argument.default):
-            flags[name] = [str(item) for item in value] if _is_list(value) else str(value)
+        if value is not None and value != plain(argument.default):
+            is_list = isinstance(value, list | tuple)
+            flags[name] = [str(item) for item in value] if is_list else str(value)
     render(args, config_of(CommandLine(flags=flags), TARGETS))
     return args
 
@@ -107,8 +113,8 @@ def render(args: argparse.Namespace, config: RunConfig) -> None:
 def start_distributed(args: argparse.Namespace) -> None:
     """Join the process group named by the environment, or find the one this process is in.
 
-    Its ranks are told who shares a network with whom (`model_parallel_size`), and who encodes
-    clips with whom (`cp_size`).
+    Ranks that share a network (`model_parallel_size`) or encode clips together (`cp_size`) form
+    groups of their own.
     """
     import torch
     import torch.distributed as dist
@@ -176,8 +182,8 @@ def _check_device(config: RunConfig, rank: RankInfo) -> None:
     errors = []
     for name in ("local_rank", "device"):
         value = config.arguments[name]
-        asked = isinstance(value, int) and value >= 0
-        if asked and value != rank.local_rank and config.training is not None:
+        is_given = isinstance(value, int) and value >= 0
+        if is_given and value != rank.local_rank and config.training is not None:
             errors.append(
                 ConfigError(
                     f"{name} is {value}, but this process has local rank {rank.local_rank}",
@@ -188,14 +194,6 @@ def _check_device(config: RunConfig, rank: RankInfo) -> None:
             )
     if errors:
         raise ConfigErrors(errors)
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list | tuple)
 
 
 atexit.register(leave_distributed)

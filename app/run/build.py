@@ -149,7 +149,8 @@ def build_network(
 def build_vae(model: ModelConfig, place: LoadOptions) -> Any:
     """The frozen VAE on its device, with the weights of `ckpt_path`."""
     part = model.first_stage
-    vae_class = load_class(part.implementation, "model.first_stage_config.target")
+    where = "model.first_stage_config.target"
+    vae_class = load_class(part.implementation, where, ("encode", "decode"))
     vae = vae_class(part.params)
     path = getattr(part.params, "ckpt_path", None)
     if path is not None:
@@ -171,7 +172,10 @@ def share_encoding(vae: Any, groups: ProcessGroups) -> None:
 def build_conditioner(config: ConditionerConfig, place: LoadOptions) -> Conditioner:
     """The frozen text encoder with caption dropout."""
     where = "model.conditioner_config.params.emb_models[0].target"
-    encoder_class = load_class(config.implementation, where)
+    encoder_class = load_class(config.implementation, where, ("encode",))
+    if config.params is not None:  # a registered class, which finds its own weights
+        encoder = encoder_class(dict(config.params)).to(device=place.device, dtype=place.dtype)
+        return Conditioner(encoder.eval().requires_grad_(False), config.ucg_rate)
     folder = fetch(config.text.model_dir, place.cache_dir)
     encoder = encoder_class.load(folder, config.text, place.dtype, place.device)
     log.info("text encoder loaded", extra={"path": config.text.model_dir})
@@ -192,7 +196,7 @@ def build_sampler(part: Component[SamplerConfig], denoiser: Denoiser) -> Any:
     guidance = part.params.guidance
     where = "model.sampler_config"
     guidance_class = load_class(guidance.implementation, f"{where}.params.guider_config.target")
-    sampler_class = load_class(part.implementation, f"{where}.target")
+    sampler_class = load_class(part.implementation, f"{where}.target", ("sample",))
     return sampler_class(part.params, denoiser, guidance_class(guidance.params))
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from app.config.runnable import check_runnable, lacking
+from app.config.runnable import lacking
 from app.config.schema.run import RunConfig
 from app.distributed.groups import ProcessGroups
 from app.errors import CogvxError
 from app.run.arguments import get_args as get_args
-from app.run.arguments import parse_args, seed_from, start_distributed
 from app.run.arguments import process_config_to_args as process_config_to_args
+from app.run.arguments import seed_from, start_distributed
 from app.run.attempt.attempt import Attempt, Seams
 from app.run.attempt.folder import RunFolder, close_attempt, open_run
 from app.run.attempt.reporting import upload_log
@@ -31,7 +31,8 @@ from app.storage.node_disk import node_folder
 from app.telemetry.logging import LogContext, logging_for
 from app.training.engine import prepare_process
 from app.training.forward import broad_cast_batch as broad_cast_batch
-from app.training.forward import forward_step, forward_step_eval
+from app.training.forward import forward_step
+from app.training.forward import forward_step_eval as forward_step_eval
 from app.training.signals import stop_on_sigterm
 from app.training.step import DiffusionModel
 
@@ -40,21 +41,22 @@ log = logging.getLogger(__name__)
 SATVideoDiffusionEngine = DiffusionModel  # its name in the YAML world
 
 
-def train(words: Sequence[str], show: Callable[[str], None] | None = None) -> int:
+def train(
+    args: Namespace, warnings: Sequence[str] = (), show: Callable[[str], None] | None = None
+) -> int:
     """`cogvx train` inside one rank; returns the exit code.
 
     Args:
-        words: the command line after `train`.
+        args: with a configuration that has been checked (`app.config.runnable`).
+        warnings: of that check.
         show: takes the progress line of a terminal; None: there is none.
     """
-    args = parse_args(words)
-    check_runnable(args.run_config)
     compiles = args.run_config.model.compile_model
     prepare_process(on_cpu=not torch.cuda.is_available(), compiles=compiles)
     start_distributed(args)
     seed_from(args)
     args.show = show
-    return training_main(args, DiffusionModel, forward_step, forward_step_eval)
+    return _train(args, Seams(DiffusionModel, forward_step, None, None), None, warnings)
 
 
 def training_main(  # noqa: PLR0913 (the contract)
@@ -83,11 +85,20 @@ def training_main(  # noqa: PLR0913 (the contract)
         CogvxError: with the exit code that the launcher passes on.
     """
     seams = Seams(model_cls, forward_step_function, create_dataset_function, collate_fn)
+    missing = lacking(args.run_config)
+    missing.raise_errors()
+    return _train(args, seams, init_function, missing.warnings)
+
+
+def _train(
+    args: Namespace,
+    seams: Seams,
+    init_function: Callable[[Namespace, DiffusionModel], None] | None,
+    warnings: Sequence[str],
+) -> int:
     config: RunConfig = args.run_config
     groups: ProcessGroups = args.groups
     rank = groups.rank.rank
-    missing = lacking(config)  # `train` has looked already, another caller has not
-    missing.raise_errors()
     assert config.training is not None
     level = logging.DEBUG if config.training.debug else logging.INFO
     with ExitStack() as stack:
@@ -97,7 +108,7 @@ def training_main(  # noqa: PLR0913 (the contract)
         context = LogContext(rank=rank)
         log_path = scratch / "log.txt"
         stack.enter_context(logging_for(context, level=level, path=log_path))
-        for warning in missing.warnings if rank == 0 else ():
+        for warning in warnings if rank == 0 else ():
             log.warning(warning)
         stop = stack.enter_context(stop_on_sigterm())
         run = open_run(config, rank, world_sizes(config, groups))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from app.config.schema.diffusion import DenoiserConfig, LossConfig
-from app.config.sections.parse import parse_denoiser, parse_loss
+from app.config.sections.diffusion import read_loss
+from app.config.sections.parse import parse_denoiser, parse_section
 from app.diffusion.denoiser import Denoiser
 from app.diffusion.loss import VideoDiffusionLoss
 from app.distributed.seeding import GlobalDraws
@@ -60,7 +61,7 @@ def loss_of(case: Case) -> VideoDiffusionLoss:
     model = case.json["model_config"]
     denoiser = Denoiser(parse_denoiser(model["denoiser_config"], case.path.name, TARGETS))
     return VideoDiffusionLoss(
-        parse_loss(model["loss_fn_config"], case.path.name, TARGETS), denoiser
+        parse_section(read_loss, model["loss_fn_config"], case.path.name, TARGETS), denoiser
     )
 
 

@@ -38,7 +38,7 @@ def schedule_of(row: dict[str, Any]) -> LrSchedule:
             warmup=row["warmup"],
             curve="sat",
         ),
-        evaluation=EvaluationConfig(),
+        evaluation=EvaluationConfig(batch_size=1),
     )
     return LrSchedule.from_config(training, start_step=row["start_iteration"])
 

@@ -115,7 +115,7 @@ def training_of(case: Case, precision: str) -> TrainingConfig:
             decay_steps=args.get("lr_decay_iters"),
             curve="sat",
         ),
-        evaluation=EvaluationConfig(),
+        evaluation=EvaluationConfig(batch_size=1),
         deepspeed=section,
     )
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from app.config.arguments.row import Argument, Disposition
+from app.config.arguments.row import DATA, Argument, Disposition
 from app.config.kinds import Kind, boolean, choice, integer, optional, sequence, text
 
 FILES = "configuration files"
-DATA = "data"
 SAMPLING = "sampling from prompts"
 UNUSED = "accepted for old command lines"
 
@@ -63,13 +62,6 @@ DATA_ARGUMENTS: tuple[Argument, ...] = (
         help="folders or shards to train on, local or s3://",
     ),
     Argument(
-        name="train_data_weights",
-        kind=optional(sequence(integer(1), single=True)),
-        default=None,
-        group=DATA,
-        help="how often each entry of train_data counts",
-    ),
-    Argument(
         name="valid_data",
         kind=optional(sequence(text(), single=True)),
         default=None,
@@ -82,7 +74,7 @@ DATA_ARGUMENTS: tuple[Argument, ...] = (
         default=None,
         group=DATA,
         disposition=Disposition.LATER,
-        note="the final evaluation on test data is not built yet",
+        note="the final evaluation on test data is not supported yet",
         help="folders or shards evaluated once at the end",
     ),
     Argument(
@@ -92,22 +84,6 @@ DATA_ARGUMENTS: tuple[Argument, ...] = (
         group=DATA,
         help="shares of training, validation and test data in train_data; named data goes before "
         "its share, and without `split` nothing is split off",
-    ),
-    Argument(
-        name="num_workers",
-        kind=integer(0),
-        default=1,
-        unit="decoder processes",
-        group=DATA,
-        help="decoder processes of each trainer process",
-    ),
-    Argument(
-        name="prefetch_factor",
-        kind=integer(1),
-        default=4,
-        unit="samples per worker",
-        group=DATA,
-        help="samples decoded ahead",
     ),
     Argument(
         name="iterable_dataset",
@@ -133,10 +109,10 @@ DATA_ARGUMENTS: tuple[Argument, ...] = (
         default=False,
         group=DATA,
         disposition=Disposition.LATER,
-        note="batches from one source at a time are not built yet",
+        note="batches from one source at a time are not supported yet",
         help="all samples of a batch from one entry of train_data",
     ),
-    _unused("block_size", integer(1), 10000, "nothing is split off the training data"),
+    _unused("block_size", integer(1), 10000, "`split` cuts by samples; nothing reads a block size"),
     _sampling("output_dir", text(), "samples", "", "folder of the sampled videos"),
     _sampling("input_type", choice("cli", "txt"), "cli", "", "prompts typed, or from a file"),
     _sampling("input_file", text(), "input.txt", "", "prompts, one per line"),

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from app.config.arguments.data import UNUSED
 from app.config.arguments.row import Argument, Disposition
 from app.config.arguments.table import ARGUMENTS
+from app.config.values import plain, shown
 from app.errors import ConfigError
 
 BEGIN = "<!-- arguments: begin (written by `cogvx config arguments --write`) -->"
 END = "<!-- arguments: end -->"
+EMPTY = '""'
 MEANING = {
     Disposition.WORKS: "works",
     Disposition.MAPPED: "sets {note}",
@@ -29,7 +31,7 @@ def as_records() -> list[dict[str, object]]:
             "items": argument.kind.item.json_type if argument.kind.item else None,
             "choices": list(argument.kind.choices),
             "expects": argument.kind.noun,
-            "default": _plain(argument.default),
+            "default": plain(argument.default),
             "unit": argument.unit,
             "group": argument.group,
             "help": argument.help,
@@ -79,21 +81,9 @@ def _group(name: str, rows: list[Argument]) -> Iterator[str]:
         cells = (
             f"`{argument.name}`",
             f"{argument.kind.noun}{unit}",
-            f"`{_shown(argument.default)}`",
+            f"`{shown(argument.default) or EMPTY}`",
             argument.help if argument.group != UNUSED else "",
             MEANING[argument.disposition].format(note=argument.note) + ours + where,
         )
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _shown(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    if isinstance(value, str):
-        return value or '""'
-    return str(_plain(value))

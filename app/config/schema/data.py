@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from app.config.arguments.row import DATA, argument
+from app.config.kinds import integer, optional, sequence, text
 from app.errors import ConfigError
 
 
 def split_shares(
-    text: str, *, has_valid: bool, has_test: bool = False
+    written: str, *, has_valid: bool, has_test: bool = False
 ) -> tuple[float, float, float]:
     """The shares, which sum to 1. A part for which data is named gets none, as upstream has it.
 
     Raises:
-        ConfigError: no numbers, or nothing is left for training.
+        ConfigError: not numbers, or nothing is left for training.
     """
     try:
-        numbers = [float(part) for part in text.replace("/", ",").split(",")]
+        numbers = [float(part) for part in written.replace("/", ",").split(",")]
     except ValueError:
         numbers = []
     numbers = [*numbers, 0.0, 0.0][:3] if numbers else []
@@ -26,13 +28,16 @@ def split_shares(
         numbers[2] = 0.0 if has_test else numbers[2]
     if not numbers or not min(numbers) >= 0 or not 0 < numbers[0] < float("inf"):
         raise ConfigError(
-            f"'split' is '{text}'", where="args.split", fix="give shares, such as 90,5,5 or 1,0,0"
+            f"'split' is '{written}'",
+            where="args.split",
+            fix="give shares, such as 90,5,5 or 1,0,0",
         )
     train, valid, test = (number / sum(numbers) for number in numbers)
     return train, valid, test
 
 
 _WRITTEN = re.compile(r"(\d+)x(\d+)x(\d+)")
+NO_SPLIT = "1,0,0"  # everything is training data
 SIDE_STEP_PX = 16  # the VAE shrinks a side by 8, and a patch of the network takes two of those
 
 
@@ -67,18 +72,17 @@ def parse_bucket(value: object, where: str = "--bucket") -> Bucket:
     """`49x480x720`, or three numbers, to Bucket(49, 480, 720).
 
     Raises:
-        ConfigError: written otherwise, or sizes that cannot be.
+        ConfigError: written otherwise, or an invalid size.
     """
-    text = "x".join(str(part) for part in value) if isinstance(value, list | tuple) else str(value)
-    match = _WRITTEN.fullmatch(text.strip())
+    written = "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    match = _WRITTEN.fullmatch(written.strip())
     if match is None:
         raise ConfigError(
-            f"'{text}' is no bucket", where=where, fix="write FRAMESxROWSxCOLUMNS: 49x480x720"
+            f"'{written}' is not a bucket size",
+            where=where,
+            fix="write FRAMESxROWSxCOLUMNS: 49x480x720",
         )
     return Bucket(*(int(part) for part in match.groups()))
-
-
-NO_SPLIT = "1,0,0"  # everything is training data
 
 
 def check_frame_count(frames: int, *, where: str) -> None:
@@ -134,11 +138,11 @@ class OrderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuarantineConfig:
-    """Ours, section `data.quarantine`: how many bad samples a run bears."""
+    """Ours, section `data.quarantine`: how many bad samples a run accepts."""
 
     max_share: float = 0.01  # of the samples seen
     after_samples: int = 1000  # the share counts from here on
-    first_samples: int = 20  # as many bad ones in a row end the run at once
+    first_samples: int = 20  # as many bad ones in a row end the run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,12 +155,32 @@ class DataConfig:
     train: tuple[str, ...] = ()  # args.train_data
     valid: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
-    train_weights: tuple[int, ...] | None = None
+    train_weights: tuple[int, ...] | None = argument(
+        optional(sequence(integer(1), single=True)),
+        None,
+        "how often each entry of train_data counts",
+        group=DATA,
+        name="train_data_weights",
+    )
     split: str = NO_SPLIT  # args.split where it is given
-    num_workers: int = 1
-    prefetch_factor: int = 4
-    latent_cache: str | None = None  # ours: root of encoded clips (cogvx encode)
-    frame_rule: str = "exact"  # ours: "exact" (by time stamps) or "sat"
+    num_workers: int = argument(
+        integer(0),
+        1,
+        "decoder processes of each trainer process",
+        group=DATA,
+        unit="decoder processes",
+    )
+    prefetch_factor: int = argument(
+        integer(1), 4, "samples decoded ahead", group=DATA, unit="samples per worker"
+    )
+    latent_cache: str | None = argument(
+        optional(text()),
+        None,
+        "folder or s3:// prefix that cogvx encode wrote: train from encoded clips, without the VAE "
+        "and T5",
+        group=DATA,
+        ours=True,
+    )
     cache_dir: str | None = None  # ours: shard cache; None: on the node's disk
     cache_gib: float = 20.0  # ours
     prefetch_gib: float = 4.0  # ours: shards downloaded ahead, per rank

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from app.config.arguments.row import VALIDATION, Disposition, argument
+from app.config.kinds import boolean
 from app.config.target import Component
 from app.errors import ConfigError
 
@@ -73,6 +75,12 @@ class SamplerConfig:
     num_steps: int
     guidance: Component[GuidanceConfig]
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    verbose: bool = False
     fixed_frames: int = 0
-    sdedit: bool = False
+    sdedit: bool = argument(
+        boolean(),
+        False,
+        "noise the fixed frames of the sampler instead of keeping them clean",
+        group=VALIDATION,
+        disposition=Disposition.MAPPED,
+        note="model.sampler_config.params.sdedit",
+    )

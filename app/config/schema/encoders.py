@@ -1,9 +1,9 @@
-"""The 3D causal VAE."""
+"""The frozen encoders: the 3D causal VAE and the text conditioner."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from app.errors import ConfigError
 
@@ -21,8 +21,6 @@ class VAEPartConfig:
     in_channels: int = 3
     out_ch: int = 3
     temporal_compress_times: int = 4
-    dropout: float = 0.0
-    gather_norm: bool = True  # group-norm statistics over all context-parallel ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +30,7 @@ class VAEMemoryConfig:
     Pieces of time change no result. Tiles do, a little, near their seams.
     """
 
-    encode_frames: int | None = None  # frames per piece of an encode; None: the whole clip at once
+    encode_frames: int | None = None  # frames per piece of an encode; None: the whole clip
     parking: str = "host"  # where other pieces wait: device, host or disk
     tile_size: tuple[int, int] | None = None  # rows and columns of pixels; None: whole frames
     tile_overlap: int = 128  # pixels that neighbouring tiles share at least
@@ -95,5 +93,4 @@ class ConditionerConfig:
     implementation: str  # "app.models.text.t5:T5TextEncoder", or a registered class
     text: T5Config
     ucg_rate: float = 0.0  # probability that a caption's embedding becomes zeros in training
-    input_key: str = "txt"
-    params: Mapping[str, object] = field(default_factory=dict)  # of a registered class, unchecked
+    params: Mapping[str, object] | None = None  # of a registered class, unchecked; else None

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.config.arguments.row import OPTIMIZER, Disposition, argument, default_of
+from app.config.kinds import boolean, integer
 from app.config.schema.diffusion import DenoiserConfig, LossConfig, SamplerConfig
 from app.config.schema.encoders import ConditionerConfig, VAEConfig
+from app.config.schema.training import TrainingConfig
 from app.config.target import Component
 from app.errors import ConfigError
 
 _NETWORK = "model.network_config.params"
+_OVER_MODEL = f"{_NETWORK}.transformer_args"
 _LORA = f"{_NETWORK}.modules.lora_config.params"
 
 
@@ -74,16 +78,40 @@ class DiTConfig:
     elementwise_affine: bool = True
     swiglu: bool = False  # use_SwiGLU
     rms_norm: bool = False  # use_RMSNorm
-    checkpoint_activations: bool = False
-    checkpoint_num_layers: int = 1
-    checkpoint_skip_layers: int = 0
-    model_parallel_size: int = 1  # ranks that share the network
+    checkpoint_activations: bool = argument(
+        boolean(),
+        False,
+        "recompute activations of the network in the backward pass",
+        note=f"{_OVER_MODEL}.checkpoint_activations, when it is given",
+        group=OPTIMIZER,
+        disposition=Disposition.MAPPED,
+    )
+    checkpoint_num_layers: int = argument(
+        integer(1),
+        1,
+        "blocks recomputed as one segment",
+        unit="blocks",
+        note=f"{_OVER_MODEL}.checkpoint_num_layers, when it is given",
+        group=OPTIMIZER,
+        disposition=Disposition.MAPPED,
+    )
+    checkpoint_skip_layers: int = argument(
+        integer(0),
+        0,
+        "last blocks that are not recomputed",
+        unit="blocks",
+        note=f"{_OVER_MODEL}.checkpoint_skip_layers, when it is given",
+        group=OPTIMIZER,
+        disposition=Disposition.MAPPED,
+    )
+    # Ranks that share the network.
+    model_parallel_size: int = default_of(TrainingConfig, "model_parallel_size")
     lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                 f"{self.num_attention_heads}",
                 where=f"{_NETWORK}.hidden_size",
                 fix="change one of them",
@@ -163,4 +191,3 @@ class ModelConfig:
     encode_batch: int | None = None  # en_and_decode_n_samples_a_time
     compile_model: bool = False
     input_key: str = "mp4"
-    log_keys: tuple[str, ...] = ()

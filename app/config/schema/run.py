@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from app.config.arguments.row import COMPATIBILITY, Argument, argument, arguments_of, declared
+from app.config.kinds import choice, optional
 from app.config.schema.data import DataConfig
 from app.config.schema.model import ModelConfig
 from app.config.schema.training import TrainingConfig
+
+
+def _switch(ours: str, upstream: str, what: str, difference: str, name: str = "") -> Any:
+    """A field with our value and upstream's; `difference` is its id in the table of differences."""
+    row = Argument(
+        name=name,
+        kind=optional(choice(ours, upstream)),
+        default=None,
+        group=COMPATIBILITY,
+        ours=True,
+        help=f"{what}: {ours}, or {upstream} as upstream ({difference}); default: what compat says",
+    )
+    return declared(row, ours)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,18 +33,45 @@ class CompatConfig:
     `compat: sat` sets all of them to upstream's behaviour; each key can be set alone.
     """
 
-    mode: str = "default"  # "default" or "sat"
-    precedence: str = "flags"  # "yaml": the YAML beats the command line
-    lr_curve: str = "default"
-    frame_rule: str = "exact"
-    order: str = "epoch"  # "sat": with replacement, an order independent of the seed
-    draws: str = "keyed"  # "sat": global generators, seed + data-parallel rank
-    strata: str = "global"  # "sat": by data-parallel rank, off at 8 ranks or fewer
-    image_dropout: str = "sample"  # "micro_batch"
-    position_rows: str = "place"  # "sat": tokens of smaller latents get rows of other places
-    flag_types: str = "typed"  # "sat": `--log-image False` is true, as for any other text
-    section_precision: str = "args"  # "sat": a section without bf16 and fp16 means fp32
-    activation_checkpointing: str = "args"  # "model": args.checkpoint_activations is not read
+    mode: str = argument(
+        choice("default", "sat"),
+        "default",
+        "sat: upstream's behaviour wherever ours differs",
+        group=COMPATIBILITY,
+        name="compat",
+        ours=True,
+    )
+    precedence: str = _switch("flags", "yaml", "who wins: a flag or the YAML", "C4")
+    flag_types: str = _switch("typed", "sat", "how texts of flags become values", "C7")
+    section_precision: str = _switch(
+        "args", "sat", "precision when section deepspeed names none", "C11"
+    )
+    activation_checkpointing: str = _switch(
+        "args", "model", "whether args.checkpoint_activations reaches the network", "C12"
+    )
+    lr_curve: str = _switch("default", "sat", "learning-rate curve", "T1")
+    frame_rule: str = _switch("exact", "sat", "which frames of a clip are used", "D1")
+    order: str = _switch("epoch", "sat", "order of samples", "D2", "sample_order")
+    draws: str = _switch("keyed", "sat", "where random numbers come from", "T2")
+    strata: str = _switch("global", "sat", "stratification of timesteps", "T3")
+    image_dropout: str = _switch(
+        "sample", "micro_batch", "unit of dropping the image condition", "T4"
+    )
+    position_rows: str = _switch(
+        "place", "sat", "rows of a position table that latents of another size use", "F33"
+    )
+
+
+def compat_of(values: Mapping[str, str | None]) -> CompatConfig:
+    """The switches from the values of their arguments; None: what `compat` says."""
+    chosen = {}
+    for name, row in arguments_of(CompatConfig):
+        value = values[row.name]
+        if value is None and values["compat"] == "sat":
+            value = row.kind.choices[1]
+        if value is not None:
+            chosen[name] = value
+    return CompatConfig(**chosen)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,13 +84,10 @@ class RunConfig:
     data: DataConfig | None
     training: TrainingConfig | None  # None in mode inference
     arguments: Mapping[str, object]  # final value of every argument of the table, by name
-    sections: Mapping[
-        str, object
-    ]  # merged plain `model`, `data`, `deepspeed`, as upstream's args have them
-    origins: Mapping[str, str] = field(
-        default_factory=dict
-    )  # dotted key -> file, flag or "default"
-    registered: Mapping[str, str] = field(
-        default_factory=dict
-    )  # --register NAME=package.module:Class
+    # Merged plain `model`, `data`, `deepspeed`, as upstream's args have them.
+    sections: Mapping[str, object]
+    # Dotted key -> file, flag or "default".
+    origins: Mapping[str, str] = field(default_factory=dict)
+    # --register NAME=package.module:Class
+    registered: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

@@ -6,7 +6,8 @@ from typing import Any
 
 from app.config import upstream
 from app.config.kinds import choice, integer, optional, real, sequence, text
-from app.config.reader import Context, Field, Reader, open_part
+from app.config.problems import Problems
+from app.config.reader import Context, Field, Reader, open_part, rows
 from app.config.schema.data import (
     Bucket,
     DataConfig,
@@ -19,41 +20,45 @@ from app.config.schema.data import (
 )
 from app.errors import ConfigError
 
-SFT = (
+SFT = rows(
+    SFTDataConfig,
     Field("video_size", sequence(integer(8), length=2)),
     Field("fps", real(above=0)),
     Field("max_num_frames", integer(1)),
-    Field("skip_frms_num", real(0), 3.0),
+    Field("skip_frms_num", real(0)),
 )
-SHARDS = (
+SHARDS = rows(
+    ShardDataConfig,
     Field("image_size", sequence(integer(8), length=2)),
     Field("num_frames", integer(1)),
     Field("fps", real(above=0)),
-    Field("skip_frms_num", real(0), 0.0),
-    Field("nshards", optional(integer(1)), None),
-    Field("seed", integer(-1), 1),
-    Field("meta_names", optional(sequence(text(), single=True)), ()),
-    Field("shuffle_buffer", integer(1), 1000),
-    Field("include_dirs", optional(text()), None),
-    Field("txt_key", text(), "caption"),
+    Field("skip_frms_num", real(0)),
+    Field("nshards", optional(integer(1))),
+    Field("seed", integer(-1)),
+    Field("meta_names", optional(sequence(text(), single=True))),
+    Field("shuffle_buffer", integer(1)),
+    Field("include_dirs", optional(text())),
+    Field("txt_key", text()),
 )
-ORDER = (Field("lanes", integer(1), 16), Field("window", integer(1), 256))
-QUARANTINE = (
-    Field("max_share", real(0, 1), 0.01),
-    Field("after_samples", integer(0), 1000),
-    Field("first_samples", integer(1), 20),
+ORDER = rows(OrderConfig, Field("lanes", integer(1)), Field("window", integer(1)))
+QUARANTINE = rows(
+    QuarantineConfig,
+    Field("max_share", real(0, 1)),
+    Field("after_samples", integer(0)),
+    Field("first_samples", integer(1)),
 )
-CACHE = (
-    Field("cache_dir", optional(text()), None),
-    Field("cache_gib", real(above=0), 20.0),
-    Field("prefetch_gib", real(above=0), 4.0),
-    Field("prefetch_s", real(above=0), 120.0),
-    Field("missing_captions", choice("error", "empty"), "error"),
-    Field("temporal_crop", choice("start", "random"), "start"),
-    Field("on_changed_shard", choice("error", "rescan"), "error"),
-    Field("decode_deadline_s", real(above=0), 5.0),
-    Field("decode_memory_gib", real(0.5), 3.0),
-    Field("bucket_batch", choice("fixed", "cost"), "fixed"),
+CACHE = rows(
+    DataConfig,
+    Field("cache_dir", optional(text())),
+    Field("cache_gib", real(above=0)),
+    Field("prefetch_gib", real(above=0)),
+    Field("prefetch_s", real(above=0)),
+    Field("missing_captions", choice("error", "empty")),
+    Field("temporal_crop", choice("start", "random")),
+    Field("on_changed_shard", choice("error", "rescan")),
+    Field("decode_deadline_s", real(above=0)),
+    Field("decode_memory_gib", real(0.5)),
+    Field("bucket_batch", choice("fixed", "cost")),
 )
 PARAMS: dict[type, tuple[Field, ...]] = {SFTDataConfig: SFT, ShardDataConfig: SHARDS}
 
@@ -61,14 +66,13 @@ PARAMS: dict[type, tuple[Field, ...]] = {SFTDataConfig: SFT, ShardDataConfig: SH
 def read_data(node: object, where: str, context: Context) -> DataConfig | None:
     """Section `data:`; `args` adds the paths and loader settings (app.config.assembly)."""
     problems = context.problems
-    part = open_part(node, where, "data", context)
+    part = open_part(node, where, "dataset", context)
     if part is None:
         return None
-    assert part.target.implementation is not None
     before = len(problems.errors)
     values: dict[str, Any] = part.node.fields(CACHE)
-    values["order"] = _order(part.node, context)
-    values["quarantine"] = _quarantine(part.node, context)
+    values["order"] = _section(part.node, "order", OrderConfig, ORDER)
+    values["quarantine"] = _section(part.node, "quarantine", QuarantineConfig, QUARANTINE)
     values["buckets"] = _buckets(part.node)
     part.node.close()
     if part.registered:
@@ -93,6 +97,18 @@ def read_data(node: object, where: str, context: Context) -> DataConfig | None:
     return problems.build(DataConfig, values)
 
 
+def cache_keys(section: object) -> dict[str, Any]:
+    """The keys beside `target` and `params` of a plain section `data`, with their defaults.
+
+    Raises:
+        ConfigErrors: a wrong value. Unknown keys are left alone.
+    """
+    problems = Problems()
+    found = Reader(section, "data", problems).fields(CACHE)
+    problems.raise_errors()
+    return found
+
+
 def _check_frames(found: dict[str, Any], params: Reader) -> None:
     """The schema class checks this too, but only when everything else is right."""
     for name in ("num_frames", "max_num_frames"):
@@ -103,29 +119,20 @@ def _check_frames(found: dict[str, Any], params: Reader) -> None:
                 params.problems.add(error.what, where=error.where, fix=error.fix)
 
 
-def _order(reader: Reader, context: Context) -> OrderConfig | None:
-    child = reader.child("order")
+def _section(reader: Reader, key: str, schema: type, table: tuple[Field, ...]) -> Any:
+    child = reader.child(key)
     if child is None:
-        return OrderConfig()
-    values = child.fields(ORDER)
+        return schema()
+    values = child.fields(table)
     child.close()
-    return context.problems.build(OrderConfig, values)
-
-
-def _quarantine(reader: Reader, context: Context) -> QuarantineConfig | None:
-    child = reader.child("quarantine")
-    if child is None:
-        return QuarantineConfig()
-    values = child.fields(QUARANTINE)
-    child.close()
-    return context.problems.build(QuarantineConfig, values)
+    return reader.problems.build(schema, values)
 
 
 def _buckets(reader: Reader) -> tuple[Bucket, ...]:
     """`buckets`: a list of FRAMESxROWSxCOLUMNS, or of three numbers each."""
-    if not reader.has("buckets") or reader.values["buckets"] is None:
+    given, where = reader.raw("buckets"), reader.path("buckets")
+    if given is None:
         return ()
-    given, where = reader.values["buckets"], reader.path("buckets")
     found: list[Bucket] = []
     for entry in given if isinstance(given, list | tuple) else [given]:
         try:

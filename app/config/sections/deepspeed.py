@@ -13,7 +13,8 @@ from typing import Any
 from app.config import upstream
 from app.config.kinds import boolean, integer, optional, real, sequence
 from app.config.problems import suggestion
-from app.config.reader import REQUIRED, Context, Field, Reader, names_of
+from app.config.reader import REQUIRED, Context, Field, Reader, names_of, rows
+from app.config.schema.training import OptimizerConfig
 
 
 def _names(text: str) -> frozenset[str]:
@@ -68,10 +69,11 @@ HOMES: dict[str, tuple[str, ...]] = {
     "weight_decay": ("optimizer", "params", "weight_decay"),
     "zero_stage": ("zero_optimization", "stage"),
 }
-OPTIMIZER_PARAMS = (
-    Field("betas", sequence(real(0, 1), length=2), (0.9, 0.999)),
-    Field("eps", real(above=0), 1e-8),
-    Field("ema_decay", optional(real(0, 1)), None),
+OPTIMIZER_PARAMS = rows(
+    OptimizerConfig,
+    Field("betas", sequence(real(0, 1), length=2)),
+    Field("eps", real(above=0)),
+    Field("ema_decay", optional(real(0, 1))),
 )
 OPTIMIZER_SWITCHES = (
     "torch_adam",
@@ -96,7 +98,7 @@ def value_at(section: Mapping[str, Any], path: tuple[str, ...]) -> object:
 
 
 def default_section(stage: int) -> dict[str, Any]:
-    """What DeepSpeed is told when no section is given; upstream's JSON files by ZeRO stage.
+    """What DeepSpeed gets when no section is given; upstream's JSON files by ZeRO stage.
 
     Source: spec of SAT's deepspeed_zero{0,1,2}.json; stage 3, which upstream lacks, is stage 2
     with its own number.

@@ -6,7 +6,16 @@ from typing import Any
 
 from app.config import upstream
 from app.config.kinds import boolean, choice, exactly, integer, optional, real
-from app.config.reader import Context, Field, OpenComponent, Reader, open_part
+from app.config.reader import (
+    Context,
+    Field,
+    OpenComponent,
+    Reader,
+    constant,
+    open_below,
+    open_part,
+    rows,
+)
 from app.config.schema.diffusion import (
     DenoiserConfig,
     GuidanceConfig,
@@ -17,42 +26,53 @@ from app.config.schema.diffusion import (
 )
 from app.config.target import Component
 
-SCHEDULE = (
-    Field("linear_start", real(above=0, maximum=1), 0.00085),
-    Field("linear_end", real(above=0, maximum=1), 0.0120),
-    Field("num_timesteps", integer(2), 1000),
-    Field("shift_scale", real(above=0), 1.0),
-    Field("keep_start", boolean(), False),
-    Field("post_shift", boolean(), False),
+SCHEDULE = rows(
+    ScheduleConfig,
+    Field("linear_start", real(above=0, maximum=1)),
+    Field("linear_end", real(above=0, maximum=1)),
+    Field("num_timesteps", integer(2)),
+    Field("shift_scale", real(above=0)),
+    Field("keep_start", boolean()),
+    Field("post_shift", boolean()),
 )
 TABLE_ORDER = (
-    Field("do_append_zero", exactly(False, "the table has no extra entry"), False, ""),
-    Field("flip", exactly(True, "the table ascends in timesteps"), True, ""),
+    constant("do_append_zero", False, "the table has no extra entry"),
+    constant("flip", True, "the table ascends in timesteps"),
 )
-TIMESTEPS = (
-    Field("num_idx", integer(2), 1000),
-    Field("uniform_sampling", boolean(), False),
-    Field("group_num", integer(0), 0),
+DENOISER = rows(
+    DenoiserConfig,
+    Field("num_idx", integer(2)),
+    constant("quantize_c_noise", False, "c_noise is the timestep already"),
     *TABLE_ORDER,
 )
-LOSS = (
-    Field("type", choice("l2", "l1"), "l2", "kind"),
-    Field("offset_noise_level", real(0), 0.0),
-    Field("min_snr_value", optional(real(above=0)), None),
-    Field("batch2model_keys", optional(exactly(None, "not built yet")), None, ""),
+TIMESTEPS = rows(
+    TimestepConfig,
+    Field("num_idx", integer(2)),
+    Field("uniform_sampling", boolean()),
+    Field("group_num", integer(0)),
+    *TABLE_ORDER,
 )
-SAMPLER = (
+LOSS = rows(
+    LossConfig,
+    Field("type", choice("l2", "l1"), name="kind"),
+    Field("offset_noise_level", real(0)),
+    Field("min_snr_value", optional(real(above=0))),
+    Field("batch2model_keys", optional(exactly(None, "not supported")), None, ""),
+)
+SAMPLER = rows(
+    SamplerConfig,
     Field("num_steps", integer(2)),
-    Field("verbose", boolean(), False),
-    Field("fixed_frames", integer(0), 0),
-    Field("sdedit", boolean(), False),
+    Field("fixed_frames", integer(0)),
+    Field("sdedit", boolean()),
 )
+# The released models' numbers are written in their files, so `scale`, `exp` and `num_steps` have
+# no default here.
 GUIDANCE = {
     "dynamic": (
         Field("scale", real()),
         Field("exp", integer(1)),
         Field("num_steps", integer(1)),
-        Field("step_units", choice("training", "sampling"), "training"),
+        *rows(GuidanceConfig, Field("step_units", choice("training", "sampling"))),
     ),
     "constant": (Field("scale", real()),),
     "identity": (),
@@ -61,7 +81,7 @@ GUIDANCE = {
 
 def read_schedule(owner: Reader, context: Context) -> ScheduleConfig | None:
     """`discretization_config` of a section."""
-    part = _part(owner, "discretization_config", "schedule", context)
+    part = open_below(owner, "discretization_config", "schedule", context)
     if part is None:
         return None
     values = part.params.fields(SCHEDULE)
@@ -77,13 +97,8 @@ def read_denoiser(node: object, where: str, context: Context) -> DenoiserConfig 
     part.node.close()
     params = part.params
     params.dead(upstream.DEAD_DENOISER)
-    _part(params, "scaling_config", "scaling", context, close=True)
-    fields = (
-        Field("num_idx", integer(2), 1000),
-        Field("quantize_c_noise", exactly(False, "c_noise is the timestep already"), False, ""),
-        *TABLE_ORDER,
-    )
-    values = params.fields(fields)
+    _close(open_below(params, "scaling_config", "scaling", context))
+    values = params.fields(DENOISER)
     values["schedule"] = read_schedule(params, context)
     params.close()
     return _built(DenoiserConfig, values, context)
@@ -104,7 +119,7 @@ def read_loss(node: object, where: str, context: Context) -> LossConfig | None:
 
 
 def _timesteps(params: Reader, context: Context) -> TimestepConfig | None:
-    part = _part(params, "sigma_sampler_config", "timesteps", context)
+    part = open_below(params, "sigma_sampler_config", "timesteps", context)
     if part is None:
         return None
     values = part.params.fields(TIMESTEPS)
@@ -119,7 +134,6 @@ def read_sampler(node: object, where: str, context: Context) -> Component[Sample
     if part is None:
         return None
     part.node.close()
-    assert part.target.implementation is not None
     params = part.params
     params.dead(upstream.DEAD_SAMPLER)
     values = params.fields(SAMPLER)
@@ -127,20 +141,19 @@ def read_sampler(node: object, where: str, context: Context) -> Component[Sample
     values["guidance"] = _guidance(params, values["num_steps"], context)
     params.close()
     config = _built(SamplerConfig, values, context)
-    return Component(part.name, part.target.implementation, config) if config else None
+    return part.component(config) if config else None
 
 
 def _guidance(
     params: Reader, num_steps: int | None, context: Context
 ) -> Component[GuidanceConfig] | None:
-    part = _part(params, "guider_config", "guidance", context)
+    part = open_below(params, "guider_config", "guidance", context)
     if part is None:
         return None
-    assert part.target.implementation is not None
     reader = part.params
     kind = part.target.choice
     if reader.has("dyn_thresh_config"):
-        _part(reader, "dyn_thresh_config", "threshold", context, close=True)
+        _close(open_below(reader, "dyn_thresh_config", "threshold", context))
     if kind != "dynamic":
         reader.dead(upstream.DEAD_GUIDANCE)
     values = reader.fields(GUIDANCE[kind])
@@ -156,23 +169,17 @@ def _guidance(
             f"but the sampler takes {num_steps} steps",
             where=params.path("num_steps"),
         )
-    return Component(part.name, part.target.implementation, config)
+    return part.component(config)
 
 
-def _part(
-    owner: Reader, key: str, role: str, context: Context, *, close: bool = False
-) -> OpenComponent | None:
-    node = owner.values.get(key) if owner.has(key) else None
-    part = open_part(node, owner.path(key), role, context)
+def _close(part: OpenComponent | None) -> None:
+    """A part without params."""
     if part is not None:
-        part.node.close()
-        if close:
-            part.params.close()
-    return part
+        part.params.close()
 
 
 def _built(factory: Any, values: dict[str, Any], context: Context) -> Any:
-    """Construct, unless a required value was missing or wrong (None stands for both)."""
+    """Construct, unless a required value was missing or wrong (None means both)."""
     optional_names = {"min_snr_value"}
     if any(value is None and name not in optional_names for name, value in values.items()):
         return None

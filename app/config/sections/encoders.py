@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from app.config import upstream
-from app.config.kinds import boolean, choice, exactly, integer, optional, real, sequence, text
+from app.config.kinds import boolean, choice, integer, optional, real, sequence, text
 from app.config.problems import Problems
-from app.config.reader import Context, Field, Reader, open_part
+from app.config.reader import Context, Field, Reader, constant, open_below, open_part, rows
 from app.config.schema.data import DataConfig, SFTDataConfig, ShardDataConfig
 from app.config.schema.encoders import (
     ConditionerConfig,
@@ -19,39 +19,41 @@ from app.config.schema.encoders import (
 from app.config.schema.model import ModelConfig
 from app.config.target import Component
 
-FIRST_STAGE = (
-    Field("cp_size", integer(1), 1),
-    Field("ckpt_path", optional(text()), None),
-    Field("ignore_keys", sequence(text()), ()),
+FIRST_STAGE = rows(
+    VAEConfig,
+    Field("cp_size", integer(1)),
+    Field("ckpt_path", optional(text())),
+    Field("ignore_keys", sequence(text())),
 )
-MEMORY = (
-    Field("encode_frames", optional(integer(1)), None),
-    Field("parking", choice("device", "host", "disk"), "host"),
-    Field("tile_size", optional(sequence(integer(1), length=2)), None),
-    Field("tile_overlap", integer(0), 128),
+MEMORY = rows(
+    VAEMemoryConfig,
+    Field("encode_frames", optional(integer(1))),
+    Field("parking", choice("device", "host", "disk")),
+    Field("tile_size", optional(sequence(integer(1), length=2))),
+    Field("tile_overlap", integer(0)),
 )
-CODER = (
-    Field("ch", integer(1), 128),
-    Field("ch_mult", sequence(integer(1)), (1, 2, 2, 4)),
-    Field("num_res_blocks", integer(1), 3),
-    Field("z_channels", integer(1), 16),
-    Field("in_channels", integer(1), 3),
-    Field("out_ch", integer(1), 3),
-    Field("temporal_compress_times", integer(1), 4),
-    Field("dropout", real(0, 1), 0.0),
-    Field("gather_norm", boolean(), True),
-    Field("double_z", exactly(True, "the encoder gives mean and log variance"), True, ""),
+REGULARIZER = rows(VAEConfig, Field("sample", boolean(), name="sample_posterior"))
+CODER = rows(
+    VAEPartConfig,
+    Field("ch", integer(1)),
+    Field("ch_mult", sequence(integer(1))),
+    Field("num_res_blocks", integer(1)),
+    Field("z_channels", integer(1)),
+    Field("in_channels", integer(1)),
+    Field("out_ch", integer(1)),
+    Field("temporal_compress_times", integer(1)),
     Field("zq_ch", optional(integer(1)), None, "zq"),
-    Field("add_conv", exactly(False, "the released weights have none"), False, ""),
-    Field("give_pre_end", exactly(False, "the whole decoder runs"), False, ""),
-    Field("resamp_with_conv", exactly(True, "the released weights have it"), True, ""),
+    constant("double_z", True, "the encoder gives mean and log variance"),
+    constant("add_conv", False, "the released weights have none"),
+    constant("give_pre_end", False, "the whole decoder runs"),
+    constant("resamp_with_conv", True, "the released weights have it"),
 )
-EMBEDDER = (
-    Field("is_trainable", exactly(False, "training the text encoder is not built"), False, ""),
-    Field("input_key", text(), "txt"),
-    Field("ucg_rate", real(0, 1), 0.0),
+EMBEDDER = rows(
+    ConditionerConfig,
+    constant("is_trainable", False, "training the text encoder is not supported"),
+    Field("ucg_rate", real(0, 1)),
 )
-T5 = (Field("model_dir", text()), Field("max_length", integer(1), 77))
+T5 = rows(T5Config, Field("model_dir", text()), Field("max_length", integer(1)))
 GROUPS = 32  # of every group norm in this VAE
 
 
@@ -62,16 +64,14 @@ def read_first_stage(node: object, where: str, context: Context) -> Component[VA
     if part is None:
         return None
     part.node.close()
-    assert part.target.implementation is not None
     if part.registered:
-        own: Any = dict(part.params.values)
-        return Component(part.name, part.target.implementation, own)
+        return part.component(dict(part.params.values))
     before = len(problems.errors)
     params = part.params
     params.dead(upstream.DEAD_FIRST_STAGE)
     values = params.fields(FIRST_STAGE)
     values["memory"] = VAEMemoryConfig(**params.fields(MEMORY))
-    values["sample_posterior"] = _regularizer(params, context)
+    values |= _regularizer(params, context)
     values["encoder"] = _coder(params, "encoder_config", "vae encoder", context)
     values["decoder"] = _coder(params, "decoder_config", "vae decoder", context)
     params.close()
@@ -80,7 +80,7 @@ def read_first_stage(node: object, where: str, context: Context) -> Component[VA
     if len(problems.errors) > before:
         return None
     config = problems.build(VAEConfig, values)
-    return Component(part.name, part.target.implementation, config) if config else None
+    return part.component(config) if config else None
 
 
 def check_clip_shares(model: ModelConfig, data: DataConfig | None, problems: Problems) -> None:
@@ -126,25 +126,21 @@ def _check_coders(encoder: VAEPartConfig, decoder: VAEPartConfig, params: Reader
         )
 
 
-def _regularizer(params: Reader, context: Context) -> bool:
+def _regularizer(params: Reader, context: Context) -> dict[str, Any]:
     if not params.has("regularizer_config"):
-        return True
-    where = params.path("regularizer_config")
-    part = open_part(params.values["regularizer_config"], where, "regularizer", context)
+        return {}
+    part = open_below(params, "regularizer_config", "regularizer", context)
     if part is None:
-        return True
-    part.node.close()
-    sample = part.params.value(Field("sample", boolean(), True))
+        return {}
+    found = part.params.fields(REGULARIZER)
     part.params.close()
-    return bool(sample)
+    return found
 
 
 def _coder(params: Reader, key: str, role: str, context: Context) -> VAEPartConfig | None:
-    node = params.values.get(key) if params.has(key) else None
-    part = open_part(node, params.path(key), role, context)
+    part = open_below(params, key, role, context)
     if part is None:
         return None
-    part.node.close()
     reader = part.params
     reader.dead(upstream.DEAD_CODER)
     values = reader.fields(CODER)
@@ -165,9 +161,8 @@ def read_conditioner(node: object, where: str, context: Context) -> ConditionerC
     if part is None:
         return None
     part.node.close()
-    part.params.has("emb_models")
+    models = part.params.raw("emb_models")
     part.params.close()
-    models = part.params.values.get("emb_models")
     path = part.params.path("emb_models")
     if not isinstance(models, list | tuple) or len(models) != 1:
         context.problems.add(
@@ -183,26 +178,21 @@ def _embedder(node: object, where: str, context: Context) -> ConditionerConfig |
     part = open_part(node, where, "text encoder", context)
     if part is None:
         return None
-    assert part.target.implementation is not None
     before = len(context.problems.errors)
+    part.node.dead(upstream.DEAD_EMBEDDER)
     values = part.node.fields(EMBEDDER)
     part.node.close()
-    own: dict[str, Any] = {}
     if part.registered:
-        own = dict(part.params.values)
-        length = own.get("max_length", own.get("length", 77))
-        values["text"] = T5Config(model_dir=str(own.get("model_dir", "")), max_length=int(length))
+        values["params"] = dict(part.params.values)
+        part.params.values.setdefault("model_dir", "")  # it may have no files
     else:
         part.params.dead(upstream.DEAD_EMBEDDER_PARAMS)
-        found = part.params.fields(T5)
+    found = part.params.fields(T5)
+    if not part.registered:
         part.params.close()
-        if found["model_dir"] is not None:
-            values["text"] = context.problems.build(T5Config, found)
+    if found["model_dir"] is not None:
+        values["text"] = context.problems.build(T5Config, found)
     if len(context.problems.errors) > before:
         return None
-    values |= {
-        "target": part.name,
-        "implementation": part.target.implementation,
-        "params": own,
-    }
+    values |= {"target": part.name, "implementation": part.target.implementation}
     return context.problems.build(ConditionerConfig, values)

@@ -7,32 +7,33 @@ from typing import Any
 from app.config import upstream
 from app.config.kinds import boolean, exactly, integer, optional, real, sequence, text
 from app.config.problems import Problems
-from app.config.reader import Context, Field, Reader
+from app.config.reader import Context, Field, Reader, rows
 from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import DiTConfig, ModelConfig
 from app.config.sections.diffusion import read_denoiser, read_loss, read_sampler
 from app.config.sections.encoders import read_conditioner, read_first_stage
-from app.config.sections.network import read_network
+from app.config.sections.network import read_dit
 
-MODEL = (
-    Field("scale_factor", real(above=0), 1.0),
-    Field("latent_input", boolean(), False),
-    Field("noised_image_input", boolean(), False),
-    Field("noised_image_all_concat", boolean(), False),
-    Field("noised_image_dropout", real(0, 1), 0.0),
-    Field("image_latent_scale", optional(real(above=0)), None),
-    Field("ofs", real(), 2.0),
-    Field("lora_train", boolean(), False),
-    Field("en_and_decode_n_samples_a_time", optional(integer(1)), None, "encode_batch"),
-    Field("compile_model", boolean(), False),
-    Field("input_key", text(), "mp4"),
+MODEL = rows(
+    ModelConfig,
+    Field("scale_factor", real(above=0)),
+    Field("latent_input", boolean()),
+    Field("noised_image_input", boolean()),
+    Field("noised_image_all_concat", boolean()),
+    Field("noised_image_dropout", real(0, 1)),
+    Field("image_latent_scale", optional(real(above=0))),
+    Field("ofs", real()),
+    Field("not_trainable_prefixes", sequence(text(), single=True)),
+    Field("lora_train", boolean()),
+    Field("en_and_decode_n_samples_a_time", optional(integer(1)), name="encode_batch"),
+    Field("compile_model", boolean()),
+    Field("input_key", text()),
     Field(
         "lr_scale", optional(exactly(None, "upstream's low-resolution path is broken")), None, ""
     ),
 )
-FROZEN_BY_DEFAULT = ("first_stage_model", "conditioner")
 PARTS = {
-    "network_config": ("network", read_network),
+    "network_config": ("network", read_dit),
     "denoiser_config": ("denoiser", read_denoiser),
     "conditioner_config": ("conditioner", read_conditioner),
     "first_stage_config": ("first_stage", read_first_stage),
@@ -53,11 +54,8 @@ def read_model(node: object, where: str, context: Context) -> ModelConfig | None
     reader = Reader(node, where, problems)
     reader.dead(upstream.DEAD_MODEL)
     values = reader.fields(MODEL)
-    values["not_trainable_prefixes"] = _names(reader, "not_trainable_prefixes", FROZEN_BY_DEFAULT)
-    values["log_keys"] = _names(reader, "log_keys", ())
     for key, (name, read) in PARTS.items():
-        section = reader.values.get(key) if reader.has(key) else None
-        values[name] = read(section, reader.path(key), context)
+        values[name] = read(reader.raw(key), reader.path(key), context)
     reader.close()
     _check_schedules(values, where, problems)
     if len(problems.errors) > before:
@@ -66,11 +64,6 @@ def read_model(node: object, where: str, context: Context) -> ModelConfig | None
     if len(problems.errors) > before:
         return None
     return problems.build(ModelConfig, values)
-
-
-def _names(reader: Reader, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
-    found = reader.value(Field(key, sequence(text(), single=True), default))
-    return default if found is None else tuple(found)
 
 
 def _check_schedules(values: dict[str, Any], where: str, problems: Problems) -> None:
@@ -89,10 +82,9 @@ def _check_schedules(values: dict[str, Any], where: str, problems: Problems) -> 
 def _check_agreement(values: dict[str, Any], where: str, problems: Problems) -> None:
     """Sizes written in two parts of the model that must fit each other."""
     network, first_stage = values["network"].params, values["first_stage"].params
-    if isinstance(network, DiTConfig):
-        _check_image_channels(network, values, where, problems)
-        _check_text_length(network, values, where, problems)
-    if isinstance(network, DiTConfig) and isinstance(first_stage, VAEConfig):
+    _check_image_channels(network, values, where, problems)
+    _check_text_length(network, values, where, problems)
+    if isinstance(first_stage, VAEConfig):
         latents = first_stage.encoder.z_channels
         if latents != network.out_channels:
             problems.add(
@@ -120,7 +112,8 @@ def _check_text_length(
     position, conditioner = network.position, values["conditioner"]
     table = position.kind != "rope3d" or position.learnable
     length = conditioner.text.max_length
-    if table and not conditioner.params and length != position.text_length:
+    known = conditioner.params is None or "max_length" in conditioner.params
+    if table and known and length != position.text_length:
         problems.add(
             f"captions have {length} tokens, the position table {position.text_length}",
             where=f"{where}.network_config.params.modules.pos_embed_config.params.text_length",

@@ -6,11 +6,20 @@ from typing import Any
 
 from app.config import upstream
 from app.config.kinds import boolean, choice, exactly, integer, optional, real, sequence
-from app.config.reader import Context, Field, OpenComponent, Reader, open_part
+from app.config.reader import (
+    Context,
+    Field,
+    Reader,
+    constant,
+    open_below,
+    open_part,
+    rows,
+)
 from app.config.schema.model import DiTConfig, LoraConfig, PositionConfig
 from app.config.target import Component
 
-NETWORK = (
+NETWORK = rows(
+    DiTConfig,
     Field("num_layers", integer(1)),
     Field("hidden_size", integer(1)),
     Field("num_attention_heads", integer(1)),
@@ -22,39 +31,53 @@ NETWORK = (
     Field("latent_height", integer(1)),
     Field("latent_width", integer(1)),
     Field("time_embed_dim", optional(integer(1)), None),
-    Field("ofs_embed_dim", optional(integer(1)), None),
-    Field("elementwise_affine", boolean(), True),
-    Field("use_SwiGLU", boolean(), False, "swiglu"),
-    Field("use_RMSNorm", boolean(), False, "rms_norm"),
+    Field("ofs_embed_dim", optional(integer(1))),
+    Field("elementwise_affine", boolean()),
+    Field("use_SwiGLU", boolean(), name="swiglu"),
+    Field("use_RMSNorm", boolean(), name="rms_norm"),
     Field("input_time", choice("adaln"), "adaln", ""),
     Field("num_classes", optional(exactly(None, "no class conditioning")), None, ""),
 )
-TRANSFORMER = (
-    Field("checkpoint_activations", boolean(), False),
-    Field("checkpoint_num_layers", integer(1), 1),
-    Field("checkpoint_skip_layers", integer(0), 0),
-    Field("model_parallel_size", integer(1), 1),
+TRANSFORMER = rows(
+    DiTConfig,
+    Field("checkpoint_activations", boolean()),
+    Field("checkpoint_num_layers", integer(1)),
+    Field("checkpoint_skip_layers", integer(0)),
+    Field("model_parallel_size", integer(1)),
     Field("inner_hidden_size", optional(integer(1)), None),
     Field("layernorm_order", choice("pre"), "pre", ""),
-    Field("is_decoder", exactly(False, "there is no cross attention"), False, ""),
-    Field("use_bias", exactly(True, "the released weights have biases"), True, ""),
-    Field("use_final_layernorm", exactly(True, "the released weights have one"), True, ""),
-    Field("layernorm_epsilon", exactly(1e-5, "the released weights need it"), 1e-5, ""),
+    constant("is_decoder", False, "there is no cross attention"),
+    constant("use_bias", True, "the released weights have biases"),
+    constant("use_final_layernorm", True, "the released weights have one"),
+    constant("layernorm_epsilon", 1e-5, "the released weights need it"),
     Field("hidden_dropout_prob", real(0, 0), 0.0, ""),
     Field("attention_dropout_prob", real(0, 0), 0.0, ""),
     Field("output_dropout_prob", real(0, 0), 0.0, ""),
 )
-INTERPOLATION = tuple(Field(key, real(above=0), 1.0) for key in upstream.INTERPOLATIONS)
-LORA = (
+PATCH = rows(DiTConfig, Field("text_hidden_size", integer(1)))
+ADALN = rows(DiTConfig, Field("qk_ln", boolean(), name="qk_norm"))
+INTERPOLATION = rows(
+    PositionConfig, *(Field(key, real(above=0)) for key in upstream.INTERPOLATIONS)
+)
+TABLE = rows(PositionConfig, Field("text_length", integer(0)))
+ROTARY = (
+    Field("text_length", integer(0), 0),
+    *rows(PositionConfig, Field("learnable_pos_embed", boolean(), name="learnable")),
+    Field("hidden_size_head", optional(integer(1)), None, "head"),
+    constant("theta", 10000, "the released weights need it"),
+    constant("rot_v", False, "values are not rotated"),
+)
+LORA = rows(
+    LoraConfig,
     Field("r", integer(1), name="rank"),
-    Field("lora_alpha", real(above=0), 1.0, "alpha"),
-    Field("lora_dropout", real(0, 1), 0.0, "dropout"),
-    Field("layer_range", optional(sequence(integer(0))), None),
-    Field("qlora", exactly(False, "quantised LoRA is not built"), False, ""),
+    Field("lora_alpha", real(above=0), name="alpha"),
+    Field("lora_dropout", real(0, 1), name="dropout"),
+    Field("layer_range", optional(sequence(integer(0)))),
+    constant("qlora", False, "quantised LoRA is not supported"),
 )
 
 
-def read_network(node: object, where: str, context: Context) -> Component[DiTConfig] | None:
+def read_dit(node: object, where: str, context: Context) -> Component[DiTConfig] | None:
     """The network; None, with the mistakes recorded, if it cannot be read."""
     problems = context.problems
     before = len(problems.errors)
@@ -62,8 +85,6 @@ def read_network(node: object, where: str, context: Context) -> Component[DiTCon
     if part is None:
         return None
     part.node.close()
-    if part.registered:
-        return _own_class(part)
     params = part.params
     params.dead(upstream.DEAD_NETWORK)
     values = params.fields(NETWORK)
@@ -77,13 +98,7 @@ def read_network(node: object, where: str, context: Context) -> Component[DiTCon
     if values["inner_hidden_size"] is None:
         values["inner_hidden_size"] = 4 * values["hidden_size"]
     config = problems.build(DiTConfig, values)
-    assert part.target.implementation is not None
-    return Component(part.name, part.target.implementation, config) if config else None
-
-
-def _own_class(part: OpenComponent) -> Component[Any]:
-    assert part.target.implementation is not None
-    return Component(part.name, part.target.implementation, dict(part.params.values))
+    return part.component(config) if config else None
 
 
 def _transformer_args(params: Reader) -> dict[str, Any]:
@@ -102,52 +117,33 @@ def _modules(params: Reader, values: dict[str, Any], context: Context) -> dict[s
         return {}
     found: dict[str, Any] = {
         "position": _position(params, modules, values, context),
-        "lora": None,
-        "qk_norm": True,
     }
-    patch = _module(modules, "patch_embed_config", "patch", context)
+    patch = open_below(modules, "patch_embed_config", "patch", context)
     if patch is not None:
-        found |= patch.params.fields([Field("text_hidden_size", integer(1))])
+        found |= patch.params.fields(PATCH)
         patch.params.close()
-    adaln = _module(modules, "adaln_layer_config", "adaln", context)
+    adaln = open_below(modules, "adaln_layer_config", "adaln", context)
     if adaln is not None:
-        found |= adaln.params.fields([Field("qk_ln", boolean(), True, "qk_norm")])
+        found |= adaln.params.fields(ADALN)
         adaln.params.close()
-    final = _module(modules, "final_layer_config", "final layer", context)
+    final = open_below(modules, "final_layer_config", "final layer", context)
     if final is not None:
         final.params.close()
-    if modules.has("lora_config") and modules.values["lora_config"] is not None:
+    if modules.raw("lora_config") is not None:
         found["lora"] = _lora(modules, context)
     modules.close()
     return found
 
 
-def _module(modules: Reader, key: str, role: str, context: Context) -> OpenComponent | None:
-    node = modules.values.get(key) if modules.has(key) else None
-    part = open_part(node, modules.path(key), role, context)
-    if part is not None:
-        part.node.close()
-    return part
-
-
 def _position(
     params: Reader, modules: Reader, values: dict[str, Any], context: Context
 ) -> PositionConfig | None:
-    part = _module(modules, "pos_embed_config", "position", context)
+    part = open_below(modules, "pos_embed_config", "position", context)
     factors = upstream.interpolation_nodes(params, part.params if part else None)
     if part is None:
         return None
     reader = part.params
-    rotary = part.target.choice == "rope3d"
-    fields = [Field("text_length", integer(0), 0 if rotary else Field("", integer()).default)]
-    if rotary:
-        fields += [
-            Field("learnable_pos_embed", boolean(), False, "learnable"),
-            Field("hidden_size_head", optional(integer(1)), None, "head"),
-            Field("theta", exactly(10000, "the released weights need it"), 10000, ""),
-            Field("rot_v", exactly(False, "values are not rotated"), False, ""),
-        ]
-    found = reader.fields(fields)
+    found = reader.fields(ROTARY if part.target.choice == "rope3d" else TABLE)
     reader.close()
     _check_head(found.pop("head", None), reader, values)
     scale = Reader(factors, params.where, context.problems)
@@ -169,7 +165,7 @@ def _check_head(head: int | None, reader: Reader, values: dict[str, Any]) -> Non
 
 
 def _lora(modules: Reader, context: Context) -> LoraConfig | None:
-    part = _module(modules, "lora_config", "lora", context)
+    part = open_below(modules, "lora_config", "lora", context)
     if part is None:
         return None
     part.params.dead(upstream.DEAD_LORA)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from argparse import Namespace
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from app.config.arguments.row import arguments_of, default_of
 from app.config.schema.data import DataConfig
-from app.config.schema.run import CompatConfig
+from app.config.schema.run import CompatConfig, compat_of
+from app.config.sections.data import cache_keys
 from app.data.object_cache import ObjectCache, Prefetcher
 from app.data.video.decoder import DecodeLimits, DecoderOfThread
 from app.distributed.mix import mix
@@ -23,19 +24,12 @@ ERROR, EMPTY = "error", "empty"
 START, RANDOM = "start", "random"
 
 
-SECTION_KEYS = (
-    *("missing_captions", "temporal_crop", "on_changed_shard", "cache_dir", "cache_gib"),
-    *("prefetch_gib", "decode_deadline_s", "decode_memory_gib"),
-)
-
-
 def settings_from_config(config: DataConfig, compat: CompatConfig, seed: int) -> SourceSettings:
     """Settings of the sources of one run, without a cache: that is for runs that read a bucket."""
     sat = compat.mode == SAT
-    frame_rule = SAT if SAT in (config.frame_rule, compat.frame_rule) else EXACT
     return SourceSettings(
         seed=seed,
-        frame_rule=frame_rule,
+        frame_rule=compat.frame_rule,
         caption_rule=SAT if sat else "relative",
         missing_captions=EMPTY if sat else config.missing_captions,
         temporal_crop=config.temporal_crop,
@@ -57,23 +51,14 @@ def with_cache(settings: SourceSettings, cache_gib: float, prefetch_gib: float) 
 def settings_from_args(args: Namespace) -> SourceSettings:
     """Settings for `create_dataset_function`, where only upstream's Namespace is known.
 
-    Reads `seed`, `compat`, `frame_rule` and `data_config`; what is not there keeps its default.
+    Reads `seed`, the arguments of compatibility and `data_config`; what is not there has its
+    default.
     """
-    section = getattr(args, "data_config", None)
-    section = section if isinstance(section, Mapping) else {}
-    mode = getattr(args, "compat", "default")
     config = DataConfig(
-        target="",
-        implementation="",
-        params={},
-        **{name: section[name] for name in SECTION_KEYS if name in section},
+        target="", implementation="", params={}, **cache_keys(getattr(args, "data_config", None))
     )
-    settings = settings_from_config(
-        config, CompatConfig(mode=mode), int(getattr(args, "seed", 0) or 0)
-    )
-    settings = replace(
-        settings, frame_rule=getattr(args, "frame_rule", None) or (SAT if mode == SAT else EXACT)
-    )
+    given = {row.name: getattr(args, row.name, None) for _, row in arguments_of(CompatConfig)}
+    settings = settings_from_config(config, compat_of(given), int(getattr(args, "seed", 0) or 0))
     return with_cache(settings, config.cache_gib, config.prefetch_gib)
 
 
@@ -82,11 +67,13 @@ class SourceSettings:
     """What does not depend on the class of the dataset."""
 
     seed: int = 0
-    frame_rule: str = EXACT  # or SAT
+    frame_rule: str = default_of(CompatConfig, "frame_rule")  # EXACT or SAT
     caption_rule: str = "relative"  # or SAT: how a folder's captions are found and cut
-    missing_captions: str = ERROR  # or EMPTY: train on "" where a caption is missing
-    temporal_crop: str = START  # or RANDOM: where in a long video the clip begins
-    on_changed_shard: str = ERROR  # or "rescan"
+    # ERROR, or EMPTY: train on "" where a caption is missing
+    missing_captions: str = default_of(DataConfig, "missing_captions")
+    # START or RANDOM: where in a long video the clip begins
+    temporal_crop: str = default_of(DataConfig, "temporal_crop")
+    on_changed_shard: str = default_of(DataConfig, "on_changed_shard")  # ERROR or "rescan"
     cache_dir: Path = field(default_factory=lambda: node_folder("shards"))
     cache: ObjectCache | None = None  # needed for buckets
     prefetcher: Prefetcher | None = None

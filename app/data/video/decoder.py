@@ -26,6 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
+from app.config.arguments.row import default_of
+from app.config.schema.data import DataConfig
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.video.mp4 import LARGEST_FRAME_PX, VideoHeader, read_header
 
@@ -51,8 +53,8 @@ class DecodeLimits:
         memory_bytes: address space of a decoder process, its libraries included.
     """
 
-    deadline_s: float = 5.0
-    memory_bytes: int = 3 << 30
+    deadline_s: float = default_of(DataConfig, "decode_deadline_s")
+    memory_bytes: int = int(default_of(DataConfig, "decode_memory_gib") * (1 << 30))
 
 
 @dataclass(frozen=True, slots=True)

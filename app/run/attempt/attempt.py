@@ -89,7 +89,7 @@ class Attempt:
             if init is not None:
                 init(self.args, model)
             saver = Saver(self.config, self.run, self.groups, engine, loader, self.scratch)
-            state, stored = restore(saver, with_rng=training.load_rng)
+            state, stored = restore(saver, with_rng=not training.no_load_rng)
             evaluate = self.evaluator(seams, model, engine, stack, cached)
             tools, saver.wandb_run_id = self.tools(
                 times, training, state, stored.wandb_run_id if stored else None

@@ -67,7 +67,7 @@ class Saver:
             fragments=self.engine.fragments(),
             parameters=self.engine.parameters_info(),
             state=self._train_state(state) if self._exchange.rank == 0 else None,
-            rng=capture_rng() if self.training.save_rng else None,
+            rng=None if self.training.no_save_rng else capture_rng(),
         )
         identity = self._identity(state)
         name = save_checkpoint(self.run.storage, identity, snapshot, self._exchange, self.scratch)

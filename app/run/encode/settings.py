@@ -80,11 +80,11 @@ def cache_settings(config: RunConfig, root: Storage, *, keeps: bool = False) -> 
         "method": METHOD,
         "vae_weights": _digest(_vae_path(model), root, keeps),
         "vae": _vae(model),
-        "text_weights": _digest(conditioner.text.model_dir, root, keeps),
-        "text": {"class": conditioner.implementation, "params": dict(conditioner.params)},
+        "text_weights": _digest(conditioner.text.model_dir or None, root, keeps),
+        "text": {"class": conditioner.implementation, "params": conditioner.params},
         "max_length": conditioner.text.max_length,
         "dtype": config.training.precision,
-        "frame_rule": _frame_rule(config),
+        "frame_rule": config.compat.frame_rule,
         "first_frame": model.noised_image_input,
         **_clips(config.data),
     }
@@ -99,7 +99,7 @@ def check_encodable(config: RunConfig) -> None:
     random = None
     if data.temporal_crop == "random":
         random = "data.temporal_crop: random"
-    elif isinstance(data.params, ShardDataConfig) and _frame_rule(config) == "sat":
+    elif isinstance(data.params, ShardDataConfig) and config.compat.frame_rule == "sat":
         random = "frame_rule: sat of shards"
     if random is not None:
         raise ConfigError(
@@ -204,11 +204,6 @@ def _vae(model: ModelConfig) -> dict[str, object]:
     elif not isinstance(params, Mapping):
         found["encoder"] = repr(params)
     return found
-
-
-def _frame_rule(config: RunConfig) -> str:
-    assert config.data is not None
-    return "sat" if "sat" in (config.data.frame_rule, config.compat.frame_rule) else "exact"
 
 
 def _clips(data: DataConfig) -> dict[str, object]:

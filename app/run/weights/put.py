@@ -144,7 +144,6 @@ def yaml_lines(url: str, parts: Mapping[str, Any], network: DiTConfig | None) ->
         params = {"model_dir": f"{url}/{parts['t5']['entry']}", "max_length": length}
         encoder = {
             "is_trainable": False,
-            "input_key": "txt",
             "ucg_rate": UCG_RATE,
             "target": TEXT_ENCODER,
             "params": params,

@@ -48,8 +48,8 @@ def test_mistakes_leave_with_78_and_are_all_told(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("content", "code", "says"),
     [
-        ("args:\n\tlr: 1\n", 78, "a tab where YAML wants spaces"),
-        ("args: {lr: '${model.nothing}'}\n", 78, "leads nowhere"),
+        ("args:\n\tlr: 1\n", 78, "a tab where YAML needs spaces"),
+        ("args: {lr: '${model.nothing}'}\n", 78, "cannot be resolved"),
         ("model: {scale_factr: 1}\n", 78, "did you mean 'scale_factor'?"),
     ],
 )

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,14 +124,14 @@ def test_one_process_trains_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     calls: list[Any] = []
 
-    def train(words: Sequence[str], show: object) -> int:
-        calls.append((list(words), show))
+    def train(args: Namespace, warnings: Sequence[str], show: object) -> int:
+        calls.append((args.run_config.training.seed, warnings, show))
         return 0
 
     monkeypatch.setattr(app.run.train, "train", train)
 
     assert main(["train", *TINY, "--seed", "5"]) == 0
-    assert calls == [([*TINY, "--seed", "5"], None)]  # no terminal, no progress line
+    assert calls == [(5, [], None)]  # no terminal, no progress line
 
 
 @pytest.mark.usefixtures("alone")
@@ -139,7 +140,7 @@ def test_an_error_of_the_run_is_its_exit_code_and_a_cause(
 ) -> None:
     import app.run.train
 
-    def train(words: Sequence[str], show: object) -> int:
+    def train(args: Namespace, warnings: Sequence[str], show: object) -> int:
         raise DataError("a shard is cut", where="s3://clips/a.tar", fix="upload it again")
 
     monkeypatch.setattr(app.run.train, "train", train)

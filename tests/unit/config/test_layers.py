@@ -97,16 +97,16 @@ def test_dashes_in_yaml_args_are_underscores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "what", "where"),
     [
-        ("args:\n\tlr: 1\n", "a tab where YAML wants spaces", "0.yaml, line 2, column 1"),
+        ("args:\n\tlr: 1\n", "a tab where YAML needs spaces", "0.yaml, line 2, column 1"),
         ("args:\n  lr: [1\nb: 2\n", "not valid YAML", "0.yaml, line 3"),
         ("args: {lr: 1}\nargs: {lr: 2}\n", "duplicate key", "0.yaml, line 2"),
         ("hello\n", "holds no sections", "0.yaml"),
         ("modle: {a: 1}\n", "unknown section 'modle'", "did you mean 'model'?"),
         ("args: 5\n", "section 'args' is 5", "0.yaml"),
-        ("args: {lr: '${model.rate}'}\n", "leads nowhere", "args.lr in 0.yaml"),
-        ("args: {lr: '${args.lr}'}\n", "leads nowhere", "args.lr in 0.yaml"),
+        ("args: {lr: '${model.rate}'}\n", "cannot be resolved", "args.lr in 0.yaml"),
+        ("args: {lr: '${args.lr}'}\n", "cannot be resolved", "args.lr in 0.yaml"),
         ("args: {lr: '???'}\n", "the value is missing", "args.lr in 0.yaml"),
-        ("args: {save: '${oc.env:HOME}'}\n", "asks the environment", "args.save in 0.yaml"),
+        ("args: {save: '${oc.env:HOME}'}\n", "reads the environment", "args.save in 0.yaml"),
     ],
 )
 def test_mistake_has_a_place_and_a_fix(tmp_path: Path, content: str, what: str, where: str) -> None:
@@ -121,7 +121,7 @@ def test_mistake_has_a_place_and_a_fix(tmp_path: Path, content: str, what: str, 
 @pytest.mark.parametrize(
     ("override", "what"),
     [
-        ("modle.x=1", "is no override"),
+        ("modle.x=1", "is not an override"),
         ("model.a=[1", "cannot be applied"),
         ("model.parts.7.n=1", "cannot be applied"),
     ],
@@ -149,7 +149,7 @@ def test_key_without_section_after_base_is_explained() -> None:
 
     merge_layers(["lr=3"], None, [], problems)
 
-    assert "'lr=3' is no file, and no override either" in problems.errors[0].what
+    assert "'lr=3' is neither a file nor an override" in problems.errors[0].what
 
 
 def test_two_broken_values_are_both_reported(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ T5 = "model.conditioner_config.params.emb_models.0"
         (f"{N}.num_layers=0", "'num_layers' is 0", f"{N}.num_layers"),
         (f"{N}.num_layers=two", "'num_layers' is 'two'", f"{N}.num_layers"),
         (f"{N}.num_layers=2.5", "'num_layers' is 2.5", f"{N}.num_layers"),
-        (f"{N}.hidden_size=66", "no multiple of num_attention_heads", f"{N}.hidden_size"),
+        (f"{N}.hidden_size=66", "not a multiple of num_attention_heads", f"{N}.hidden_size"),
         (f"{N}.num_attention_heads=8", "is 16, but hidden_size", f"{POSITION}.hidden_size_head"),
         (f"{N}.patch_size=[2,2]", "'patch_size' is [2, 2]", f"{N}.patch_size"),
         (f"{N}.ofs_embed_dim=64", "ofs_embed_dim is 64", f"{N}.ofs_embed_dim"),
@@ -52,7 +52,7 @@ T5 = "model.conditioner_config.params.emb_models.0"
         (f"{VAE}.decoder_config.params.double_z=false", "is False", "double_z"),
         (f"{T5}.params.max_length=0", "'max_length' is 0", f"{T5}.params.max_length"),
         (f"{T5}.ucg_rate=1.5", "'ucg_rate' is 1.5", f"{T5}.ucg_rate"),
-        (f"{T5}.is_trainable=true", "not built", f"{T5}.is_trainable"),
+        (f"{T5}.is_trainable=true", "not supported", f"{T5}.is_trainable"),
         ("model.sampler_config.params.num_steps=1", "'num_steps' is 1", "num_steps"),
         ("model.sampler_config.target=EulerSampler", "unknown target", "sampler_config.target"),
         ("model.loss_fn_config=null", "missing or empty", "model.loss_fn_config"),
@@ -113,7 +113,7 @@ def test_target_outside_the_table_is_never_imported(target: str) -> None:
 def test_known_target_in_the_wrong_place() -> None:
     found = mistakes(*TINY, "model.sampler_config.target=data_video.SFTDataset")
 
-    assert "target 'data_video.SFTDataset' is no sampler" in found[0]
+    assert "target 'data_video.SFTDataset' is not a sampler" in found[0]
 
 
 def test_position_table_and_captions_must_have_one_length() -> None:

@@ -65,6 +65,6 @@ def test_addresses_of_parts_not_built_are_refused_by_name() -> None:
     found = reasons(*TINY, "--load", "hf://a/b", f"{t5}=https://h/t5", "--save", "s3://b/runs")
 
     assert [line.split(" | ")[0] for line in found] == [
-        "'hf://a/b' cannot be used: hf:// is not built yet",
-        "'https://h/t5' cannot be used: https:// is not built yet",
+        "'hf://a/b' cannot be used: hf:// is not supported",
+        "'https://h/t5' cannot be used: https:// is not supported",
     ]

@@ -93,13 +93,14 @@ def test_scale_and_schedule_go_with_the_model(name: str) -> None:
 
 
 def test_first_stage_is_the_released_vae() -> None:
-    model = load(*base("cogvideox_5b", "sft")).model
+    config = load(*base("cogvideox_5b", "sft"))
 
-    assert model is not None
-    vae = model.first_stage.params
+    assert config.model is not None
+    vae = config.model.first_stage.params
     assert isinstance(vae, VAEConfig)
     assert vae.encoder.ch_mult == (1, 2, 2, 4)
-    assert (vae.encoder.gather_norm, vae.decoder.gather_norm) == (True, False)
+    ignored = [line for line in config.warnings if "'gather_norm' has no effect" in line]
+    assert len(ignored) == 2  # true in the encoder, false in the decoder: nothing reads it
     assert vae.ignore_keys == ("loss",)
     assert vae.sample_posterior
 

@@ -10,7 +10,8 @@ import pytest
 from app.config import upstream
 from app.config.problems import Problems
 from app.config.schema.model import PatchSize
-from app.config.sections.parse import parse_loss, parse_network, parse_sampler
+from app.config.sections.diffusion import read_loss
+from app.config.sections.parse import parse_network, parse_sampler, parse_section
 from app.errors import ConfigErrors
 from app.registry import TARGETS
 from tests.support.configs import TINY, base, layer, load, mistakes, section
@@ -185,7 +186,7 @@ def test_wrong_loss_and_sampler_values_are_reported_with_the_given_path() -> Non
     model["sampler_config"]["params"]["guider_config"]["params"]["exp"] = 2.5
 
     with pytest.raises(ConfigErrors, match="'type' is 'lpips'"):
-        parse_loss(model["loss_fn_config"], "here.loss", TARGETS)
+        parse_section(read_loss, model["loss_fn_config"], "here.loss", TARGETS)
     with pytest.raises(ConfigErrors) as caught:
         parse_sampler(model["sampler_config"], "here.sampler", TARGETS)
     assert caught.value.errors[0].where == "here.sampler.params.guider_config.params.exp"

@@ -157,7 +157,7 @@ def test_section_indented_below_args_is_explained(tmp_path: Path) -> None:
 def test_register_cannot_stand_in_yaml(tmp_path: Path) -> None:
     extra = layer(tmp_path, {"args": {"register": ["a.B=os:system"]}})
 
-    assert "'register' cannot stand in YAML" in mistakes(*TINY, extra)[0]
+    assert "'register' cannot be set in YAML" in mistakes(*TINY, extra)[0]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_register_cannot_stand_in_yaml(tmp_path: Path) -> None:
         (["--lr"], "expected one argument"),
         (["--register", "nonsense"], "--register cannot be 'nonsense'"),
         (["--register", "data_video.SFTDataset=a:B"], "is a name of this product"),
-        (["--mode", "finetune", "stray"], "'stray' is no flag and no override"),
+        (["--mode", "finetune", "stray"], "'stray' is neither a flag nor an override"),
     ],
 )
 def test_wrong_flag_is_a_usage_error(words: list[str], says: str) -> None:

@@ -7,10 +7,15 @@ import logging
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from app.cli import train as command
+from app.cli.main import main
+from app.config import load as load_module
+from app.config import runnable
 from app.distributed.groups import ProcessGroups
 from app.errors import ConfigError, DataError, PreemptedError
 from app.run import train as module
@@ -182,3 +187,33 @@ def test_the_names_that_users_of_the_original_know_are_there() -> None:
     assert callable(module.process_config_to_args)
     for method in ("shared_step", "log_video"):
         assert callable(getattr(SATVideoDiffusionEngine, method))
+
+
+def test_the_command_loads_and_checks_its_configuration_once(
+    groups: ProcessGroups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(where: ModuleType, name: str) -> None:
+        real = getattr(where, name)
+
+        def call(*args: Any, **named: Any) -> Any:
+            calls.append(name)
+            return real(*args, **named)
+
+        monkeypatch.setattr(where, name, call)
+
+    def join(args: Namespace) -> None:
+        args.groups = groups
+
+    counted(load_module, "merge_layers")
+    counted(runnable, "_placeholders")
+    monkeypatch.setattr(module, "prepare_process", lambda **how: None)
+    monkeypatch.setattr(module, "start_distributed", join)
+    monkeypatch.setattr(Attempt, "train", lambda self, seams, init: "finished after step 60")
+    monkeypatch.setattr(command, "count_gpus", lambda environ: 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    assert main(["train", *TINY, "--save", str(tmp_path / "runs"), "--run-id", "a"]) == 0
+
+    assert calls == ["merge_layers", "_placeholders"]

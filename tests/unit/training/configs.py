@@ -38,6 +38,6 @@ def training_config(
             weight_decay=1e-2,
             ema_decay=ema_decay,
         ),
-        lr_schedule=LrScheduleConfig(),
-        evaluation=EvaluationConfig(),
+        lr_schedule=LrScheduleConfig(curve="default"),
+        evaluation=EvaluationConfig(batch_size=1),
     )

@@ -17,7 +17,8 @@ from tests.unit.training.configs import training_config
 
 def schedule(steps: int = 100, lr: float = 1.0, **fields: Any) -> LrSchedule:
     config = training_config(steps=steps, lr=lr)
-    return LrSchedule.from_config(replace(config, lr_schedule=LrScheduleConfig(**fields)))
+    chosen = LrScheduleConfig(**{"curve": "default", **fields})
+    return LrSchedule.from_config(replace(config, lr_schedule=chosen))
 
 
 def test_warmup_rises_in_equal_steps_from_one_part_to_the_whole() -> None:

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from app.config.arguments.data import SAMPLING
-from app.config.arguments.ours import COMPAT_KEYS
 from app.config.arguments.page import as_records, with_table
-from app.config.arguments.row import Argument, Disposition
+from app.config.arguments.row import Argument, Disposition, arguments_of
 from app.config.arguments.table import ARGUMENTS
 from app.config.command_line import make_parser
 from app.config.schema.run import CompatConfig, RunConfig
@@ -43,6 +42,12 @@ OTHER_VALUE: dict[str, list[str]] = {
     "run_id": ["other"],
     "model_parallel_size": ["2"],
 }
+# argument -> (field of CompatConfig, our value, upstream's)
+SWITCHES = {
+    row.name: (name, *row.kind.choices)
+    for name, row in arguments_of(CompatConfig)
+    if name != "mode"
+}
 # Read before there is a configuration, or by the command that starts processes. Those of sampling
 # are read by `cogvx sample` alone.
 NOT_IN_THE_CONFIGURATION = ("base", "deepspeed_config", "register", "local_rank", "nproc_per_node")
@@ -59,8 +64,8 @@ def words_of(argument: Argument) -> list[str]:
     """A flag that asks for something else than the default."""
     if argument.name in OTHER_VALUE:
         return [argument.flag, *OTHER_VALUE[argument.name]]
-    if argument.name in COMPAT_KEYS:
-        return [argument.flag, COMPAT_KEYS[argument.name][2]]
+    if argument.name in SWITCHES:
+        return [argument.flag, SWITCHES[argument.name][2]]
     return [argument.flag, "true" if argument.is_switch else "7"]
 
 
@@ -136,13 +141,13 @@ def test_compat_sat_sets_every_key_and_each_can_be_set_alone() -> None:
     default = load(*TINY).compat
 
     assert default == CompatConfig()
-    for name, (field, ours, theirs, _, _) in COMPAT_KEYS.items():
+    for name, (field, ours, theirs) in SWITCHES.items():
         assert getattr(sat, field) == theirs
         flag = "--" + name.replace("_", "-")
         assert getattr(load(*TINY, "--compat", "sat", flag, ours).compat, field) == ours
         assert getattr(load(*TINY, flag, theirs).compat, field) == theirs
     fields = {field.name for field in dataclasses.fields(CompatConfig)} - {"mode"}
-    assert fields == {field for field, *_ in COMPAT_KEYS.values()}
+    assert fields == {field for field, *_ in SWITCHES.values()}
 
 
 @pytest.mark.parametrize(
@@ -163,7 +168,7 @@ def test_run_id_comes_from_the_name_of_the_experiment(name: str, run_id: str) ->
 
 def test_run_id_can_be_given_and_must_be_a_key() -> None:
     assert load(*TINY, "--run-id", "a.b_c-1").run_id == "a.b_c-1"
-    assert "'Not Good' is no name for a run" in mistakes(*TINY, "--run-id", "Not Good")[0]
+    assert "'Not Good' is not a valid run id" in mistakes(*TINY, "--run-id", "Not Good")[0]
     assert "args.experiment_name" in mistakes(*TINY, "--experiment-name", "!!!")[0]
 
 
