@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from app.cli import output
 from app.config.command_line import add_arguments, own_parser, read_command_line
 from app.config.load import config_of
-from app.config.runnable import check_encodable
-from app.config.schema.run import RunConfig
+from app.config.runnable import encodable_run
+from app.config.schema.run import EncodableRun, RunConfig
 from app.errors import UsageError
 from app.launch.variables import Variables
 from app.registry import TARGETS
@@ -72,8 +72,7 @@ def run_words(words: Sequence[str]) -> int:
         output.line(EXAMPLES)
         return 0
     line = read_command_line(words, make_encode_parser())
-    config = config_of(line, TARGETS)
-    check_encodable(config)
+    config = encodable_run(config_of(line, TARGETS))
     out, part, parts, workers = checked(line.own, config, os.environ)
     # Imported only now: whatever was wrong so far needed no torch.
     from app.data.latent_cache import EncodePart
@@ -132,7 +131,7 @@ def _wrong(what: str, fix: str) -> UsageError:
     return UsageError(what, where="the command line of cogvx encode", fix=fix)
 
 
-def _encode(config: RunConfig, request: EncodeRequest, args: argparse.Namespace) -> EncodeReport:
+def _encode(config: EncodableRun, request: EncodeRequest, args: argparse.Namespace) -> EncodeReport:
     from app.run.encode.job import encode
 
     with output.progress("encoding", total=0) as bar:

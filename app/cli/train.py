@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from app.cli import output
 from app.config.command_line import make_parser, read_command_line
 from app.config.load import config_of
-from app.config.runnable import check_runnable
+from app.config.runnable import trainable_run
 from app.config.schema.run import RunConfig
 from app.launch.causes import record_cause
 from app.launch.devices import count_gpus
@@ -35,7 +35,7 @@ def run_words(words: Sequence[str]) -> int:
         return 0
     try:
         config = config_of(read_command_line(words), TARGETS)
-        check_runnable(config)
+        trainable_run(config)
         processes = started_by_us(config, os.environ)
         if processes is not None:
             return all_ranks("train", words, processes)

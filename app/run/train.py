@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from app.config.runnable import check_runnable, lacking
-from app.config.schema.run import RunConfig
+from app.config.runnable import lacking, trainable_run
+from app.config.schema.run import TrainableRun
 from app.distributed.groups import ProcessGroups
 from app.errors import CogvxError
 from app.run.arguments import get_args as get_args
@@ -48,8 +48,7 @@ def train(words: Sequence[str], show: Callable[[str], None] | None = None) -> in
         show: takes the progress line of a terminal; None: there is none.
     """
     args = parse_args(words)
-    check_runnable(args.run_config)
-    compiles = args.run_config.model.compile_model
+    compiles = trainable_run(args.run_config).model.compile_model
     prepare_process(on_cpu=not torch.cuda.is_available(), compiles=compiles)
     start_distributed(args)
     seed_from(args)
@@ -83,12 +82,9 @@ def training_main(  # noqa: PLR0913 (the contract)
         CogvxError: with the exit code that the launcher passes on.
     """
     seams = Seams(model_cls, forward_step_function, create_dataset_function, collate_fn)
-    config: RunConfig = args.run_config
+    config = trainable_run(args.run_config)  # `train` has looked already, another caller has not
     groups: ProcessGroups = args.groups
     rank = groups.rank.rank
-    missing = lacking(config)  # `train` has looked already, another caller has not
-    missing.raise_errors()
-    assert config.training is not None
     level = logging.DEBUG if config.training.debug else logging.INFO
     with ExitStack() as stack:
         scratches = node_folder("scratch")
@@ -97,7 +93,7 @@ def training_main(  # noqa: PLR0913 (the contract)
         context = LogContext(rank=rank)
         log_path = scratch / "log.txt"
         stack.enter_context(logging_for(context, level=level, path=log_path))
-        for warning in missing.warnings if rank == 0 else ():
+        for warning in lacking(config).warnings if rank == 0 else ():
             log.warning(warning)
         stop = stack.enter_context(stop_on_sigterm())
         run = open_run(config, rank, world_sizes(config, groups))
@@ -134,10 +130,9 @@ def _recorded(run: RunFolder, rank: int, log_path: Path) -> Iterator[_Record]:
             close_attempt(run, record.cause)
 
 
-def world_sizes(config: RunConfig, groups: ProcessGroups) -> dict[str, int]:
+def world_sizes(config: TrainableRun, groups: ProcessGroups) -> dict[str, int]:
     """Sizes for the attempt's record."""
     training = config.training
-    assert training is not None
     return {
         "world_size": groups.rank.world_size,
         "nproc_per_node": groups.rank.local_world_size,

@@ -51,3 +51,26 @@ class RunConfig:
         default_factory=dict
     )  # --register NAME=package.module:Class
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplableRun(RunConfig):
+    """A configuration that `cogvx sample` can start with (app.config.runnable)."""
+
+    model: ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodableRun(RunConfig):
+    """A configuration that `cogvx encode` can start with (app.config.runnable)."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainableRun(EncodableRun):
+    """A configuration that `cogvx train` can start with (app.config.runnable)."""
+
+    runs_url: str  # args.save

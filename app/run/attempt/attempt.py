@@ -16,7 +16,7 @@ from typing import Any
 
 from app.config.schema.data import DataConfig
 from app.config.schema.model import ModelConfig
-from app.config.schema.run import RunConfig
+from app.config.schema.run import TrainableRun
 from app.config.schema.training import TrainingConfig
 from app.data.batch import Batch, collate
 from app.data.loader import Loader
@@ -71,7 +71,7 @@ class Attempt:
     """One start of a run, from the data to the last step."""
 
     args: Namespace
-    config: RunConfig
+    config: TrainableRun
     groups: ProcessGroups
     run: RunFolder
     scratch: Path
@@ -112,18 +112,14 @@ class Attempt:
 
     @property
     def training(self) -> TrainingConfig:
-        """Checked before the run starts."""
-        assert self.config.training is not None
         return self.config.training
 
     @property
     def model_config(self) -> ModelConfig:
-        assert self.config.model is not None
         return self.config.model
 
     @property
     def data(self) -> DataConfig:
-        assert self.config.data is not None
         return self.config.data
 
     def loader(self, seams: Seams, cached: CachedClips | None = None) -> Loader:

@@ -17,7 +17,7 @@ from app.checkpoint.attempts import AttemptRecord, begin_attempt, end_attempt, n
 from app.checkpoint.catalog import find_newest
 from app.checkpoint.json_file import canonical_json
 from app.checkpoint.layout import COMPLETE, RUN, CheckpointRef, config_key, run_url
-from app.config.schema.run import RunConfig
+from app.config.schema.run import TrainableRun
 from app.config.snapshot import digest, masked, snapshot
 from app.distributed.agreement import on_rank_zero
 from app.errors import CogvxError, ConfigError
@@ -37,11 +37,11 @@ class RunFolder:
     config_sha256: str
 
 
-def open_run(config: RunConfig, rank: int, world: Mapping[str, int]) -> RunFolder | None:
+def open_run(config: TrainableRun, rank: int, world: Mapping[str, int]) -> RunFolder | None:
     """Begin an attempt of the run; None when the run is finished already.
 
     Args:
-        config: `training.save` and `run_id` name the folder.
+        config: `runs_url` and `run_id` name the folder.
         rank: rank 0 writes, the others wait for what it found.
         world: sizes for the record: world_size, micro_batch, ...
 
@@ -49,9 +49,7 @@ def open_run(config: RunConfig, rank: int, world: Mapping[str, int]) -> RunFolde
         ConfigError: the folder holds a run of another network.
         CogvxError: the storage cannot be used.
     """
-    assert config.training is not None
-    assert config.training.save is not None, "checked before a run starts"
-    storage = open_storage(run_url(config.training.save, config.run_id))
+    storage = open_storage(run_url(config.runs_url, config.run_id))
     text = snapshot(config)
     found = on_rank_zero(rank, lambda: _begin(storage, config, text, world))
     if found is None:
@@ -77,7 +75,7 @@ def close_attempt(run: RunFolder, cause: str) -> None:
 
 
 def _begin(
-    storage: Storage, config: RunConfig, text: str, world: Mapping[str, int]
+    storage: Storage, config: TrainableRun, text: str, world: Mapping[str, int]
 ) -> dict[str, Any] | None:
     storage.check_reachable()
     if _read(storage, COMPLETE) is not None:
@@ -102,9 +100,8 @@ def _begin(
     }
 
 
-def _check_identity(storage: Storage, config: RunConfig) -> None:
+def _check_identity(storage: Storage, config: TrainableRun) -> None:
     """Write run.json once; refuse a folder that holds a run of another network."""
-    assert config.model is not None
     as_stored = json.loads(json.dumps(asdict(config.model.network.params)))
     network = {key: value for key, value in as_stored.items() if key not in _CHANGEABLE}
     identity = {
@@ -112,7 +109,7 @@ def _check_identity(storage: Storage, config: RunConfig) -> None:
         "run_id": config.run_id,
         "version": __version__,
         "network": network,
-        "load": masked(config.training.load if config.training else None),
+        "load": masked(config.training.load),
     }
     found = _read(storage, RUN)
     if found is None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from app.config.schema.run import RunConfig
+from app.config.schema.run import EncodableRun
 from app.data.bad_clip import BadClipError
 from app.data.latent_cache import (
     FOLDER_NAME,
@@ -54,13 +54,12 @@ class CachedClips:
     command: str
 
     @classmethod
-    def of_run(cls, config: RunConfig) -> CachedClips | None:
+    def of_run(cls, config: EncodableRun) -> CachedClips | None:
         """The cache that `latent_cache` names; None when the run encodes live.
 
         Raises:
             ConfigError: there is none, or none that fits: says what differs and how to make one.
         """
-        assert config.data is not None, "checked before"
         url = config.data.latent_cache
         if url is None:
             return None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.checkpoint.json_file import canonical_json
 from app.checkpoint.layout import PROGRESS, log_key
-from app.config.schema.run import RunConfig
+from app.config.schema.run import TrainableRun
 from app.config.snapshot import masked
 from app.errors import CogvxError
 from app.run.attempt.folder import RunFolder
@@ -30,7 +30,7 @@ PROGRESS_FACTS = ("loss", "lr", "samples_per_s", "eta_s", "bad_samples")
 
 
 def make_trackers(
-    config: RunConfig,
+    config: TrainableRun,
     run: RunFolder,
     steps: int,
     *,
@@ -46,7 +46,6 @@ def make_trackers(
         show: takes the progress line of a terminal; None: there is no terminal.
     """
     training = config.training
-    assert training is not None, "checked before a run starts"
     trackers: list[Tracker] = [JsonlTracker(run.storage.write_small, run.attempt.number)]
     if show is not None:
         trackers.append(ProgressTracker(show, steps))
@@ -64,7 +63,7 @@ def make_trackers(
     return Trackers(trackers), lambda: wandb.run_id if wandb is not None else None
 
 
-def save_arguments(args: Namespace, config: RunConfig) -> None:
+def save_arguments(args: Namespace, config: TrainableRun) -> None:
     """Write every argument to `<summary_dir>/runs/<run id>.txt` (`save_args`)."""
     path = Path(args.summary_dir or ".") / "runs" / f"{config.run_id}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)

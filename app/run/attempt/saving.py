@@ -20,8 +20,7 @@ from app.checkpoint.retention import RetentionPolicy, apply_retention
 from app.checkpoint.rng import capture_rng, restore_rng
 from app.checkpoint.train_state import TrainState
 from app.checkpoint.writer import Snapshot, save_checkpoint
-from app.config.schema.run import RunConfig
-from app.config.schema.training import TrainingConfig
+from app.config.schema.run import TrainableRun
 from app.data.loader import Loader
 from app.data.order.cursor import Cursor
 from app.distributed.collectives import barrier
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 class Saver:
     """Writes the checkpoints of one attempt; `save` is called by every rank."""
 
-    config: RunConfig
+    config: TrainableRun
     run: RunFolder
     groups: ProcessGroups
     engine: Engine
@@ -56,18 +55,13 @@ class Saver:
         store = dist.PrefixStore(self.run.attempt.owner, self.groups.store)
         self._exchange = StoreExchange(store, rank=rank.rank, world_size=rank.world_size)
 
-    @property
-    def training(self) -> TrainingConfig:
-        assert self.config.training is not None, "checked before a run starts"
-        return self.config.training
-
     def save(self, state: LoopState) -> None:
         """Publish a checkpoint of `state`; returns when it is complete on every rank."""
         snapshot = Snapshot(
             fragments=self.engine.fragments(),
             parameters=self.engine.parameters_info(),
             state=self._train_state(state) if self._exchange.rank == 0 else None,
-            rng=capture_rng() if self.training.save_rng else None,
+            rng=capture_rng() if self.config.training.save_rng else None,
         )
         identity = self._identity(state)
         name = save_checkpoint(self.run.storage, identity, snapshot, self._exchange, self.scratch)
@@ -84,7 +78,6 @@ class Saver:
             self.best = {"valid_loss": loss, "step": step}
 
     def _identity(self, state: LoopState) -> CheckpointIdentity:
-        assert self.config.model is not None
         return CheckpointIdentity(
             run_id=self.config.run_id,
             attempt=self.run.attempt.number,
@@ -97,7 +90,7 @@ class Saver:
         )
 
     def _train_state(self, state: LoopState) -> TrainState:
-        training = self.training
+        training = self.config.training
         average = self.engine.average
         return TrainState(
             step=state.step,
@@ -126,7 +119,7 @@ class Saver:
         )
 
     def _retain(self, name: str) -> None:
-        keep = self.training.keep_checkpoints
+        keep = self.config.training.keep_checkpoints
         if keep is None:
             return
         protected = {name}

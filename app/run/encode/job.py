@@ -26,7 +26,7 @@ import torch
 
 from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import ModelConfig
-from app.config.schema.run import RunConfig
+from app.config.schema.run import EncodableRun
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
 from app.data.latent_cache import (
@@ -152,7 +152,7 @@ class ClipEncoder:
 
 
 def encode(
-    config: RunConfig,
+    config: EncodableRun,
     request: EncodeRequest,
     watch: Watch = lambda done, total, computed: None,
     args: Namespace | None = None,
@@ -171,13 +171,11 @@ def encode(
         CogvxError: data, weights or the cache cannot be used.
     """
     began = time.monotonic()
-    assert config.model is not None, "checked before"
     root = open_storage(request.out)
     settings = cache_settings(config, root, keeps=True)
     cache = LatentCache(_opener(request.out), settings)
     cache.begin()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    assert config.training is not None, "checked by cache_settings"
     dtype = DTYPES[config.training.precision]
     place = LoadOptions(device, dtype, node_folder("weights"))
     with ExitStack() as stack:
@@ -370,11 +368,9 @@ def _opener(root: str) -> Callable[[str], Any]:
 
 
 def _datasets(
-    config: RunConfig, cache: LatentCache, args: Namespace | None, stack: ExitStack
+    config: EncodableRun, cache: LatentCache, args: Namespace | None, stack: ExitStack
 ) -> list[Dataset]:
     """Training and validation data, each path once, closed with `stack`."""
-    assert config.data is not None, "checked by cache_settings"
-    assert config.training is not None, "checked by cache_settings"
     seed = config.training.seed
     settings = settings_from_config(config.data, config.compat, seed)
     settings = with_cache(settings, config.data.cache_gib, config.data.prefetch_gib)

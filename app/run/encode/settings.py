@@ -12,7 +12,7 @@ from app.config.layers import OVERRIDE_ORIGIN
 from app.config.schema.data import DataConfig, SFTDataConfig, ShardDataConfig
 from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import ModelConfig
-from app.config.schema.run import RunConfig
+from app.config.schema.run import EncodableRun, RunConfig
 from app.data.latent_cache import CacheSettings
 from app.errors import ConfigError
 from app.run.encode.digests import weights_sha256
@@ -60,21 +60,18 @@ SECTIONS_THAT_COUNT = ("model.", "data.", "deepspeed.bf16", "deepspeed.fp16")
 _PLAIN = re.compile(r"[\w./:-]+")
 
 
-def cache_settings(config: RunConfig, root: Storage, *, keeps: bool = False) -> CacheSettings:
+def cache_settings(config: EncodableRun, root: Storage, *, keeps: bool = False) -> CacheSettings:
     """Everything that the numbers of an encoded clip follow from, but the clip.
 
     Args:
-        config: with sections model and data, and a precision.
+        config: as training has it.
         root: of the cache, where digests of weights may be known.
         keeps: write new digests there.
 
     Raises:
         ConfigError: this configuration cannot be encoded once and for all.
     """
-    assert config.model is not None, "checked before"
-    assert config.data is not None, "checked before"
-    assert config.training is not None, "checked before"
-    check_encodable(config)
+    check_encoded_once(config)
     model, conditioner = config.model, config.model.conditioner
     values: dict[str, object] = {
         "method": METHOD,
@@ -91,11 +88,9 @@ def cache_settings(config: RunConfig, root: Storage, *, keeps: bool = False) -> 
     return CacheSettings(json.loads(json.dumps(values)))
 
 
-def check_encodable(config: RunConfig) -> None:
+def check_encoded_once(config: EncodableRun) -> None:
     """Raise ConfigError where a clip's numbers would follow from more than the clip."""
     data, model = config.data, config.model
-    assert data is not None
-    assert model is not None
     random = None
     if data.temporal_crop == "random":
         random = "data.temporal_crop: random"
@@ -206,8 +201,7 @@ def _vae(model: ModelConfig) -> dict[str, object]:
     return found
 
 
-def _frame_rule(config: RunConfig) -> str:
-    assert config.data is not None
+def _frame_rule(config: EncodableRun) -> str:
     return "sat" if "sat" in (config.data.frame_rule, config.compat.frame_rule) else "exact"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.config.schema.diffusion import SamplerConfig
 from app.config.schema.model import ModelConfig
-from app.config.schema.run import RunConfig
+from app.config.schema.run import RunConfig, SamplableRun
 from app.config.snapshot import digest
 from app.conversion.loading import load_lora_weights
 from app.distributed.groups import ProcessGroups
@@ -99,14 +99,13 @@ def check_size(model: ModelConfig, size: VideoSize) -> None:
         network(latents, torch.empty(1, device="meta"), conditioning)
 
 
-def open_studio(config: RunConfig, own: OwnOptions, groups: ProcessGroups) -> Studio:
+def open_studio(config: SamplableRun, own: OwnOptions, groups: ProcessGroups) -> Studio:
     """Load all parts.
 
     Raises:
         InputMissingError: weights are not there.
         WeightsError: they do not fit the configuration.
     """
-    assert config.model is not None, "checked before"
     model = _for_sampling(config.model)
     dtype = DTYPES[_precision(config)]
     network = _network(config, model, own, dtype)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import DiTConfig
-from app.config.schema.run import RunConfig
+from app.config.schema.run import RunConfig, SamplableRun
 from app.errors import ConfigError, DataError, InputMissingError, UsageError
 from app.evaluation.prompts import Prompt, read_prompts
 from app.storage.fetch import fetch
@@ -72,13 +72,12 @@ class SampleRequest:
     overwrite: bool
 
 
-def request_of(config: RunConfig, own: OwnOptions) -> SampleRequest:
+def request_of(config: SamplableRun, own: OwnOptions) -> SampleRequest:
     """The request of a configuration and the command's own options.
 
     Raises:
         ConfigError: a size that this model cannot have.
     """
-    assert config.model is not None, "checked before"
     arguments = config.arguments
     with_images = config.model.network.params.in_channels > config.model.network.params.out_channels
     if own.run is None and (own.step is not None or own.weights is not None):
@@ -170,8 +169,7 @@ def _from_options(own: OwnOptions, *, with_images: bool) -> Sequence[Prompt]:
     return [Prompt(i, text.strip(), own.image) for i, text in enumerate(own.prompts)]
 
 
-def _size(config: RunConfig, own: OwnOptions) -> VideoSize:
-    assert config.model is not None
+def _size(config: SamplableRun, own: OwnOptions) -> VideoSize:
     network = config.model.network.params
     stride = _space_stride(config)
     rows, columns = (min(a, b * stride) for a, b in zip(LARGEST, _native(network), strict=True))
@@ -194,7 +192,7 @@ def _size(config: RunConfig, own: OwnOptions) -> VideoSize:
     return VideoSize(_latent_frames(config, own, network), rows, columns)
 
 
-def _latent_frames(config: RunConfig, own: OwnOptions, network: DiTConfig) -> int:
+def _latent_frames(config: SamplableRun, own: OwnOptions, network: DiTConfig) -> int:
     """Latent frames without padding."""
     rate = network.time_compressed_rate
     if own.num_frames is not None:
@@ -217,8 +215,7 @@ def _native(network: DiTConfig) -> tuple[int, int]:
     return network.latent_height, network.latent_width
 
 
-def _space_stride(config: RunConfig) -> int:
-    assert config.model is not None
+def _space_stride(config: SamplableRun) -> int:
     first_stage = config.model.first_stage.params
     if isinstance(first_stage, VAEConfig):
         return int(2 ** (len(first_stage.encoder.ch_mult) - 1))

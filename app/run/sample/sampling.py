@@ -20,7 +20,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from app.config.schema.run import RunConfig
+from app.config.runnable import samplable_run
+from app.config.schema.run import SamplableRun
 from app.diffusion.frames_padding import padding_count
 from app.diffusion.image_conditioning import placed_image_latent
 from app.distributed.agreement import on_rank_zero
@@ -60,7 +61,7 @@ Watch = Callable[[int, int, str], None]
 class Job:
     """A sampling call in one rank."""
 
-    config: RunConfig
+    config: SamplableRun
     own: OwnOptions
     request: SampleRequest
     groups: ProcessGroups
@@ -79,7 +80,8 @@ def sample_words(
         watch: told about every step of this rank.
     """
     args = parse_args(words, parser)
-    config, own = args.run_config, own_options(args)
+    own = own_options(args)
+    config = samplable_run(args.run_config, has_run=own.run is not None)
     request = request_of(config, own)
     if config.model.sampler.params.fixed_frames:
         raise ConfigError(
