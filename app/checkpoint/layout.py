@@ -14,7 +14,6 @@ from app.storage.keys import check_own_key
 RUN = "run.json"
 COMPLETE = "complete.json"
 PROGRESS = "progress.json"
-REPORT = "report/index.html"
 ATTEMPTS = "attempts/"
 CHECKPOINTS = "checkpoints/"
 SAMPLES = "samples/"
@@ -64,7 +63,7 @@ class CheckpointRef:
 
     @classmethod
     def parse(cls, name: str) -> CheckpointRef | None:
-        """The checkpoint that a folder's name means; None for any other name."""
+        """The checkpoint of a folder's name; None for any other name."""
         match = _CHECKPOINT.fullmatch(name)
         return cls(attempt=int(match[2]), step=int(match[1])) if match else None
 
@@ -110,23 +109,13 @@ def samples_folder(step: int) -> str:
     return f"{SAMPLES}step-{step:010}/"
 
 
-def sample_key(step: int, prompt: int, weights: str) -> str:
-    """A sampled video; `weights` says which: model or ema."""
-    return f"{samples_folder(step)}p{prompt:03}-{weights}.mp4"
-
-
 def samples_index_key(step: int) -> str:
     """What the sampled videos of a step are: prompts, seeds, settings."""
     return f"{samples_folder(step)}samples.json"
 
 
-def metrics_key(attempt: int, part: int) -> str:
-    """One part of the metrics; parts are appended, objects cannot be."""
-    return f"{METRICS}{attempt:06}-{part:06}.jsonl"
-
-
 def quarantine_key(attempt: int, rank: int) -> str:
-    """Samples that a rank could not use."""
+    """Bad samples that a rank found."""
     return f"{QUARANTINE}{attempt:06}-r{rank:04}.jsonl"
 
 

@@ -1,8 +1,8 @@
 """Read a checkpoint at any layout: only the needed byte ranges, every byte verified.
 
 Files are read in the pieces that the manifest has digests of. A piece is fetched when a range
-first touches it, verified, and kept in a sparse file on this node's disk, so nothing is
-transferred twice however the ranges jump.
+first needs it, verified, and kept in a sparse file on this node's disk, so nothing is
+transferred twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.checkpoint.catalog import find_newest as find_newest
 from app.checkpoint.catalog import read_manifest
 from app.checkpoint.fragments import KINDS, WEIGHT_KINDS, ParameterInfo, tensor_key
 from app.checkpoint.json_file import broken, parse_object
@@ -54,7 +53,7 @@ def open_checkpoint(
         scratch: folder on this node's disk for verified pieces; default: the system's.
 
     Raises:
-        CheckpointError: unfinished, or damaged as far as manifest and sizes tell.
+        CheckpointError: unfinished, or its manifest or the sizes of its files are wrong.
     """
     try:
         manifest = read_manifest(storage, ref)
@@ -162,7 +161,7 @@ class Checkpoint:
             (numel,) fp32 on the CPU; the caller owns it.
 
         Raises:
-            CheckpointError: not stored, outside of the parameter, or a damaged file, with its name.
+            CheckpointError: not stored, outside of the parameter, or a damaged file (named).
         """
         record = self.manifest.parameters.get(name)
         if record is None or kind not in record.kinds:
@@ -174,7 +173,7 @@ class Checkpoint:
         assert kind in KINDS, kind
         if start < 0 or numel < 0 or start + numel > record.numel:
             raise CheckpointError(
-                f"asked for entries {start}-{start + numel} of {name}, it has {record.numel}",
+                f"entries {start}-{start + numel} of {name} were requested, it has {record.numel}",
                 where=self._where(""),
                 fix="use the model configuration it was trained with",
             )
@@ -221,8 +220,6 @@ class Checkpoint:
         return known
 
     def _whole(self, name: str) -> bytes:
-        if self.manifest.file(name) is None:
-            raise broken(f"{name} is not part of it", self._where(""))
         file = self._file(name)
         return bytes(file.read(0, file.size_bytes))
 
@@ -230,7 +227,8 @@ class Checkpoint:
         with self._lock:
             if name not in self._opened:
                 record = self.manifest.file(name)
-                assert record is not None, name  # the manifest was checked
+                if record is None:
+                    raise broken(f"{name} is not part of it", self._where(""))
                 path = Path(self._folder.name) / name
                 self._opened[name] = _VerifiedFile(self._storage, self.ref, record, path)
             return self._opened[name]
@@ -255,7 +253,7 @@ class _VerifiedFile:
         path.touch()
 
     def read(self, start: int, stop: int) -> bytearray:
-        """Bytes [start, stop), writable memory of the caller's own."""
+        """Bytes [start, stop), in writable memory that the caller owns."""
         if not 0 <= start <= stop <= self.size_bytes:
             raise broken(f"it has no bytes {start}-{stop}", f"{self._storage.url}/{self._key}")
         piece_bytes = self._record.piece_bytes
@@ -273,7 +271,7 @@ class _VerifiedFile:
     def _fetch(self, index: int) -> None:
         begin = index * self._record.piece_bytes
         end = min(begin + self._record.piece_bytes, self.size_bytes)
-        for _ in range(2):  # once more: what came may be wrong, and not what lies there
+        for _ in range(2):  # once more: the transfer may be at fault, not the stored file
             data = self._storage.read_range(self._key, begin, end)
             if hashlib.sha256(data).hexdigest() == self._record.sha256[index]:
                 with self._path.open("r+b") as file:
@@ -285,5 +283,5 @@ class _VerifiedFile:
             f"{self._record.name} is damaged: bytes {begin}-{end - 1} have another sha256 "
             "than the manifest says",
             where=f"{self._storage.url}/{self._key}",
-            fix="restore from another checkpoint; keep this one to look at",
+            fix="restore from another checkpoint",
         )

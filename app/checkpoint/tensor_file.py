@@ -45,7 +45,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """Where one tensor lies in a file: absolute byte offsets, `stop` exclusive."""
+    """Where one tensor is in a file: absolute byte offsets, `stop` exclusive."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class TensorReader:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The file's own notes; empty when it has none."""
+        """The metadata of the header; empty when there is none."""
         return dict(self._opened.metadata() or {})
 
     def names(self) -> tuple[str, ...]:
@@ -113,10 +113,10 @@ def write_tensors(
     Args:
         path: the file; its folder must exist.
         tensors: by name; any layout and device. Two names for one memory become two copies.
-        metadata: notes for the header, strings only.
+        metadata: for the header, strings only.
 
     Raises:
-        OSError: the disk is full or may not be written.
+        OSError: the disk is full or not writable.
     """
     temporary = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
@@ -154,14 +154,14 @@ def header_size(prefix: bytes, where: str) -> int:
     """Bytes before the first tensor's data, from the first 8 bytes of a file.
 
     Raises:
-        DataError: the length is absurd: not a safetensors file.
+        DataError: the length is impossible: not a safetensors file.
     """
     length = int.from_bytes(prefix[:HEADER_LENGTH_BYTES], "little")
     if len(prefix) < HEADER_LENGTH_BYTES or not 2 <= length <= MAX_HEADER_BYTES:
         raise DataError(
             f"the header claims {length} bytes: not a safetensors file",
             where=where,
-            fix="the file is damaged; take another checkpoint",
+            fix="the file is damaged; use another checkpoint",
         )
     return HEADER_LENGTH_BYTES + length
 
@@ -201,7 +201,7 @@ def _place(
     start, stop = (data_start + int(offset) for offset in entry["data_offsets"])
     size_bytes = prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or not data_start <= start <= stop <= file_bytes:
-        raise ValueError(f"{name} lies outside of the file")
+        raise ValueError(f"{name} is outside of the file")
     if stop - start != size_bytes:
         raise ValueError(f"{name} has {stop - start} bytes, its shape needs {size_bytes}")
     return TensorPlace(dtype, shape, start, stop)
@@ -210,7 +210,7 @@ def _place(
 def _dtype(code: str, where: Path | str, name: str) -> torch.dtype:
     if code not in DTYPES:
         raise DataError(
-            f"tensor {name!r} has dtype {code}, which we do not read",
+            f"tensor {name!r} has the unsupported dtype {code}",
             where=str(where),
             fix=f"convert it to one of {', '.join(sorted(DTYPES))}",
         )

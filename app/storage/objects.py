@@ -120,3 +120,19 @@ class Storage(Protocol):
     def stop_by(self, moment_s: float | None) -> None:
         """No retry starts after this moment of `time.monotonic()` (the pod is being ended)."""
         ...
+
+
+def stat_if_present(storage: Storage, key: str) -> Entry | None:
+    """As `Storage.stat`; None when there is no such object."""
+    try:
+        return storage.stat(key)
+    except ObjectMissingError:
+        return None
+
+
+def read_if_present(storage: Storage, key: str) -> bytes | None:
+    """As `Storage.read_small`; None when there is no such object."""
+    try:
+        return storage.read_small(key)
+    except ObjectMissingError:
+        return None

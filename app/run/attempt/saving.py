@@ -16,7 +16,7 @@ from app import __version__
 from app.checkpoint.layout import CheckpointRef
 from app.checkpoint.manifest import CheckpointIdentity
 from app.checkpoint.reader import open_checkpoint
-from app.checkpoint.retention import RetentionPolicy, apply_retention
+from app.checkpoint.retention import apply_retention
 from app.checkpoint.rng import capture_rng, restore_rng
 from app.checkpoint.train_state import TrainState
 from app.checkpoint.writer import Snapshot, save_checkpoint
@@ -129,7 +129,7 @@ class Saver:
             attempts = range(1, self.run.attempt.number + 1)
             step = int(self.best["step"])
             protected |= {CheckpointRef(attempt, step).name for attempt in attempts}
-        apply_retention(self.run.storage, RetentionPolicy(keep_last=keep), protected)
+        apply_retention(self.run.storage, keep, protected)
 
 
 def restore(saver: Saver, *, with_rng: bool = True) -> tuple[LoopState, TrainState | None]:

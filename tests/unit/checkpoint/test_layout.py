@@ -12,14 +12,11 @@ KEYS = [
     layout.RUN,
     layout.COMPLETE,
     layout.PROGRESS,
-    layout.REPORT,
     layout.attempt_key(7, "3f9c2a1b"),
     layout.config_key(7, "3f9c2a1b"),
     REF.manifest,
     REF.file("weights-00000-of-00002.safetensors"),
-    layout.sample_key(1000, 3, "ema"),
     layout.samples_index_key(1000),
-    layout.metrics_key(7, 12),
     layout.quarantine_key(7, 3),
     layout.log_key(7, 0),
     layout.export_folder(10000) + "pytorch_lora_weights.safetensors",
@@ -31,14 +28,11 @@ def test_keys_are_those_of_the_layout() -> None:
         "run.json",
         "complete.json",
         "progress.json",
-        "report/index.html",
         "attempts/000007-3f9c2a1b.json",
         "config/000007-3f9c2a1b.yaml",
         "checkpoints/step-0000001000.000007/manifest.json",
         "checkpoints/step-0000001000.000007/weights-00000-of-00002.safetensors",
-        "samples/step-0000001000/p003-ema.mp4",
         "samples/step-0000001000/samples.json",
-        "metrics/000007-000012.jsonl",
         "quarantine/000007-r0003.jsonl",
         "logs/000007-r0000.txt",
         "export/step-0000010000/pytorch_lora_weights.safetensors",
@@ -71,8 +65,8 @@ def test_the_order_of_names_is_the_order_of_steps() -> None:
 
 def test_the_attempt_is_read_from_a_key() -> None:
     assert layout.attempt_of_key(REF.file("optim-00000-of-00001.safetensors")) == 7
-    assert layout.attempt_of_key(layout.metrics_key(7, 1)) == 7
-    assert layout.attempt_of_key(layout.sample_key(3, 1, "ema")) is None
+    assert layout.attempt_of_key("metrics/000007-000001.jsonl") == 7
+    assert layout.attempt_of_key(layout.samples_index_key(3)) is None
     assert layout.attempt_of_key("checkpoints/step-12/x") is None
 
 
