@@ -62,14 +62,14 @@ class Inputs:
 
     def encode_twice_at_once(self, out: str = "") -> list[EncodeReport]:
         """Two jobs in threads; transformers can load one model at a time only."""
-        lock, load_one = threading.Lock(), app.run.encode.job.build_conditioner
+        lock, load_one = threading.Lock(), app.run.encode.job.build_text_encoder
 
         def load(*arguments: Any) -> Any:
             with lock:
                 return load_one(*arguments)
 
         with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
-            patch.setattr(app.run.encode.job, "build_conditioner", load)
+            patch.setattr(app.run.encode.job, "build_text_encoder", load)
             jobs = [pool.submit(self.encode, out=out) for _ in range(2)]
             return [job.result() for job in jobs]
 

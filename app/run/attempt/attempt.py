@@ -1,13 +1,13 @@
-"""One start of a run: every part built, the state restored, the loop run.
+"""One start of a run: every module built, the state restored, the loop run.
 
-`train` is the order of things; the other methods are one step of it each.
+`train` is the sequence; the other methods are one step of it each.
 """
 
 from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -97,7 +97,7 @@ class Attempt:
             stack.callback(tools.trackers.close)
             if evaluate is not None and state.step == 0:
                 tools.trackers.log(0, evaluate.baseline())
-            # Closed before the loader is: what was read ahead is given back to it.
+            # Closed before the loader, which gets back what was read ahead.
             batches = stack.enter_context(closing(self.batches(loader, state)))
             micro_step = self.micro_step(seams.forward_step, model, batches, times)
             hooks = self.hooks(micro_step, saver, evaluate, training.steps, stack)
@@ -159,7 +159,7 @@ class Attempt:
         training: TrainingConfig,
         batch: int,
     ) -> tuple[DiffusionModel, Engine]:
-        """The parts with their weights, the network under DeepSpeed."""
+        """The modules with their weights, the network under DeepSpeed."""
         model = self.model_config
         device, dtype = self.groups.device, DTYPES[training.precision]
         weights = InitialWeights(
@@ -174,17 +174,22 @@ class Attempt:
         )
         if model.compile_model:
             network.compile_blocks()
-        place = LoadOptions(device, dtype, node_folder("weights"))
+        options = LoadOptions(device, dtype, node_folder("weights"))
         from_cache = self.data.latent_cache is not None
-        parts = build_modules(model, network.to(device), place, from_cache=from_cache)
-        share_encoding(parts.vae, self.groups)
+        modules = build_modules(model, network.to(device), options, from_cache=from_cache)
+        share_encoding(modules.vae, self.groups)
         log.info(
             "parameters",
             extra={"trainable": report.trainable_count, "frozen": report.frozen_count},
         )
-        engine = Engine.start(parts.network, training, self.groups, split_axis)
+        engine = Engine.start(modules.network, training, self.groups, split_axis)
         diffusion = model_cls(
-            parts, model, self.randomness(training, batch), device=device, dtype=dtype, times=times
+            modules,
+            model,
+            self.randomness(training, batch),
+            device=device,
+            dtype=dtype,
+            times=times,
         )
         diffusion.network = engine.network
         return diffusion, engine
@@ -285,11 +290,11 @@ class Attempt:
         times: PartTimes,
     ) -> Callable[[int], Any]:
         """`forward_step` on the next batch."""
-        told = (_told(batch) for batch in batches)
+        logged = map(_logged, batches)
 
         def call(step: int) -> Any:
             self.args.iteration = step
-            return step_function(told, model, self.args, times)
+            return step_function(logged, model, self.args, times)
 
         return call
 
@@ -324,13 +329,13 @@ class Attempt:
         def validate(state: LoopState) -> dict[str, float] | None:
             if evaluate is None:
                 return None
-            numbers = evaluate(state)
-            saver.note_validation(state.step, numbers)
-            return numbers
+            metrics = evaluate(state)
+            saver.note_validation(state.step, metrics)
+            return metrics
 
-        def on_log(state: LoopState, facts: Any) -> None:
+        def on_log(state: LoopState, metrics: Mapping[str, float]) -> None:
             if rank == 0:
-                write_progress(self.run, state, steps, facts, "running")
+                write_progress(self.run, state, steps, metrics, "running")
 
         return LoopHooks(
             micro_step=micro_step,
@@ -340,7 +345,7 @@ class Attempt:
             on_log=on_log,
             has_news=keeper.has_news,
             on_news=keeper.agree,
-            numbers=keeper.numbers,
+            metrics=keeper.metrics,
         )
 
     def plan(self, training: TrainingConfig) -> LoopPlan:
@@ -373,7 +378,7 @@ class Attempt:
         log.info("finished", extra={"steps_done": state.step, "url": self.run.storage.url})
 
 
-def _told(batch: Batch) -> Batch:
-    """The batch; which samples it holds goes to the log of whoever debugs."""
+def _logged(batch: Batch) -> Batch:
+    """The batch, after a debug line with its samples."""
     log.debug("batch", extra={"positions": batch["positions"], "samples": batch["keys"]})
     return batch

@@ -1,7 +1,7 @@
 """The run's folder in the object store: who writes, what it continues, whether it is finished.
 
-Rank 0 asks the storage; the others are told, so that all ranks decide alike and a run of a
-thousand ranks does not list the bucket a thousand times.
+Rank 0 asks the storage and broadcasts the answer, so that all ranks decide alike and a thousand
+ranks do not list the bucket a thousand times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from app.config.schema.run import TrainableRun
 from app.config.snapshot import digest, masked, snapshot
 from app.distributed.agreement import on_rank_zero
 from app.errors import CogvxError, ConfigError
-from app.storage.objects import ObjectMissingError, Storage
+from app.storage.objects import Storage, read_if_present
 from app.storage.opening import open_storage
 
 log = logging.getLogger(__name__)
@@ -60,14 +60,14 @@ def open_run(config: TrainableRun, rank: int, world: Mapping[str, int]) -> RunFo
 
 
 def finish_run(run: RunFolder, step: int) -> None:
-    """Write complete.json: every later start of the run ends at once. Rank 0 only."""
+    """Write complete.json: every later start of the run exits immediately. Rank 0 only."""
     run.storage.write_small(
         COMPLETE, canonical_json({"format_version": 1, "step": step, "version": __version__})
     )
 
 
 def close_attempt(run: RunFolder, cause: str) -> None:
-    """Record the end of this start. Rank 0 only; a failure must not hide how the start ended."""
+    """Record the end of this start. Rank 0 only; a failure is only logged."""
     try:
         end_attempt(run.storage, run.attempt, str(masked(cause)))
     except CogvxError as problem:
@@ -78,7 +78,7 @@ def _begin(
     storage: Storage, config: TrainableRun, text: str, world: Mapping[str, int]
 ) -> dict[str, Any] | None:
     storage.check_reachable()
-    if _read(storage, COMPLETE) is not None:
+    if read_if_present(storage, COMPLETE) is not None:
         log.info("the run is finished already", extra={"url": f"{storage.url}/{COMPLETE}"})
         return None
     _check_identity(storage, config)
@@ -111,10 +111,11 @@ def _check_identity(storage: Storage, config: TrainableRun) -> None:
         "network": network,
         "load": masked(config.training.load),
     }
-    found = _read(storage, RUN)
-    if found is None:
+    stored = read_if_present(storage, RUN)
+    if stored is None:
         storage.write_small(RUN, canonical_json(identity))
         return
+    found = json.loads(stored)
     for key, value in network.items():
         if found.get("network", {}).get(key) != value:
             raise ConfigError(
@@ -125,7 +126,7 @@ def _check_identity(storage: Storage, config: TrainableRun) -> None:
             )
 
 
-# They change how a step is computed, not what is learned.
+# They change how a step is computed, not its result.
 _CHANGEABLE = frozenset(
     {
         "checkpoint_activations",
@@ -134,11 +135,3 @@ _CHANGEABLE = frozenset(
         "model_parallel_size",
     }
 )
-
-
-def _read(storage: Storage, key: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(storage.read_small(key))
-    except ObjectMissingError:
-        return None
-    return dict(value)

@@ -1,4 +1,4 @@
-"""Between the engine and the checkpoints: what is saved, and how a run continues from it."""
+"""What a run saves in a checkpoint, and how it resumes from one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Saver:
     def __post_init__(self) -> None:
         self._parent = self.run.newest.name if self.run.newest else None
         rank = self.groups.rank
-        # A process may train twice in one gang: each attempt has keys of its own.
+        # A process may train twice with one store: each attempt has its own keys.
         store = dist.PrefixStore(self.run.attempt.owner, self.groups.store)
         self._exchange = StoreExchange(store, rank=rank.rank, world_size=rank.world_size)
 
@@ -66,14 +66,14 @@ class Saver:
         identity = self._identity(state)
         name = save_checkpoint(self.run.storage, identity, snapshot, self._exchange, self.scratch)
         self._parent = identity.ref.name
-        # Without it a fast rank could begin the next save, or end, while the manifest is missing.
+        # Without it a fast rank could begin the next save, or exit, before the manifest exists.
         barrier()
         if name is not None:
             self._retain(name)
 
-    def note_validation(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Remember the best validation: the checkpoint of its step, if there is one, stays."""
-        loss = numbers.get("valid_loss", math.nan)
+    def note_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Remember the best validation: the checkpoint of its step, if there is one, is kept."""
+        loss = metrics.get("valid_loss", math.nan)
         if loss < self.best.get("valid_loss", math.inf):
             self.best = {"valid_loss": loss, "step": step}
 
@@ -137,11 +137,11 @@ def restore(saver: Saver, *, with_rng: bool = True) -> tuple[LoopState, TrainSta
 
     Args:
         saver: of the same attempt; its engine is filled.
-        with_rng: also put back the states of the global generators.
+        with_rng: also restore the states of the global generators.
 
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit the network.
-        ConfigError, DataError: the data would come in another sequence.
+        ConfigError, DataError: the data would come in another order.
     """
     run, engine = saver.run, saver.engine
     if run.newest is None:

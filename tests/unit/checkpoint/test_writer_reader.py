@@ -160,11 +160,12 @@ def test_state_and_generators_come_back(storage: LocalStorage, tmp_path: Path) -
 def test_damaged_generator_states_are_refused() -> None:
     state = capture_rng()
 
-    for change in (
+    changes: list[dict[str, object]] = [
         {"torch": "AAAA"},
         {"python": {}},
         {"numpy": {**state["numpy"], "keys": "AA=="}},
-    ):
+    ]
+    for change in changes:
         with pytest.raises(CheckpointError, match=r"rng-0003\.json"):
             restore_rng({**state, **change}, "rng-0003.json")
 

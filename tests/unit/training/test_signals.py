@@ -27,11 +27,9 @@ def test_the_first_signal_sets_the_flag_and_the_old_handler_comes_back() -> None
 
     with stop_on_sigterm() as flag:
         assert not flag.requested
-        assert flag.seconds_since == 0.0
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
         assert flag.requested
-        assert flag.seconds_since > 0
 
     assert signal.getsignal(signal.SIGTERM) is before
 

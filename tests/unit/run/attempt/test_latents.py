@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 from argparse import Namespace
@@ -22,7 +23,13 @@ from app.distributed.seeding import KeyedDraws
 from app.errors import ConfigError
 from app.run.attempt.attempt import Attempt, Seams
 from app.run.attempt.latents import CachedClips
-from app.run.build import InitialWeights, LoadOptions, Visitor, build_modules, build_network
+from app.run.build import (
+    InitialWeights,
+    LoadOptions,
+    OnDemandModule,
+    build_modules,
+    build_network,
+)
 from app.run.encode.settings import cache_settings, encode_command
 from app.storage.local import LocalStorage
 from app.telemetry.logging import LogContext
@@ -106,21 +113,24 @@ def losses(config: RunConfig, cached: CachedClips | None) -> tuple[list[float], 
 
 @pytest.mark.parametrize("words", [(), I2V], ids=["text-to-video", "image-to-video"])
 def test_losses_from_the_cache_are_those_of_live_encoding(
-    inputs: Inputs, words: tuple[str, ...]
+    inputs: Inputs, words: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     inputs.encode(*words)
     config = cached_config(inputs, *words)
+    caplog.set_level(logging.INFO)
 
     live, _ = losses(config, None)
+    caplog.clear()
     cached, engine = losses(config, CachedClips.of_run(config))
 
     assert cached == pytest.approx(live, rel=0, abs=1e-6)
     assert len(set(live)) == STEPS
-    assert isinstance(engine.conditioner.encoder, Visitor)
-    assert not engine.conditioner.encoder.is_here
-    assert isinstance(engine.vae, Visitor) == (words == ())  # image-to-video encodes first frames
-    if isinstance(engine.vae, Visitor):
-        assert not engine.vae.is_here
+    assert isinstance(engine.conditioner.encoder, OnDemandModule)
+    assert isinstance(engine.vae, OnDemandModule) == (
+        words == ()
+    )  # image-to-video encodes first frames
+    loaded = {r.message for r in caplog.records} & {"VAE loaded", "text encoder loaded"}
+    assert loaded == ({"VAE loaded"} if words else set())
 
 
 def test_the_order_and_the_cursor_are_those_of_the_live_data(inputs: Inputs) -> None:
