@@ -1,15 +1,16 @@
 """The unit of a checkpoint: a piece of one parameter's flattened tensor, and what it belongs to.
 
 The engine gives these to the writer and gets them back from the reader; how the ranks divide a
-parameter is not known here.
+parameter is not known here. No torch at run time: the manifest names the same kinds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHT_KINDS = ("master", "ema")
 MOMENT_KINDS = ("exp_avg", "exp_avg_sq")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+from app.checkpoint.fragments import KINDS, MOMENT_KINDS, WEIGHT_KINDS
 from app.checkpoint.json_file import (
     MAX_JSON_BYTES,
     broken,
@@ -26,8 +27,6 @@ from app.errors import CheckpointError
 FORMAT_VERSION = 1
 WEIGHTS_PREFIX = "weights-"
 OPTIMIZER_PREFIX = "optim-"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-KNOWN_KINDS = frozenset({"master", "ema", *MOMENTS})
 RUN_KINDS = ("lora", "full")
 
 
@@ -117,7 +116,7 @@ class ParameterRecord:
         shape = take(entry, "shape", list, where)
         kinds = take(entry, "kinds", list, where)
         fits = all(type(size) is int and size >= 0 for size in shape) and all(
-            isinstance(kind, str) and kind in KNOWN_KINDS for kind in kinds
+            isinstance(kind, str) and kind in KINDS for kind in kinds
         )
         if not fits:
             raise broken(f"the record of parameter {name!r} is invalid", where)
@@ -227,7 +226,7 @@ class CheckpointManifest:
             raise broken(f"fragments are in a file that is not listed: {min(unknown)}", where)
         if unknown := {fragment.name for fragment in self.fragments} - set(self.parameters):
             raise broken(f"fragments of an unknown parameter: {min(unknown)}", where)
-        for prefix, kinds in ((WEIGHTS_PREFIX, ("master", "ema")), (OPTIMIZER_PREFIX, MOMENTS)):
+        for prefix, kinds in ((WEIGHTS_PREFIX, WEIGHT_KINDS), (OPTIMIZER_PREFIX, MOMENT_KINDS)):
             spans: dict[str, list[tuple[int, int]]] = {name: [] for name in self.parameters}
             for fragment in self.fragments:
                 if fragment.file.startswith(prefix):

@@ -11,9 +11,9 @@ import hashlib
 import logging
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -42,9 +42,10 @@ from app.storage.objects import ObjectMissingError, Storage
 log = logging.getLogger(__name__)
 
 
+@contextmanager
 def open_checkpoint(
     storage: Storage, ref: CheckpointRef, scratch: Path | None = None
-) -> Checkpoint:
+) -> Iterator[Checkpoint]:
     """Open a checkpoint whose files are all there.
 
     Args:
@@ -63,25 +64,22 @@ def open_checkpoint(
             where=f"{storage.url}/{ref.folder}",
             fix="take another one: cogvx checkpoints ls",
         ) from missing
-    return Checkpoint(storage, ref, manifest, scratch)
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{ref.name}-", dir=scratch) as folder:
+        yield Checkpoint(storage, ref, manifest, Path(folder))
 
 
 class Checkpoint:
-    """An open checkpoint; a context manager, or call `close`."""
+    """An open checkpoint. Made by `open_checkpoint`."""
 
     def __init__(
-        self,
-        storage: Storage,
-        ref: CheckpointRef,
-        manifest: CheckpointManifest,
-        scratch: Path | None,
+        self, storage: Storage, ref: CheckpointRef, manifest: CheckpointManifest, folder: Path
     ) -> None:
         self.ref = ref
         self.manifest = manifest
         self._storage = storage
-        if scratch is not None:
-            scratch.mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(prefix=f"{ref.name}-", dir=scratch)
+        self._folder = folder
         self._lock = threading.Lock()
         self._opened: dict[str, _VerifiedFile] = {}
         self._tables: dict[str, dict[str, TensorPlace]] = {}
@@ -89,21 +87,6 @@ class Checkpoint:
         for fragment in sorted(manifest.fragments):
             is_weight = fragment.file.startswith(WEIGHTS_PREFIX)
             self._fragments.setdefault((fragment.name, is_weight), []).append(fragment)
-
-    def close(self) -> None:
-        """Free the disk."""
-        self._folder.cleanup()
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def state(self) -> TrainState:
@@ -123,11 +106,6 @@ class Checkpoint:
             )
             return None
         return parse_object(self._whole(name), self._where(name))
-
-    def kinds(self, name: str) -> tuple[str, ...]:
-        """Kinds of values that are stored for a parameter; empty for an unknown one."""
-        record = self.manifest.parameters.get(name)
-        return record.kinds if record is not None else ()
 
     def check_parameters(self, expected: Mapping[str, ParameterInfo]) -> None:
         """Compare with the parameters that a run trains, before anything is read.
@@ -229,7 +207,7 @@ class Checkpoint:
                 record = self.manifest.file(name)
                 if record is None:
                     raise broken(f"{name} is not part of it", self._where(""))
-                path = Path(self._folder.name) / name
+                path = self._folder / name
                 self._opened[name] = _VerifiedFile(self._storage, self.ref, record, path)
             return self._opened[name]
 

@@ -165,13 +165,13 @@ class _RankWriter:
         self._kinds: dict[str, set[str]] = {}
 
     def write(self, snapshot: Snapshot) -> _RankReport:
-        weights = _Cutter(weights_file, self._exchange, self._write_tensors)
-        moments = _Cutter(optimizer_file, self._exchange, self._write_tensors)
+        weights = _FileSplitter(weights_file, self._exchange, self._write_tensors)
+        moments = _FileSplitter(optimizer_file, self._exchange, self._write_tensors)
         for piece in _pieces(snapshot.fragments, snapshot.parameters):
-            for cutter, weight in ((weights, True), (moments, False)):
+            for splitter, weight in ((weights, True), (moments, False)):
                 mine = [f for f in piece if (f.kind in WEIGHT_KINDS) == weight]
                 if mine:
-                    file = cutter.add(mine)
+                    file = splitter.add(mine)
                     head = mine[0]
                     self._fragments.append(
                         FragmentRecord(head.name, head.start, head.values.numel(), file)
@@ -205,7 +205,7 @@ class _RankWriter:
         )
 
 
-class _Cutter:
+class _FileSplitter:
     """Collects tensors and writes them to files of about FILE_LIMIT_BYTES."""
 
     def __init__(

@@ -1,7 +1,7 @@
 """From a batch to a loss: what upstream's YAML calls SATVideoDiffusionEngine.
 
 Axes: B batch, T pixel frames, t latent frames, C channels, H and W pixels, h and w latents.
-Everything random comes from the micro-batch's `Draws`, asked in upstream's order: image noise,
+All random numbers come from the micro-batch's `Draws`, in upstream's order: image noise,
 posterior of the image, posterior of the clip, image dropout, caption dropout, timestep, noise.
 Source: sat/diffusion_video.py, shared_step, encode_first_stage, log_video.
 """
@@ -124,7 +124,7 @@ class DiffusionModel:
         self._warned = False
         if config.noised_image_input and config.latent_input:
             raise ConfigError(
-                "image-to-video training needs pixels: the noise of the first frame is drawn anew "
+                "image-to-video training needs pixels: the noise of the first frame is drawn again "
                 "in every step",
                 where="model.latent_input and model.noised_image_input",
                 fix="set latent_input: false",

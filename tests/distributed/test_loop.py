@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from app.distributed.rank import free_port
-from tests.distributed.gang import ROOT, environment
+from tests.distributed.rank_processes import ROOT, environment
 
 
 def test_a_signal_to_one_rank_ends_both_after_the_same_saved_step() -> None:

@@ -68,7 +68,7 @@ def stream(inputs: Inputs, root: str) -> list[tuple[Any, ...]]:
     assert cached is not None
     assert config.data is not None
     request = LoaderRequest(
-        paths=config.data.train, share=Share(0, 1, 2), seed=3, replace=cached.in_place_of
+        paths=config.data.train, share=Share(0, 1, 2), seed=3, replace=cached.cached_source
     )
     with open_loader(config.data, request) as loader:
         return [

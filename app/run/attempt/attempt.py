@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.config.schema.data import DataConfig
-from app.config.schema.model import ModelConfig
 from app.config.schema.run import TrainableRun
 from app.config.schema.training import TrainingConfig
 from app.data.batch import Batch, collate
@@ -110,21 +108,9 @@ class Attempt:
             self.finish(last, plan, None if is_validated else evaluate, tools)
             return f"finished after step {last.step}"
 
-    @property
-    def training(self) -> TrainingConfig:
-        return self.config.training
-
-    @property
-    def model_config(self) -> ModelConfig:
-        return self.config.model
-
-    @property
-    def data(self) -> DataConfig:
-        return self.config.data
-
     def loader(self, seams: Seams, cached: CachedClips | None = None) -> Loader:
         """This rank's batches of the training data, live or from the latent cache."""
-        data, training = self.data, self.training
+        data, training = self.config.data, self.config.training
         copies = self.groups.copies
         request = LoaderRequest(
             paths=data.train,
@@ -134,16 +120,16 @@ class Attempt:
             weights=data.train_weights,
             args=self.args,
             create=seams.create_dataset,
-            replace=cached.in_place_of if cached is not None else None,
+            replace=cached.cached_source if cached is not None else None,
             collate_fn=seams.collate_fn,
             split=split_of(data),
-            cost=clip_cost_in(self.model_config),
+            cost=clip_cost_in(self.config.model),
         )
         return open_loader(data, request)
 
     def resolved(self, loader: Loader) -> TrainingConfig:
         """The training section with its number of steps; epochs are counted in the data."""
-        training = self.training
+        training = self.config.training
         if training.epochs is not None:
             training = replace(training, steps=loader.steps_for_epochs(training.epochs))
         log.info(
@@ -160,7 +146,7 @@ class Attempt:
         batch: int,
     ) -> tuple[DiffusionModel, Engine]:
         """The modules with their weights, the network under DeepSpeed."""
-        model = self.model_config
+        model = self.config.model
         device, dtype = self.groups.device, DTYPES[training.precision]
         weights = InitialWeights(
             url=training.load,
@@ -175,7 +161,7 @@ class Attempt:
         if model.compile_model:
             network.compile_blocks()
         options = LoadOptions(device, dtype, node_folder("weights"))
-        from_cache = self.data.latent_cache is not None
+        from_cache = self.config.data.latent_cache is not None
         modules = build_modules(model, network.to(device), options, from_cache=from_cache)
         share_encoding(modules.vae, self.groups)
         log.info(
@@ -200,7 +186,7 @@ class Attempt:
         `batch` is the number of positions of a step.
         """
         compat, copies = self.config.compat, self.groups.copies
-        timesteps = self.model_config.loss.timesteps
+        timesteps = self.config.model.loss.timesteps
         strata: Callable[[Sequence[int]], Strata | RankStratum | None] = lambda positions: None  # noqa: E731
         if compat.strata == "sat":
             of_rank = RankStratum.of_rank(timesteps, copies.rank, copies.size)
@@ -222,7 +208,7 @@ class Attempt:
         cached: CachedClips | None = None,
     ) -> Evaluator | None:
         """Validation, if the configuration names data for it."""
-        data, training = self.data, self.training
+        data, training = self.config.data, self.config.training
         split = split_of(data)
         if not (data.valid or split[1]) or not training.evaluation.interval:
             return None
@@ -236,7 +222,7 @@ class Attempt:
             compat=replace(self.config.compat, order="epoch"),
             args=self.args,
             create=seams.create_dataset,
-            replace=cached.where_it_can if cached is not None else None,
+            replace=cached.cached_or_live_source if cached is not None else None,
         )
         # One size for all of them, so that losses of two runs can be compared.
         of_one_size = replace(data, num_workers=0, buckets=())
@@ -278,9 +264,9 @@ class Attempt:
 
     def batches(self, loader: Loader, state: LoopState) -> Generator[Batch, None, None]:
         """The batches from the state's step on."""
-        # Upstream starts its data again unless asked not to; our own order always continues.
-        again = self.config.compat.order == "sat" and not self.training.resume_dataloader
-        return loader.batches(0 if again else state.step)
+        # Upstream restarts its data by default; the default order always continues.
+        restarts = self.config.compat.order == "sat" and not self.config.training.resume_dataloader
+        return loader.batches(0 if restarts else state.step)
 
     def micro_step(
         self,
@@ -308,13 +294,13 @@ class Attempt:
     ) -> LoopHooks:
         """What the loop calls."""
         profiler = StepProfiler(
-            self.training.profiling,
+            self.config.training.profiling,
             self.groups.device,
-            Path(self.training.summary_dir or "."),
+            Path(self.config.training.summary_dir or "."),
         )
         stack.callback(profiler.close)
         rank = self.groups.rank.rank
-        keeper = QuarantineKeeper(self.run, rank, saver.loader, self.data.train)
+        keeper = QuarantineKeeper(self.run, rank, saver.loader, self.config.data.train)
         stack.callback(keeper.close)
         keeper.begin()
 

@@ -72,7 +72,7 @@ class CachedClips:
         log.info("latent cache", extra={"url": cache.url, "entries": len(present)})
         return cls(cache, present, command)
 
-    def in_place_of(self, source: Source, path: str, settings: SourceSettings) -> Source:
+    def cached_source(self, source: Source, path: str, settings: SourceSettings) -> Source:
         """The source with its clips from the cache.
 
         Raises:
@@ -88,13 +88,13 @@ class CachedClips:
         records = [record for record in found.records if record is not None]
         return latent_source(source, self.cache, records, settings)
 
-    def where_it_can(self, source: Source, path: str, settings: SourceSettings) -> Source:
-        """As `in_place_of`, but a source that the cache lacks is encoded live, with a warning.
+    def cached_or_live_source(self, source: Source, path: str, settings: SourceSettings) -> Source:
+        """As `cached_source`, but a source that the cache lacks is encoded live, with a warning.
 
         For validation, whose clips may be encoded again each time.
         """
         try:
-            return self.in_place_of(source, path, settings)
+            return self.cached_source(source, path, settings)
         except ConfigError as problem:
             log.warning(
                 "validation clips are encoded live: the VAE and the text encoder are loaded for "

@@ -94,13 +94,13 @@ class Evaluator:
     @torch.no_grad()
     def loss(self) -> dict[str, float]:
         """`valid_loss`, and the loss at each fixed timestep, over all ranks."""
-        sums = validation_loss(self.model.loss, self.model.network, self._batches())
+        sums = validation_loss(self.model.loss, self.model.network, self.batches())
         total = sum_over_ranks(sums.to_tensor().to(transport_device())).cpu()
         found = LossSums.from_tensor(total)
         each = {f"valid_loss_{i}": value for i, value in enumerate(found.means)}
         return {"valid_loss": found.mean, **each}
 
-    def _batches(self) -> Iterator[ValidationBatch]:
+    def batches(self) -> Iterator[ValidationBatch]:
         """This rank's share, padded so that all ranks make the same number of calls."""
         size, copies = self.config.batch_size, self.copies
         count = self._sample_count()
@@ -109,7 +109,7 @@ class Evaluator:
             first = (turn * copies.size + copies.rank) * size
             wanted = range(first, first + size)
             positions = [min(position, count - 1) for position in wanted]
-            encoded, _, encoded_positions = self._encoded(positions)
+            encoded, _, encoded_positions = self.encoded(positions)
             views = len(encoded_positions) // size
             yield ValidationBatch(
                 latents=encoded.latents,
@@ -125,7 +125,7 @@ class Evaluator:
         count = self.config.iterations * self.config.batch_size * self.copies.size
         return max(1, min(count, available))
 
-    def _encoded(self, positions: Sequence[int]) -> tuple[Encoded, list[str], list[int]]:
+    def encoded(self, positions: Sequence[int]) -> tuple[Encoded, list[str], list[int]]:
         """Encoded samples of the validation set, with noise that is always the same.
 
         Returns:
@@ -152,15 +152,15 @@ class Evaluator:
         for first in range(0, count, copies.size):
             # Ranks without a prompt sample the last one: partitioned weights need all ranks.
             position = min(first + copies.rank, count - 1)
-            sampled = self._sampled(position)
+            sampled = self.sampled(position)
             if first + copies.rank < count and self.sharers.rank == 0:
                 done.append(sampled)
         self._write(step, done)
         self._write_overview(step, count)
 
     @torch.no_grad()
-    def _sampled(self, position: int) -> Sampled:
-        encoded, captions, _ = self._encoded([position])
+    def sampled(self, position: int) -> Sampled:
+        encoded, captions, _ = self.encoded([position])
         encoded = first_of(encoded)  # of several views
         model, fixed = self.model, self.model.sampler.config.fixed_frames
         frames, channels, rows, columns = encoded.latents.shape[1:]

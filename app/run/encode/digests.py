@@ -30,23 +30,26 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".json", ".model")
 PARTS_OF_PIPELINE = ("text_encoder", "tokenizer")
 
 
-def weights_sha256(url: str, root: Storage, *, keeps: bool = False) -> str | None:
+def weights_sha256(url: str | None, root: Storage, *, keeps: bool = False) -> str | None:
     """sha256 of a weights file, or of a folder's files with their names; None: nothing there.
 
     Args:
-        url: local or s3://.
+        url: local or s3://; None: there is none.
         root: of the latent cache, which may know the digest.
         keeps: write the digest there.
 
     Raises:
         AccessDeniedError, RetryableError: from the storage.
     """
+    if url is None:
+        return None
     try:
         files = listed(url)
     except InputMissingError:
         return None
-    place = url if is_remote(url) else str(local_path(url).resolve())
-    version = identity_of(place, [(name, version_of(files[name])) for name in sorted(files)])
+    version = identity_of(
+        _absolute(url), [(name, version_of(files[name])) for name in sorted(files)]
+    )
     key = f"{WEIGHTS_FOLDER}/{version}.json"
     digest = _known(root, key)
     if digest is None:
@@ -62,10 +65,10 @@ def listed(url: str) -> Mapping[str, Entry]:
     Raises:
         InputMissingError: neither a file nor a folder with weights.
     """
-    place = url if is_remote(url) else str(local_path(url).resolve())
-    parent, _, name = place.rstrip("/").rpartition("/")
+    absolute = _absolute(url)
+    parent, _, name = absolute.rstrip("/").rpartition("/")
     if is_remote(url) and parent.endswith(("/", ":")):
-        parent, name = place, ""  # the bucket itself
+        parent, name = absolute, ""  # the bucket itself
     storage = open_storage(parent or "/")
     file = stat_if_present(storage, name) if name else None
     if file is not None:
@@ -78,6 +81,10 @@ def listed(url: str) -> Mapping[str, Entry]:
     if not kept:
         raise InputMissingError("there are no weights here", where=url, fix="check the path")
     return {path: files[path] for path in kept}
+
+
+def _absolute(url: str) -> str:
+    return url if is_remote(url) else str(local_path(url).resolve())
 
 
 def _known(root: Storage, key: str) -> str | None:

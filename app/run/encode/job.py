@@ -249,23 +249,18 @@ class _Job:
         self, work: Sequence[tuple[Dataset, int]]
     ) -> Generator[tuple[Dataset, Prepared], None, None]:
         """Every sample of `work` in turn, read ahead by threads."""
-        ahead: deque[tuple[Dataset, Future[Prepared]]] = deque()
-        waiting = iter(work)
+        ahead: deque[Future[Prepared]] = deque()
+        datasets = (dataset for dataset, _ in work)
         with ThreadPoolExecutor(self._request.workers) as readers:
             try:
-                while True:
-                    while len(ahead) < self._request.workers + 2:
-                        following = next(waiting, None)
-                        if following is None:
-                            break
-                        future = readers.submit(self._prepare, *following)
-                        ahead.append((following[0], future))
-                    if not ahead:
-                        return
-                    dataset, future = ahead.popleft()
-                    yield dataset, future.result()
+                for dataset, index in work:
+                    ahead.append(readers.submit(self._prepare, dataset, index))
+                    if len(ahead) == self._request.workers + 2:
+                        yield next(datasets), ahead.popleft().result()
+                while ahead:
+                    yield next(datasets), ahead.popleft().result()
             finally:
-                for _, future in ahead:
+                for future in ahead:
                     future.cancel()
 
     def _prepare(self, dataset: Dataset, index: int) -> Prepared:

@@ -75,9 +75,9 @@ def cache_settings(config: EncodableRun, root: Storage, *, keeps: bool = False) 
     model, conditioner = config.model, config.model.conditioner
     values: dict[str, object] = {
         "method": METHOD,
-        "vae_weights": _digest(_vae_path(model), root, keeps),
+        "vae_weights": weights_sha256(_vae_path(model), root, keeps=keeps),
         "vae": _vae(model),
-        "text_weights": _digest(conditioner.text.model_dir, root, keeps),
+        "text_weights": weights_sha256(conditioner.text.model_dir, root, keeps=keeps),
         "text": {"class": conditioner.implementation, "params": dict(conditioner.params)},
         "max_length": conditioner.text.max_length,
         "dtype": config.training.precision,
@@ -172,10 +172,6 @@ def _short(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
         return f"sha256 {value[:12]}..."
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _digest(path: str | None, root: Storage, keeps: bool) -> str | None:
-    return None if path is None else weights_sha256(path, root, keeps=keeps)
 
 
 def _vae_path(model: ModelConfig) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.config.schema.run import RunConfig
+from app.config.schema.run import TrainableRun
 from app.data.bad_clip import BadClipError
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.share import Share
@@ -68,18 +68,17 @@ def inputs(made: Inputs, tmp_path: Path) -> Inputs:
     return copied
 
 
-def cached_config(inputs: Inputs, *words: str) -> RunConfig:
+def cached_config(inputs: Inputs, *words: str) -> TrainableRun:
     return inputs.config("--latent-cache", str(inputs.cache), *words)
 
 
-def loader_of(config: RunConfig, cached: CachedClips | None, workers: int = 1) -> Any:
-    assert config.data is not None
+def loader_of(config: TrainableRun, cached: CachedClips | None, workers: int = 1) -> Any:
     request = LoaderRequest(
         paths=config.data.train,
         share=Share(0, 1, MICRO_BATCH),
         seed=3,
         compat=config.compat,
-        replace=cached.in_place_of if cached is not None else None,
+        replace=cached.cached_source if cached is not None else None,
     )
     return open_loader(config.data, request)
 
@@ -87,10 +86,9 @@ def loader_of(config: RunConfig, cached: CachedClips | None, workers: int = 1) -
 # the same numbers
 
 
-def losses(config: RunConfig, cached: CachedClips | None) -> tuple[list[float], DiffusionModel]:
+def losses(config: TrainableRun, cached: CachedClips | None) -> tuple[list[float], DiffusionModel]:
     """Losses of a few steps of plain gradient descent, from the same start."""
     model = config.model
-    assert model is not None
     scratch = InitialWeights(None, is_resumed=False, force=False, seed=1, cache_dir=Path("unused"))
     network, _ = build_network(model, torch.float32, scratch)
     place = LoadOptions(CPU, torch.float32, Path("unused"))
@@ -178,7 +176,7 @@ def test_moments_of_the_cache_are_sampled_anew_in_every_epoch(inputs: Inputs) ->
 # in a start of a run
 
 
-def attempt(config: RunConfig, groups: ProcessGroups, root: Path) -> Attempt:
+def attempt(config: TrainableRun, groups: ProcessGroups, root: Path) -> Attempt:
     folder = run_folder(root)
     return Attempt(Namespace(), config, groups, folder, root, LogContext(rank=0), StopFlag())
 
@@ -330,7 +328,7 @@ def test_validation_clips_that_are_not_encoded_are_left_live(
     assert cached is not None
     live: Any = object.__new__(_Source)
 
-    assert cached.where_it_can(live, str(clips), None) is live  # type: ignore[arg-type]
+    assert cached.cached_or_live_source(live, str(clips), None) is live  # type: ignore[arg-type]
 
     (told,) = [r for r in caplog.records if "encoded live" in r.message]
     assert "cogvx encode" in told.fix  # type: ignore[attr-defined]
@@ -361,8 +359,6 @@ def test_the_command_makes_the_cache_that_the_run_wants(made: Inputs) -> None:
     again = load(*words[2:out], *words[out + 2 :])
     root = LocalStorage(made.cache)
     assert cache_settings(again, root) == cache_settings(wanted, root)
-    assert again.data is not None
-    assert wanted.data is not None
     assert (again.data.train, again.data.valid) == (wanted.data.train, wanted.data.valid)
     assert not any("lr" in word.split("=")[0] for word in words)
 
