@@ -1,20 +1,15 @@
 """The unit of a checkpoint: a piece of one parameter's flattened tensor, and what it belongs to.
 
 The engine gives these to the writer and gets them back from the reader; how the ranks divide a
-parameter is not known here. No torch at run time: the manifest names the same kinds.
+parameter is not known here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-WEIGHT_KINDS = ("master", "ema")
-MOMENT_KINDS = ("exp_avg", "exp_avg_sq")
-KINDS = (*WEIGHT_KINDS, *MOMENT_KINDS)
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +17,7 @@ class Fragment:
     """Entries [start, start + values.numel()) of a flattened parameter."""
 
     name: str
-    kind: str  # one of KINDS
+    kind: str  # one of layout.KINDS
     start: int
     values: Tensor  # (numel,), fp32, on the CPU
 

@@ -24,6 +24,11 @@ EXPORT = "export/"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 
+# Kinds of values of a parameter.
+WEIGHT_KINDS = ("master", "ema")
+MOMENT_KINDS = ("exp_avg", "exp_avg_sq")
+KINDS = (*WEIGHT_KINDS, *MOMENT_KINDS)
+
 # The name of a file inside a checkpoint; it is joined below the checkpoint's folder.
 FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _CHECKPOINT = re.compile(r"step-([0-9]{10})\.([0-9]{6})")

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from app.checkpoint.fragments import KINDS, MOMENT_KINDS, WEIGHT_KINDS
 from app.checkpoint.json_file import (
     MAX_JSON_BYTES,
     broken,
@@ -21,7 +20,14 @@ from app.checkpoint.json_file import (
     take,
     take_fields,
 )
-from app.checkpoint.layout import FILE_NAME, MANIFEST, CheckpointRef
+from app.checkpoint.layout import (
+    FILE_NAME,
+    KINDS,
+    MANIFEST,
+    MOMENT_KINDS,
+    WEIGHT_KINDS,
+    CheckpointRef,
+)
 from app.errors import CheckpointError
 
 FORMAT_VERSION = 1

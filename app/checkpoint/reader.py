@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from app.checkpoint.catalog import read_manifest
-from app.checkpoint.fragments import KINDS, WEIGHT_KINDS, ParameterInfo, tensor_key
+from app.checkpoint.fragments import ParameterInfo, tensor_key
 from app.checkpoint.json_file import broken, parse_object
-from app.checkpoint.layout import STATE, CheckpointRef, rng_file
+from app.checkpoint.layout import KINDS, STATE, WEIGHT_KINDS, CheckpointRef, rng_file
 from app.checkpoint.manifest import (
     WEIGHTS_PREFIX,
     CheckpointManifest,

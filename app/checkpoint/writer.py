@@ -18,16 +18,17 @@ from typing import Any
 
 from torch import Tensor
 
-from app.checkpoint.fragments import (
-    KINDS,
-    WEIGHT_KINDS,
-    Exchange,
-    Fragment,
-    ParameterInfo,
-    tensor_key,
-)
+from app.checkpoint.fragments import Exchange, Fragment, ParameterInfo, tensor_key
 from app.checkpoint.json_file import canonical_json
-from app.checkpoint.layout import STATE, CheckpointRef, optimizer_file, rng_file, weights_file
+from app.checkpoint.layout import (
+    KINDS,
+    STATE,
+    WEIGHT_KINDS,
+    CheckpointRef,
+    optimizer_file,
+    rng_file,
+    weights_file,
+)
 from app.checkpoint.manifest import (
     CheckpointIdentity,
     CheckpointManifest,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.checkpoint.fragments import MOMENT_KINDS, WEIGHT_KINDS, Fragment
+from app.checkpoint.fragments import Fragment
+from app.checkpoint.layout import MOMENT_KINDS, WEIGHT_KINDS
 from app.training.ema import MovingAverage
 
 MASTER, EMA = WEIGHT_KINDS

@@ -209,7 +209,7 @@ def test_a_run_from_the_cache_has_the_losses_of_a_live_run(
     assert "text encoder loaded" in logs["live"]
     assert "text encoder loaded" not in logs["cached"]
     # Text-to-video has the VAE as a guest, for the videos of the validation.
-    assert ("loading for now" in logs["cached"]) == (kind == "t2v")
+    assert ("loading on demand" in logs["cached"]) == (kind == "t2v")
     samples = list((world.server.folder / f"runs/{kind}-cached/samples").glob("*/*.mp4"))
     assert samples
 

@@ -260,7 +260,7 @@ def test_weights_that_are_gone_cannot_be_compared_and_are_not_needed(
     found, _ = losses(cached_config(inputs), CachedClips.of_run(cached_config(inputs)))
 
     assert len(found) == STEPS
-    (told,) = [r for r in caplog.records if "not there to be compared" in r.message]
+    (told,) = [r for r in caplog.records if "missing weights cannot be compared" in r.message]
     assert told.weights == ["vae_weights", "text_weights"]  # type: ignore[attr-defined]
 
 
@@ -273,7 +273,7 @@ def test_two_caches_that_differ_in_weights_alone_need_the_weights(inputs: Inputs
     shutil.rmtree(inputs.folder / "t5")
 
     assert fitting is not None
-    with pytest.raises(ConfigError, match="2 latent caches might be meant"):
+    with pytest.raises(ConfigError, match="2 latent caches made with different weights fit"):
         CachedClips.of_run(cached_config(inputs))
 
 

@@ -1,4 +1,4 @@
-"""What a run tells while it goes."""
+"""What a run reports."""
 
 from __future__ import annotations
 
