@@ -76,11 +76,7 @@ class FileRecord:
 
     @classmethod
     def from_json(cls, entry: Any, where: str) -> FileRecord:
-        """Parse an entry of the manifest.
-
-        Raises:
-            CheckpointError: invalid.
-        """
+        """Parse an entry of the manifest; CheckpointError when it is invalid."""
         if not isinstance(entry, dict):
             raise broken("a file's record is not an object", where)
         name = take(entry, "name", str, where)
@@ -112,11 +108,7 @@ class ParameterRecord:
 
     @classmethod
     def from_json(cls, name: str, entry: Any, where: str) -> ParameterRecord:
-        """Parse an entry of the manifest.
-
-        Raises:
-            CheckpointError: invalid.
-        """
+        """Parse an entry of the manifest; CheckpointError when it is invalid."""
         if not isinstance(entry, dict):
             raise broken(f"the record of parameter {name!r} is not an object", where)
         shape = take(entry, "shape", list, where)
@@ -144,11 +136,7 @@ class FragmentRecord:
 
     @classmethod
     def from_json(cls, entry: Any, where: str) -> FragmentRecord:
-        """Parse an entry of the manifest.
-
-        Raises:
-            CheckpointError: invalid.
-        """
+        """Parse an entry of the manifest; CheckpointError when it is invalid."""
         types = [type(field) for field in entry] if isinstance(entry, list) else []
         if types != [str, int, int, str]:
             raise broken("a fragment's record is not [name, start, numel, file]", where)
