@@ -1,7 +1,7 @@
-"""The starts of a run: one record each, and the rule by which they continue one another.
+"""The attempts (starts) of a run: one record each, and which checkpoints each one continues.
 
-One writer per object, so nothing is ever read, changed and written by two. No torch here: the
-launcher uses this.
+Every object has one writer, so there are no concurrent updates. No torch here: the launcher
+uses this.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from app.checkpoint.json_file import canonical_json, parse_object, take
+from app.checkpoint.json_file import canonical_json, parse_object, take_fields
 from app.checkpoint.layout import (
     ATTEMPTS,
     CHECKPOINTS,
@@ -25,7 +25,7 @@ from app.storage.objects import Storage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptRecord:
-    """One start of the gang. Times are ISO 8601, UTC, for people only."""
+    """One start of the job. Times are ISO 8601, UTC, and informative only."""
 
     number: int
     owner: str  # 8 hexadecimal digits
@@ -38,7 +38,7 @@ class AttemptRecord:
 
     @property
     def key(self) -> str:
-        """Where its record lies."""
+        """Key of its record."""
         return attempt_key(self.number, self.owner)
 
     def to_json(self) -> bytes:
@@ -52,18 +52,7 @@ class AttemptRecord:
         Raises:
             CheckpointError: it is damaged.
         """
-        value = parse_object(data, where)
-        optional = (str, type(None))
-        return cls(
-            number=take(value, "number", int, where),
-            owner=take(value, "owner", str, where),
-            started=take(value, "started", str, where),
-            world=take(value, "world", dict, where),
-            decided=take(value, "decided", bool, where),
-            resumed_from=take(value, "resumed_from", optional, where),
-            ended=take(value, "ended", optional, where),
-            cause=take(value, "cause", optional, where),
-        )
+        return cls(**take_fields(cls, parse_object(data, where), where))
 
 
 def next_attempt(storage: Storage) -> int:
@@ -87,7 +76,7 @@ def begin_attempt(storage: Storage, world: Mapping[str, Any]) -> AttemptRecord:
 def note_resumed(storage: Storage, attempt: AttemptRecord, checkpoint: str | None) -> AttemptRecord:
     """Record which checkpoint the attempt continues (None: it starts from step 0).
 
-    From now on checkpoints of older attempts beyond it are a fork and are ignored.
+    From then on later checkpoints of older attempts are a fork and are ignored.
     """
     changed = replace(attempt, decided=True, resumed_from=checkpoint)
     storage.write_small(changed.key, changed.to_json())
@@ -127,10 +116,10 @@ def read_attempts(storage: Storage) -> list[AttemptRecord]:
 
 
 def in_lineage(ref: CheckpointRef, attempts: Iterable[AttemptRecord]) -> bool:
-    """Whether no later attempt went on from a step before this checkpoint's.
+    """Whether no later attempt resumed from a step before this checkpoint's.
 
-    An attempt that resumed at step s made everything that an older one wrote after s a fork:
-    a stale gang may still be writing it.
+    An attempt that resumed at step s makes everything that an older one wrote after s a fork:
+    stale ranks may still be writing it.
     """
     for attempt in attempts:
         if attempt.number > ref.attempt and attempt.decided:

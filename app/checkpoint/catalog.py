@@ -1,6 +1,6 @@
 """Which checkpoints a run has, and which of them is the newest that is complete.
 
-There is no pointer to the newest one: it would be a second truth to keep. No torch here.
+There is no pointer to the newest one: it could disagree with the files. No torch here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read_manifest(storage: Storage, ref: CheckpointRef) -> CheckpointManifest:
         raise CheckpointError(
             f"this is the manifest of {manifest.identity.ref.name}",
             where=where,
-            fix="copy checkpoints with their folder's name",
+            fix="keep the folder's name when copying a checkpoint",
         )
     sizes = {entry.key: entry.size_bytes for entry in storage.list(f"{ref.folder}/")}
     for file in manifest.files:
@@ -52,7 +52,7 @@ def read_manifest(storage: Storage, ref: CheckpointRef) -> CheckpointManifest:
 
 
 def complete_checkpoints(storage: Storage) -> Iterator[tuple[CheckpointRef, CheckpointManifest]]:
-    """Complete checkpoints, forks included, newest first; each is checked when it is asked for."""
+    """Complete checkpoints, forks included, newest first; each is checked when it is reached."""
     yield from _complete(storage, checkpoint_refs(storage))
 
 
@@ -60,7 +60,7 @@ def find_newest(storage: Storage, skip: Collection[str] = ()) -> CheckpointRef |
     """The newest complete checkpoint of the run's lineage, or None when it has none.
 
     Args:
-        skip: names to pass over, e.g. one found damaged when the user allowed a fallback.
+        skip: names to skip, e.g. one found damaged when the user allowed a fallback.
     """
     attempts = read_attempts(storage)
     refs = [
@@ -78,10 +78,8 @@ def _complete(
         try:
             manifest = read_manifest(storage, ref)
         except ObjectMissingError:
-            log.info("checkpoint passed over: it was not finished", extra={"checkpoint": ref.name})
+            log.info("checkpoint skipped: it was not finished", extra={"checkpoint": ref.name})
         except CheckpointError as error:
-            log.warning(
-                "checkpoint passed over", extra={"checkpoint": ref.name, "reason": str(error)}
-            )
+            log.warning("checkpoint skipped", extra={"checkpoint": ref.name, "reason": str(error)})
         else:
             yield ref, manifest

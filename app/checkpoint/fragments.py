@@ -1,7 +1,7 @@
 """The unit of a checkpoint: a piece of one parameter's flattened tensor, and what it belongs to.
 
-A trainer hands these to the writer and takes them back from the reader; nothing here knows how
-they came to be owned by a rank.
+The engine gives these to the writer and gets them back from the reader; how the ranks divide a
+parameter is not known here.
 """
 
 from __future__ import annotations
@@ -11,17 +11,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-WEIGHT_KINDS = ("master", "ema")
-MOMENT_KINDS = ("exp_avg", "exp_avg_sq")
-KINDS = (*WEIGHT_KINDS, *MOMENT_KINDS)
-
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
     """Entries [start, start + values.numel()) of a flattened parameter."""
 
     name: str
-    kind: str  # one of KINDS
+    kind: str  # one of layout.KINDS
     start: int
     values: Tensor  # (numel,), fp32, on the CPU
 
@@ -55,17 +51,3 @@ class Exchange(Protocol):
     def barrier(self) -> None:
         """Wait until every rank is here."""
         ...
-
-
-class SingleProcess:
-    """The Exchange of a run with one process."""
-
-    rank = 0
-    world_size = 1
-
-    def gather(self, key: str, payload: bytes) -> list[bytes]:
-        """See Exchange.gather."""
-        return [payload]
-
-    def barrier(self) -> None:
-        """See Exchange.barrier."""

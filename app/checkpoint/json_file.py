@@ -1,10 +1,12 @@
-"""Our JSON objects: one way to write them, and reading that believes nothing."""
+"""JSON objects of a run: canonical writing, and reading that checks every field."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+import types
+from dataclasses import fields
+from typing import Any, get_args, get_origin, get_type_hints
 
 from app.errors import CheckpointError
 
@@ -29,23 +31,23 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
         CheckpointError: too long, not JSON, or not an object.
     """
     if len(data) > MAX_JSON_BYTES:
-        raise broken(f"it has {len(data)} bytes, more than we read", where)
+        raise broken(f"it has {len(data)} bytes, more than {MAX_JSON_BYTES}", where)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise broken(f"it is no JSON ({type(error).__name__})", where) from error
+        raise broken(f"it is not JSON ({type(error).__name__})", where) from error
     if not isinstance(value, dict):
-        raise broken("it is no JSON object", where)
+        raise broken("it is not a JSON object", where)
     return value
 
 
 def broken(what: str, where: str) -> CheckpointError:
-    """The error of a file whose content cannot be true."""
+    """The error of a file with invalid content."""
     return CheckpointError(what, where=where, fix="take another checkpoint; this one is damaged")
 
 
 def take(value: dict[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """One field of an object, of the given type (true is no int).
+    """One field of an object, of the given type (true is not an int).
 
     Raises:
         CheckpointError: it is missing or of another type.
@@ -55,3 +57,38 @@ def take(value: dict[str, Any], name: str, kind: type | tuple[type, ...], where:
     if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
         raise broken(f"its field {name!r} is missing or of the wrong type", where)
     return found
+
+
+def take_fields(record: type, value: dict[str, Any], where: str) -> dict[str, Any]:
+    """Every field of the dataclass `record`, of its annotated type; other keys are ignored.
+
+    Raises:
+        CheckpointError: a field is missing or of another type.
+    """
+    hints = get_type_hints(record)
+    return {
+        field.name: take(value, field.name, _kinds(hints[field.name]), where)
+        for field in fields(record)
+    }
+
+
+def check_format(value: dict[str, Any], version: int, where: str) -> None:
+    """Compare `format_version`.
+
+    Raises:
+        CheckpointError: another version.
+    """
+    found = value.get("format_version")
+    if found != version:
+        raise CheckpointError(
+            f"its format is {found!r}, this program reads {version}",
+            where=where,
+            fix="use the version of cogvx-train that wrote it",
+        )
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """`str | None` -> (str, NoneType), `Mapping[str, int]` -> (Mapping,)."""
+    if isinstance(hint, types.UnionType):
+        return tuple(kind for option in get_args(hint) for kind in _kinds(option))
+    return (get_origin(hint) or hint,)

@@ -24,6 +24,11 @@ EXPORT = "export/"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 
+# Kinds of values of a parameter.
+WEIGHT_KINDS = ("master", "ema")
+MOMENT_KINDS = ("exp_avg", "exp_avg_sq")
+KINDS = (*WEIGHT_KINDS, *MOMENT_KINDS)
+
 # The name of a file inside a checkpoint; it is joined below the checkpoint's folder.
 FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _CHECKPOINT = re.compile(r"step-([0-9]{10})\.([0-9]{6})")
@@ -63,7 +68,7 @@ class CheckpointRef:
 
     @classmethod
     def parse(cls, name: str) -> CheckpointRef | None:
-        """The checkpoint that a folder's name means; None for any other name."""
+        """The checkpoint of a folder's name; None for any other name."""
         match = _CHECKPOINT.fullmatch(name)
         return cls(attempt=int(match[2]), step=int(match[1])) if match else None
 
@@ -109,18 +114,13 @@ def samples_folder(step: int) -> str:
     return f"{SAMPLES}step-{step:010}/"
 
 
-def sample_key(step: int, prompt: int, weights: str) -> str:
-    """A sampled video; `weights` says which: model or ema."""
-    return f"{samples_folder(step)}p{prompt:03}-{weights}.mp4"
-
-
 def samples_index_key(step: int) -> str:
     """What the sampled videos of a step are: prompts, seeds, settings."""
     return f"{samples_folder(step)}samples.json"
 
 
 def quarantine_key(attempt: int, rank: int) -> str:
-    """Samples that a rank could not use."""
+    """Bad samples that a rank found."""
     return f"{QUARANTINE}{attempt:06}-r{rank:04}.jsonl"
 
 

@@ -14,18 +14,25 @@ from app.checkpoint.json_file import (
     MAX_JSON_BYTES,
     broken,
     canonical_json,
+    check_format,
     digest_of,
     parse_object,
     take,
+    take_fields,
 )
-from app.checkpoint.layout import FILE_NAME, MANIFEST, CheckpointRef
+from app.checkpoint.layout import (
+    FILE_NAME,
+    KINDS,
+    MANIFEST,
+    MOMENT_KINDS,
+    WEIGHT_KINDS,
+    CheckpointRef,
+)
 from app.errors import CheckpointError
 
 FORMAT_VERSION = 1
 WEIGHTS_PREFIX = "weights-"
 OPTIMIZER_PREFIX = "optim-"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-KNOWN_KINDS = frozenset({"master", "ema", *MOMENTS})
 RUN_KINDS = ("lora", "full")
 
 
@@ -45,7 +52,7 @@ class CheckpointIdentity:
 
     @property
     def ref(self) -> CheckpointRef:
-        """Where it lies."""
+        """Its folder."""
         return CheckpointRef(self.attempt, self.step)
 
 
@@ -57,6 +64,33 @@ class FileRecord:
     size_bytes: int
     piece_bytes: int
     sha256: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Its entry in the manifest."""
+        return {
+            "name": self.name,
+            "bytes": self.size_bytes,
+            "piece_bytes": self.piece_bytes,
+            "sha256": list(self.sha256),
+        }
+
+    @classmethod
+    def from_json(cls, entry: Any, where: str) -> FileRecord:
+        """Parse an entry of the manifest; CheckpointError when it is invalid."""
+        if not isinstance(entry, dict):
+            raise broken("a file's record is not an object", where)
+        name = take(entry, "name", str, where)
+        if FILE_NAME.fullmatch(name) is None or name == MANIFEST:
+            raise broken(f"{name[:100]!r} is not the name of a checkpoint's file", where)
+        size_bytes = take(entry, "bytes", int, where)
+        piece_bytes = take(entry, "piece_bytes", int, where)
+        digests = tuple(take(entry, "sha256", list, where))
+        whole = all(isinstance(digest, str) and len(digest) == 64 for digest in digests)
+        if size_bytes < 0 or piece_bytes <= 0 or not whole:
+            raise broken(f"the record of {name} is invalid", where)
+        if len(digests) != -(-size_bytes // piece_bytes):
+            raise broken(f"the record of {name} has {len(digests)} digests", where)
+        return cls(name, size_bytes, piece_bytes, digests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +106,41 @@ class ParameterRecord:
         """Entries of the whole tensor."""
         return prod(self.shape)
 
+    @classmethod
+    def from_json(cls, name: str, entry: Any, where: str) -> ParameterRecord:
+        """Parse an entry of the manifest; CheckpointError when it is invalid."""
+        if not isinstance(entry, dict):
+            raise broken(f"the record of parameter {name!r} is not an object", where)
+        shape = take(entry, "shape", list, where)
+        kinds = take(entry, "kinds", list, where)
+        fits = all(type(size) is int and size >= 0 for size in shape) and all(
+            isinstance(kind, str) and kind in KINDS for kind in kinds
+        )
+        if not fits:
+            raise broken(f"the record of parameter {name!r} is invalid", where)
+        return cls(tuple(shape), take(entry, "group", int, where), tuple(kinds))
+
 
 @dataclass(frozen=True, order=True, slots=True)
 class FragmentRecord:
-    """Entries [start, start + numel) of a parameter lie in a file, in every kind of that file."""
+    """Entries [start, start + numel) of a parameter are in a file, in every kind of that file."""
 
     name: str
     start: int
     numel: int
     file: str
+
+    def to_json(self) -> list[str | int]:
+        """Its entry in the manifest."""
+        return [self.name, self.start, self.numel, self.file]
+
+    @classmethod
+    def from_json(cls, entry: Any, where: str) -> FragmentRecord:
+        """Parse an entry of the manifest; CheckpointError when it is invalid."""
+        types = [type(field) for field in entry] if isinstance(entry, list) else []
+        if types != [str, int, int, str]:
+            raise broken("a fragment's record is not [name, start, numel, file]", where)
+        return cls(*entry)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +148,7 @@ class CheckpointManifest:
     """Everything that is in one checkpoint."""
 
     identity: CheckpointIdentity
-    created: str  # ISO 8601, UTC; for people, nothing is decided by it
+    created: str  # ISO 8601, UTC; informative only
     files: tuple[FileRecord, ...]
     parameters: Mapping[str, ParameterRecord]
     fragments: tuple[FragmentRecord, ...]
@@ -103,17 +163,9 @@ class CheckpointManifest:
             "format_version": FORMAT_VERSION,
             **asdict(self.identity),
             "created": self.created,
-            "files": [
-                {
-                    "name": file.name,
-                    "bytes": file.size_bytes,
-                    "piece_bytes": file.piece_bytes,
-                    "sha256": list(file.sha256),
-                }
-                for file in self.files
-            ],
+            "files": [file.to_json() for file in self.files],
             "parameters": {name: asdict(record) for name, record in self.parameters.items()},
-            "fragments": [[f.name, f.start, f.numel, f.file] for f in self.fragments],
+            "fragments": [fragment.to_json() for fragment in self.fragments],
         }
         value["sha256_of_this"] = digest_of(value)
         data = canonical_json(value)
@@ -133,26 +185,23 @@ class CheckpointManifest:
             CheckpointError: damaged, of another format, or contradicting itself.
         """
         value = parse_object(data, where)
-        version = value.get("format_version")
-        if version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"its format is {version!r}, this program reads {FORMAT_VERSION}",
-                where=where,
-                fix="use the version of cogvx-train that wrote it",
-            )
+        check_format(value, FORMAT_VERSION, where)
         digest = value.pop("sha256_of_this", None)
         if digest != digest_of(value):
-            raise broken("its own sha256 does not fit: it was changed or cut", where)
+            raise broken("its own sha256 does not match: it was changed or truncated", where)
         manifest = cls(
             identity=_identity(value, where),
             created=take(value, "created", str, where),
-            files=tuple(_file(entry, where) for entry in take(value, "files", list, where)),
+            files=tuple(
+                FileRecord.from_json(entry, where) for entry in take(value, "files", list, where)
+            ),
             parameters={
-                name: _parameter(name, entry, where)
+                name: ParameterRecord.from_json(name, entry, where)
                 for name, entry in take(value, "parameters", dict, where).items()
             },
             fragments=tuple(
-                _fragment(entry, where) for entry in take(value, "fragments", list, where)
+                FragmentRecord.from_json(entry, where)
+                for entry in take(value, "fragments", list, where)
             ),
         )
         manifest.check(where)
@@ -168,10 +217,10 @@ class CheckpointManifest:
         if len(set(names)) != len(names):
             raise broken("a file is listed twice", where)
         if unknown := {fragment.file for fragment in self.fragments} - set(names):
-            raise broken(f"fragments lie in a file that is not listed: {min(unknown)}", where)
+            raise broken(f"fragments are in a file that is not listed: {min(unknown)}", where)
         if unknown := {fragment.name for fragment in self.fragments} - set(self.parameters):
             raise broken(f"fragments of an unknown parameter: {min(unknown)}", where)
-        for prefix, kinds in ((WEIGHTS_PREFIX, ("master", "ema")), (OPTIMIZER_PREFIX, MOMENTS)):
+        for prefix, kinds in ((WEIGHTS_PREFIX, WEIGHT_KINDS), (OPTIMIZER_PREFIX, MOMENT_KINDS)):
             spans: dict[str, list[tuple[int, int]]] = {name: [] for name in self.parameters}
             for fragment in self.fragments:
                 if fragment.file.startswith(prefix):
@@ -191,7 +240,7 @@ class CheckpointManifest:
 
 
 def check_tiling(what: str, spans: Iterable[tuple[int, int]], numel: int, where: str) -> None:
-    """The (start, numel) spans must cover [0, numel) with no hole and no overlap.
+    """The (start, numel) spans must cover [0, numel) with no gap and no overlap.
 
     Raises:
         CheckpointError: names `what` and the first entry that is missing or doubled.
@@ -207,57 +256,9 @@ def check_tiling(what: str, spans: Iterable[tuple[int, int]], numel: int, where:
 
 
 def _identity(value: dict[str, Any], where: str) -> CheckpointIdentity:
-    parent = value.get("parent")
-    kind = take(value, "kind", str, where)
-    if parent is not None and (not isinstance(parent, str) or CheckpointRef.parse(parent) is None):
-        raise broken("its parent is no checkpoint's name", where)
-    if kind not in RUN_KINDS:
-        raise broken(f"its kind is {kind!r}", where)
-    return CheckpointIdentity(
-        run_id=take(value, "run_id", str, where),
-        attempt=take(value, "attempt", int, where),
-        owner=take(value, "owner", str, where),
-        step=take(value, "step", int, where),
-        kind=kind,
-        parent=parent,
-        config_sha256=take(value, "config_sha256", str, where),
-        dataset_sha256=take(value, "dataset_sha256", str, where),
-        base_model_sha256=take(value, "base_model_sha256", str, where),
-    )
-
-
-def _file(entry: Any, where: str) -> FileRecord:
-    if not isinstance(entry, dict):
-        raise broken("a file's record is no object", where)
-    name = take(entry, "name", str, where)
-    if FILE_NAME.fullmatch(name) is None or name == MANIFEST:
-        raise broken(f"{name[:100]!r} is not the name of a checkpoint's file", where)
-    size_bytes = take(entry, "bytes", int, where)
-    piece_bytes = take(entry, "piece_bytes", int, where)
-    digests = tuple(take(entry, "sha256", list, where))
-    whole = all(isinstance(digest, str) and len(digest) == 64 for digest in digests)
-    if size_bytes < 0 or piece_bytes <= 0 or not whole:
-        raise broken(f"the record of {name} cannot be true", where)
-    if len(digests) != -(-size_bytes // piece_bytes):
-        raise broken(f"the record of {name} has {len(digests)} digests", where)
-    return FileRecord(name, size_bytes, piece_bytes, digests)
-
-
-def _parameter(name: str, entry: Any, where: str) -> ParameterRecord:
-    if not isinstance(entry, dict):
-        raise broken(f"the record of parameter {name!r} is no object", where)
-    shape = take(entry, "shape", list, where)
-    kinds = take(entry, "kinds", list, where)
-    fits = all(type(size) is int and size >= 0 for size in shape) and all(
-        isinstance(kind, str) and kind in KNOWN_KINDS for kind in kinds
-    )
-    if not fits:
-        raise broken(f"the record of parameter {name!r} cannot be true", where)
-    return ParameterRecord(tuple(shape), take(entry, "group", int, where), tuple(kinds))
-
-
-def _fragment(entry: Any, where: str) -> FragmentRecord:
-    types = [type(field) for field in entry] if isinstance(entry, list) else []
-    if types != [str, int, int, str]:
-        raise broken("a fragment's record is not [name, start, numel, file]", where)
-    return FragmentRecord(*entry)
+    identity = CheckpointIdentity(**take_fields(CheckpointIdentity, value, where))
+    if identity.parent is not None and CheckpointRef.parse(identity.parent) is None:
+        raise broken("its parent is not a checkpoint's name", where)
+    if identity.kind not in RUN_KINDS:
+        raise broken(f"its kind is {identity.kind!r}", where)
+    return identity

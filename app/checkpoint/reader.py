@@ -1,8 +1,8 @@
 """Read a checkpoint at any layout: only the needed byte ranges, every byte verified.
 
 Files are read in the pieces that the manifest has digests of. A piece is fetched when a range
-first touches it, verified, and kept in a sparse file on this node's disk, so nothing is
-transferred twice however the ranges jump.
+first needs it, verified, and kept in a sparse file on this node's disk, so nothing is
+transferred twice.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ import hashlib
 import logging
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from app.checkpoint.catalog import find_newest as find_newest
 from app.checkpoint.catalog import read_manifest
-from app.checkpoint.fragments import KINDS, WEIGHT_KINDS, ParameterInfo, tensor_key
+from app.checkpoint.fragments import ParameterInfo, tensor_key
 from app.checkpoint.json_file import broken, parse_object
-from app.checkpoint.layout import STATE, CheckpointRef, rng_file
+from app.checkpoint.layout import KINDS, STATE, WEIGHT_KINDS, CheckpointRef, rng_file
 from app.checkpoint.manifest import (
     WEIGHTS_PREFIX,
     CheckpointManifest,
@@ -44,9 +43,10 @@ from app.storage.safetensors_header import (
 log = logging.getLogger(__name__)
 
 
+@contextmanager
 def open_checkpoint(
     storage: Storage, ref: CheckpointRef, scratch: Path | None = None
-) -> Checkpoint:
+) -> Iterator[Checkpoint]:
     """Open a checkpoint whose files are all there.
 
     Args:
@@ -55,7 +55,7 @@ def open_checkpoint(
         scratch: folder on this node's disk for verified pieces; default: the system's.
 
     Raises:
-        CheckpointError: unfinished, or damaged as far as manifest and sizes tell.
+        CheckpointError: unfinished, or its manifest or the sizes of its files are wrong.
     """
     try:
         manifest = read_manifest(storage, ref)
@@ -65,25 +65,22 @@ def open_checkpoint(
             where=f"{storage.url}/{ref.folder}",
             fix="take another one: cogvx checkpoints ls",
         ) from missing
-    return Checkpoint(storage, ref, manifest, scratch)
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{ref.name}-", dir=scratch) as folder:
+        yield Checkpoint(storage, ref, manifest, Path(folder))
 
 
 class Checkpoint:
-    """An open checkpoint; a context manager, or call `close`."""
+    """An open checkpoint. Made by `open_checkpoint`."""
 
     def __init__(
-        self,
-        storage: Storage,
-        ref: CheckpointRef,
-        manifest: CheckpointManifest,
-        scratch: Path | None,
+        self, storage: Storage, ref: CheckpointRef, manifest: CheckpointManifest, folder: Path
     ) -> None:
         self.ref = ref
         self.manifest = manifest
         self._storage = storage
-        if scratch is not None:
-            scratch.mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(prefix=f"{ref.name}-", dir=scratch)
+        self._folder = folder
         self._lock = threading.Lock()
         self._opened: dict[str, _VerifiedFile] = {}
         self._tables: dict[str, dict[str, TensorPlace]] = {}
@@ -91,21 +88,6 @@ class Checkpoint:
         for fragment in sorted(manifest.fragments):
             is_weight = fragment.file.startswith(WEIGHTS_PREFIX)
             self._fragments.setdefault((fragment.name, is_weight), []).append(fragment)
-
-    def close(self) -> None:
-        """Free the disk."""
-        self._folder.cleanup()
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def state(self) -> TrainState:
@@ -125,11 +107,6 @@ class Checkpoint:
             )
             return None
         return parse_object(self._whole(name), self._where(name))
-
-    def kinds(self, name: str) -> tuple[str, ...]:
-        """Kinds of values that are stored for a parameter; empty for an unknown one."""
-        record = self.manifest.parameters.get(name)
-        return record.kinds if record is not None else ()
 
     def check_parameters(self, expected: Mapping[str, ParameterInfo]) -> None:
         """Compare with the parameters that a run trains, before anything is read.
@@ -163,7 +140,7 @@ class Checkpoint:
             (numel,) fp32 on the CPU; the caller owns it.
 
         Raises:
-            CheckpointError: not stored, outside of the parameter, or a damaged file, with its name.
+            CheckpointError: not stored, outside of the parameter, or a damaged file (named).
         """
         record = self.manifest.parameters.get(name)
         if record is None or kind not in record.kinds:
@@ -175,7 +152,7 @@ class Checkpoint:
         assert kind in KINDS, kind
         if start < 0 or numel < 0 or start + numel > record.numel:
             raise CheckpointError(
-                f"asked for entries {start}-{start + numel} of {name}, it has {record.numel}",
+                f"entries {start}-{start + numel} of {name} were requested, it has {record.numel}",
                 where=self._where(""),
                 fix="use the model configuration it was trained with",
             )
@@ -223,8 +200,6 @@ class Checkpoint:
         return known
 
     def _whole(self, name: str) -> bytes:
-        if self.manifest.file(name) is None:
-            raise broken(f"{name} is not part of it", self._where(""))
         file = self._file(name)
         return bytes(file.read(0, file.size_bytes))
 
@@ -232,8 +207,9 @@ class Checkpoint:
         with self._lock:
             if name not in self._opened:
                 record = self.manifest.file(name)
-                assert record is not None, name  # the manifest was checked
-                path = Path(self._folder.name) / name
+                if record is None:
+                    raise broken(f"{name} is not part of it", self._where(""))
+                path = self._folder / name
                 self._opened[name] = _VerifiedFile(self._storage, self.ref, record, path)
             return self._opened[name]
 
@@ -257,7 +233,7 @@ class _VerifiedFile:
         path.touch()
 
     def read(self, start: int, stop: int) -> bytearray:
-        """Bytes [start, stop), writable memory of the caller's own."""
+        """Bytes [start, stop), in writable memory that the caller owns."""
         if not 0 <= start <= stop <= self.size_bytes:
             raise broken(f"it has no bytes {start}-{stop}", f"{self._storage.url}/{self._key}")
         piece_bytes = self._record.piece_bytes
@@ -275,7 +251,7 @@ class _VerifiedFile:
     def _fetch(self, index: int) -> None:
         begin = index * self._record.piece_bytes
         end = min(begin + self._record.piece_bytes, self.size_bytes)
-        for _ in range(2):  # once more: what came may be wrong, and not what lies there
+        for _ in range(2):  # once more: the transfer may be at fault, not the stored file
             data = self._storage.read_range(self._key, begin, end)
             if hashlib.sha256(data).hexdigest() == self._record.sha256[index]:
                 with self._path.open("r+b") as file:
@@ -287,5 +263,5 @@ class _VerifiedFile:
             f"{self._record.name} is damaged: bytes {begin}-{end - 1} have another sha256 "
             "than the manifest says",
             where=f"{self._storage.url}/{self._key}",
-            fix="restore from another checkpoint; keep this one to look at",
+            fix="restore from another checkpoint",
         )

@@ -1,7 +1,7 @@
 """States of the global random generators, as JSON.
 
-Our own draws need none of this: they are pure functions of (seed, purpose, position). It is for
-third-party modules that draw from the global generators.
+The program's own draws do not need it: they are pure functions of (seed, purpose, position). It
+is for third-party modules that draw from the global generators.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def capture_rng() -> dict[str, Any]:
 
 
 def restore_rng(state: Mapping[str, Any], where: str) -> None:
-    """Put captured states back; the GPU's only when there is one.
+    """Restore captured states; that of the GPU only when there is one.
 
     Raises:
         CheckpointError: they are damaged.
@@ -65,7 +65,7 @@ def restore_rng(state: Mapping[str, Any], where: str) -> None:
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(_decode(state["cuda"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise broken(f"its states cannot be put back ({type(error).__name__})", where) from error
+        raise broken(f"its states cannot be restored ({type(error).__name__})", where) from error
 
 
 def _encode(state: torch.Tensor) -> str:

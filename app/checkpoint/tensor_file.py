@@ -45,7 +45,7 @@ class TensorReader:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The file's own notes; empty when it has none."""
+        """The metadata of the header; empty when there is none."""
         return dict(self._opened.metadata() or {})
 
     def names(self) -> tuple[str, ...]:
@@ -94,10 +94,10 @@ def write_tensors(
     Args:
         path: the file; its folder must exist.
         tensors: by name; any layout and device. Two names for one memory become two copies.
-        metadata: notes for the header, strings only.
+        metadata: for the header, strings only.
 
     Raises:
-        OSError: the disk is full or may not be written.
+        OSError: the disk is full or not writable.
     """
     temporary = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
@@ -134,7 +134,7 @@ def open_tensors(path: Path) -> Iterator[TensorReader]:
 def _dtype(code: str, where: Path, name: str) -> torch.dtype:
     if code not in DTYPES:
         raise DataError(
-            f"tensor {name!r} has dtype {code}, which we do not read",
+            f"tensor {name!r} has the unsupported dtype {code}",
             where=str(where),
             fix=f"convert it to one of {', '.join(sorted(DTYPES))}",
         )

@@ -1,13 +1,18 @@
-"""What a run needs besides tensors to go on as if nothing had happened. JSON only."""
+"""What a run needs besides tensors to resume exactly. JSON only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from app.checkpoint.json_file import broken, canonical_json, parse_object, take
-from app.errors import CheckpointError
+from app.checkpoint.json_file import (
+    broken,
+    canonical_json,
+    check_format,
+    parse_object,
+    take_fields,
+)
 
 FORMAT_VERSION = 1
 
@@ -29,9 +34,7 @@ class TrainState:
     best: Mapping[str, Any] = field(default_factory=dict)  # best validation loss and its step
     wandb_run_id: str | None = None
     config_sha256: str = ""
-    layout: Mapping[str, int] = field(
-        default_factory=dict
-    )  # world size, stage, micro, accumulation
+    layout: Mapping[str, int] = field(default_factory=dict)  # world size, stage, batch, ...
     versions: Mapping[str, str] = field(default_factory=dict)  # of this program and its libraries
 
     def to_json(self) -> bytes:
@@ -46,33 +49,8 @@ class TrainState:
             CheckpointError: damaged, or of another format.
         """
         value = parse_object(data, where)
-        if value.get("format_version") != FORMAT_VERSION:
-            raise CheckpointError(
-                f"its format is {value.get('format_version')!r}, this program reads 1",
-                where=where,
-                fix="use the version of cogvx-train that wrote it",
-            )
-        found = {name: take(value, name, kind, where) for name, kind in _KINDS.items()}
+        check_format(value, FORMAT_VERSION, where)
+        found = take_fields(cls, value, where)
         if found["step"] < 0 or found["micro_step"] < 0:
             raise broken("its step is negative", where)
         return cls(**found)
-
-
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "step": int,
-    "micro_step": int,
-    "adam_step": dict,
-    "cursor": dict,
-    "seed": int,
-    "skipped_steps": int,
-    "skipped_batches": int,
-    "lr": dict,
-    "loss_scale": (dict, type(None)),
-    "ema_step": (int, type(None)),
-    "best": dict,
-    "wandb_run_id": (str, type(None)),
-    "config_sha256": str,
-    "layout": dict,
-    "versions": dict,
-}
-assert set(_KINDS) == {entry.name for entry in fields(TrainState)}

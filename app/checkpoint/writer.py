@@ -1,7 +1,7 @@
 """Write a checkpoint: files by every rank, then the manifest by rank 0, last of all.
 
-A reader takes a checkpoint only if its manifest is there, so whatever kills us before that
-leaves the previous checkpoint as the newest. Synchronous: it returns when all is written.
+A reader accepts a checkpoint only if its manifest exists, so after a crash before that the
+previous checkpoint is the newest. Synchronous: it returns when everything is written.
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from app.checkpoint.fragments import (
-    KINDS,
-    WEIGHT_KINDS,
-    Exchange,
-    Fragment,
-    ParameterInfo,
-    tensor_key,
-)
+from app.checkpoint.fragments import Exchange, Fragment, ParameterInfo, tensor_key
 from app.checkpoint.json_file import canonical_json
-from app.checkpoint.layout import STATE, CheckpointRef, optimizer_file, rng_file, weights_file
+from app.checkpoint.layout import (
+    KINDS,
+    STATE,
+    WEIGHT_KINDS,
+    CheckpointRef,
+    optimizer_file,
+    rng_file,
+    weights_file,
+)
 from app.checkpoint.manifest import (
     CheckpointIdentity,
     CheckpointManifest,
@@ -38,7 +39,7 @@ from app.checkpoint.manifest import (
 from app.checkpoint.tensor_file import write_tensors
 from app.checkpoint.train_state import TrainState
 from app.errors import CheckpointError, CogvxError, RetryableError
-from app.storage.objects import ObjectMissingError, Receipt, Storage
+from app.storage.objects import Storage, stat_if_present
 
 log = logging.getLogger(__name__)
 
@@ -57,28 +58,34 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _RankReport:
     """What one rank reports to rank 0."""
 
     rank: int
     files: tuple[FileRecord, ...] = ()
     fragments: tuple[FragmentRecord, ...] = ()
-    kinds: Mapping[str, tuple[str, ...]] | None = None
+    kinds: Mapping[str, Sequence[str]] = field(default_factory=dict)
     failure: str | None = None
 
     def to_json(self) -> bytes:
-        return canonical_json(asdict(self))
+        return canonical_json(
+            {
+                "rank": self.rank,
+                "files": [file.to_json() for file in self.files],
+                "fragments": [fragment.to_json() for fragment in self.fragments],
+                "kinds": self.kinds,
+                "failure": self.failure,
+            }
+        )
 
     @classmethod
-    def from_json(cls, data: bytes) -> _Part:
+    def from_json(cls, data: bytes, where: str) -> _RankReport:
         value = json.loads(data)
         return cls(
             rank=value["rank"],
-            files=tuple(
-                FileRecord(**{**file, "sha256": tuple(file["sha256"])}) for file in value["files"]
-            ),
-            fragments=tuple(FragmentRecord(**fragment) for fragment in value["fragments"]),
-            kinds={name: tuple(kinds) for name, kinds in (value["kinds"] or {}).items()},
+            files=tuple(FileRecord.from_json(file, where) for file in value["files"]),
+            fragments=tuple(FragmentRecord.from_json(each, where) for each in value["fragments"]),
+            kinds=value["kinds"],
             failure=value["failure"],
         )
 
@@ -96,39 +103,41 @@ def save_checkpoint(
         storage: the run's folder, `<save>/<run id>`.
         identity: the same on every rank.
         snapshot: what this rank owns.
-        exchange: brings the receipts to rank 0.
-        scratch: folder on this node's disk for the files on their way; freed afterwards.
+        exchange: brings the reports to rank 0.
+        scratch: folder on this node's disk for files before their upload; freed afterwards.
 
     Returns:
         Name of the checkpoint on rank 0; None on the others.
 
     Raises:
-        CogvxError: it was not published: on the rank whose part failed its own error, on rank 0
-            RetryableError (a rank failed) or CheckpointError (the parts do not fit together).
+        CogvxError: it was not published: on the rank that failed its own error, on rank 0
+            RetryableError (a rank failed) or CheckpointError (the reports do not fit together).
     """
     started = time.monotonic()
     ref = identity.ref
-    if _exists(storage, ref.manifest):
-        # Written again, its files would differ from the manifest for a while.
+    if stat_if_present(storage, ref.manifest) is not None:
+        # While it is written again its files would differ from the manifest.
         log.info("checkpoint was saved before", extra={"checkpoint": ref.name})
         return ref.name if exchange.rank == 0 else None
     folder = scratch / f"{ref.name}-r{exchange.rank:04}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        part = _RankWriter(storage, ref, exchange, folder).write(snapshot)
+        report = _RankWriter(storage, ref, exchange, folder).write(snapshot)
     except Exception as error:
-        # The others wait for our receipt; without it they wait until their deadline.
+        # Without this rank's report the others would wait until their deadline.
         what = error.what if isinstance(error, CogvxError) else repr(error)
-        failed = _Part(exchange.rank, failure=what)
+        failed = _RankReport(exchange.rank, failure=what)
         exchange.gather(f"checkpoint/{ref.name}", failed.to_json())
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    parts = exchange.gather(f"checkpoint/{ref.name}", part.to_json())
+    gathered = exchange.gather(f"checkpoint/{ref.name}", report.to_json())
     if exchange.rank != 0:
         return None
-    manifest = _assemble(storage, identity, snapshot, [_Part.from_json(data) for data in parts])
+    where = f"{storage.url}/{ref.folder}"
+    reports = [_RankReport.from_json(data, where) for data in gathered]
+    manifest = _assemble(identity, snapshot, reports, where)
     _publish(storage, ref, manifest)
     log.info(
         "checkpoint published",
@@ -136,14 +145,14 @@ def save_checkpoint(
             "checkpoint": ref.name,
             "size_gib": round(manifest.size_bytes / GIB, 3),
             "seconds": round(time.monotonic() - started, 3),
-            "url": f"{storage.url}/{ref.folder}",
+            "url": where,
         },
     )
     return ref.name
 
 
 class _RankWriter:
-    """Writes and uploads the files of one rank, at most one file of each sort in memory."""
+    """Writes and uploads the files of one rank; at most one file of each sort is in memory."""
 
     def __init__(
         self, storage: Storage, ref: CheckpointRef, exchange: Exchange, folder: Path
@@ -156,14 +165,14 @@ class _RankWriter:
         self._fragments: list[FragmentRecord] = []
         self._kinds: dict[str, set[str]] = {}
 
-    def write(self, snapshot: Snapshot) -> _Part:
-        weights = _Cutter(weights_file, self._exchange, self._write_tensors)
-        moments = _Cutter(optimizer_file, self._exchange, self._write_tensors)
+    def write(self, snapshot: Snapshot) -> _RankReport:
+        weights = _FileSplitter(weights_file, self._exchange, self._write_tensors)
+        moments = _FileSplitter(optimizer_file, self._exchange, self._write_tensors)
         for piece in _pieces(snapshot.fragments, snapshot.parameters):
-            for cutter, weight in ((weights, True), (moments, False)):
+            for splitter, weight in ((weights, True), (moments, False)):
                 mine = [f for f in piece if (f.kind in WEIGHT_KINDS) == weight]
                 if mine:
-                    file = cutter.add(mine)
+                    file = splitter.add(mine)
                     head = mine[0]
                     self._fragments.append(
                         FragmentRecord(head.name, head.start, head.values.numel(), file)
@@ -177,7 +186,7 @@ class _RankWriter:
         if rank == 0 and snapshot.state is not None:
             self._write_bytes(STATE, snapshot.state.to_json())
         kinds = {name: tuple(k for k in KINDS if k in found) for name, found in self._kinds.items()}
-        return _Part(rank, tuple(self._files), tuple(self._fragments), kinds)
+        return _RankReport(rank, tuple(self._files), tuple(self._fragments), kinds)
 
     def _write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         path = self._folder / name
@@ -192,11 +201,13 @@ class _RankWriter:
     def _upload(self, path: Path) -> None:
         receipt = self._storage.upload(path, self._ref.file(path.name))
         path.unlink()
-        self._files.append(_record(path.name, receipt))
+        self._files.append(
+            FileRecord(path.name, receipt.size_bytes, receipt.piece_bytes, receipt.sha256)
+        )
 
 
-class _Cutter:
-    """Collects tensors and hands them on as files of about FILE_LIMIT_BYTES."""
+class _FileSplitter:
+    """Collects tensors and writes them to files of about FILE_LIMIT_BYTES."""
 
     def __init__(
         self,
@@ -253,25 +264,24 @@ def _pieces(
 
 
 def _assemble(
-    storage: Storage, identity: CheckpointIdentity, snapshot: Snapshot, parts: list[_Part]
+    identity: CheckpointIdentity, snapshot: Snapshot, reports: list[_RankReport], where: str
 ) -> CheckpointManifest:
-    where = f"{storage.url}/{identity.ref.folder}"
-    failed = [part for part in parts if part.failure is not None]
+    failed = [report for report in reports if report.failure is not None]
     if failed:
         raise RetryableError(
-            f"rank {failed[0].rank} could not write its part: {failed[0].failure}",
+            f"rank {failed[0].rank} could not write its files: {failed[0].failure}",
             where=where,
             fix="the previous checkpoint stays the newest; look at that rank's log",
         )
     kinds: dict[str, set[str]] = {name: set() for name in snapshot.parameters}
-    for part in parts:
-        for name, found in (part.kinds or {}).items():
+    for report in reports:
+        for name, found in report.kinds.items():
             kinds[name].update(found)
     manifest = CheckpointManifest(
         identity=identity,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         files=tuple(
-            sorted((file for part in parts for file in part.files), key=lambda file: file.name)
+            sorted((file for each in reports for file in each.files), key=lambda file: file.name)
         ),
         parameters={
             name: ParameterRecord(
@@ -279,12 +289,12 @@ def _assemble(
             )
             for name, info in snapshot.parameters.items()
         },
-        fragments=tuple(sorted(fragment for part in parts for fragment in part.fragments)),
+        fragments=tuple(sorted(fragment for each in reports for fragment in each.fragments)),
     )
     bare = [name for name, record in manifest.parameters.items() if not record.kinds]
     if bare and manifest.parameters[bare[0]].numel:
         raise CheckpointError(
-            f"no rank gave anything of parameter {bare[0]!r}",
+            f"no rank saved parameter {bare[0]!r}",
             where=where,
             fix="report this as a bug",
         )
@@ -293,7 +303,7 @@ def _assemble(
 
 
 def _publish(storage: Storage, ref: CheckpointRef, manifest: CheckpointManifest) -> None:
-    """Compare receipts with what lies there, then write the manifest and read it back."""
+    """Compare the records with a listing, then write the manifest and read it back."""
     found = {entry.key: entry.size_bytes for entry in storage.list(f"{ref.folder}/")}
     expected = {ref.file(file.name): file.size_bytes for file in manifest.files}
     for key, size_bytes in expected.items():
@@ -308,19 +318,7 @@ def _publish(storage: Storage, ref: CheckpointRef, manifest: CheckpointManifest)
     storage.write_small(ref.manifest, data)
     if storage.read_small(ref.manifest) != data:
         raise CheckpointError(
-            "the manifest came back changed",
+            "the manifest differs when it is read back",
             where=where,
             fix="another process writes here; give each run its own id",
         )
-
-
-def _exists(storage: Storage, key: str) -> bool:
-    try:
-        storage.stat(key)
-    except ObjectMissingError:
-        return False
-    return True
-
-
-def _record(name: str, receipt: Receipt) -> FileRecord:
-    return FileRecord(name, receipt.size_bytes, receipt.piece_bytes, receipt.sha256)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from app.cli import output
 from app.config.command_line import add_arguments, own_parser, read_command_line
 from app.config.load import config_of
-from app.config.runnable import check_encodable
-from app.config.schema.run import RunConfig
+from app.config.runnable import encodable_run
+from app.config.schema.run import EncodableRun, RunConfig
 from app.distributed.variables import Variables
 from app.errors import UsageError
 from app.registry import TARGETS
@@ -83,8 +83,7 @@ class EncodeOptions:
 def run_words(words: Sequence[str]) -> int:
     """Run the command; return the exit code."""
     line = read_command_line(words, make_encode_parser())
-    config = config_of(line, TARGETS)
-    check_encodable(config)
+    config = encodable_run(config_of(line, TARGETS))
     options = encode_options(line.own, config, os.environ)
     # Imported only now: whatever was wrong so far needed no torch.
     from app.data.latent_cache import EncodePart
@@ -144,7 +143,7 @@ def _wrong(what: str, fix: str) -> UsageError:
     return UsageError(what, where="the command line of cogvx encode", fix=fix)
 
 
-def _encode(config: RunConfig, request: EncodeRequest, args: argparse.Namespace) -> EncodeReport:
+def _encode(config: EncodableRun, request: EncodeRequest, args: argparse.Namespace) -> EncodeReport:
     from app.run.encode.job import encode
 
     with output.progress("encoding", total=0) as bar:

@@ -17,7 +17,7 @@ from app.cli import output
 from app.cli.train import all_ranks, started_by_us
 from app.config.command_line import add_arguments, own_parser, read_command_line
 from app.config.load import config_of
-from app.config.runnable import check_samplable
+from app.config.runnable import samplable_run
 from app.config.schema.run import RunConfig
 from app.registry import TARGETS
 
@@ -80,7 +80,7 @@ def run_words(words: Sequence[str]) -> int:
         words = _completed(words, Path(scratch))
         line = read_command_line(words, make_sample_parser())
         config = config_of(line, TARGETS)
-        check_samplable(config, has_run=line.own["run"] is not None)
+        samplable_run(config, has_run=line.own["run"] is not None)
         processes = started_by_us(config, os.environ)
         if processes is not None:
             return _in_processes(words, processes, config, line.own, Path(scratch))

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from app.cli import output
 from app.config.command_line import make_parser, read_command_line
 from app.config.load import config_of
-from app.config.runnable import lacking
+from app.config.runnable import trainable_run
 from app.config.schema.run import RunConfig
 from app.distributed.devices import count_gpus
 from app.distributed.environment import resolve_layout
@@ -35,9 +35,7 @@ def full_parser() -> ArgumentParser:
 def run_words(words: Sequence[str]) -> int:
     """Run the command; return the exit code."""
     line = read_command_line(words)
-    config = config_of(line, TARGETS)
-    missing = lacking(config)
-    missing.raise_errors()
+    config = trainable_run(config_of(line, TARGETS))
     processes = started_by_us(config, os.environ)
     if processes is not None:
         return all_ranks("train", words, processes)
@@ -46,7 +44,7 @@ def run_words(words: Sequence[str]) -> int:
     from app.run.train import train
 
     show = output.redraw if sys.stderr.isatty() else None
-    return train(namespace_of(config, line.own), missing.warnings, show)
+    return train(namespace_of(config, line.own), show)
 
 
 def started_by_us(config: RunConfig, environ: Mapping[str, str]) -> dict[str, str] | None:

@@ -6,11 +6,14 @@ one. Nothing is opened here: the part that reads a path finds out whether it exi
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 from app.config import upstream
 from app.config.problems import Problems
 from app.config.schema.data import split_shares
 from app.config.schema.encoders import VAEConfig
-from app.config.schema.run import RunConfig
+from app.config.schema.run import EncodableRun, RunConfig, SamplableRun, TrainableRun
 
 # What the encoder of clips reads.
 ENCODED = (
@@ -52,16 +55,29 @@ def _has_validation(config: RunConfig) -> bool:
     return split_shares(config.data.split, has_valid=False)[1] > 0
 
 
-def check_runnable(config: RunConfig) -> None:
-    """Raise ConfigErrors unless the run may start."""
-    lacking(config).raise_errors()
+def trainable_run(config: RunConfig) -> TrainableRun:
+    """The configuration of a run that may start.
+
+    Raises:
+        ConfigErrors: everything that `lacking` finds.
+    """
+    missing = lacking(config)
+    missing.raise_errors()
+    save = config.training.save if config.training is not None else None
+    return TrainableRun(
+        **_values(config), runs_url=str(save), start_warnings=tuple(missing.warnings)
+    )
 
 
-def check_samplable(config: RunConfig, *, has_run: bool) -> None:
-    """Raise ConfigErrors unless `cogvx sample` may start.
+def samplable_run(config: RunConfig, *, has_run: bool) -> SamplableRun:
+    """The configuration of sampling that may start.
 
     Args:
+        config: any.
         has_run: the network's weights come from a run instead of `load`.
+
+    Raises:
+        ConfigErrors: everything that is missing.
     """
     problems = Problems(config.origins)
     _placeholders(config, problems)
@@ -77,10 +93,15 @@ def check_samplable(config: RunConfig, *, has_run: bool) -> None:
             "'load' is missing", where="args.load", fix="give --load WEIGHTS, or --run URL"
         )
     problems.raise_errors()
+    return SamplableRun(**_values(config))
 
 
-def check_encodable(config: RunConfig) -> None:
-    """Raise ConfigErrors unless `cogvx encode` may start; `load` and `save` need not be there."""
+def encodable_run(config: RunConfig) -> EncodableRun:
+    """The configuration of encoding that may start; it needs neither `load` nor `save`.
+
+    Raises:
+        ConfigErrors: everything that is missing.
+    """
     problems = Problems(config.origins)
     _placeholders(config, problems, ENCODED)
     _schemes(config, problems)
@@ -92,6 +113,11 @@ def check_encodable(config: RunConfig) -> None:
             "'train_data' is missing", where="args.train_data", fix="give folders or shards"
         )
     problems.raise_errors()
+    return EncodableRun(**_values(config))
+
+
+def _values(config: RunConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(RunConfig)}
 
 
 def _sections(config: RunConfig, problems: Problems) -> None:

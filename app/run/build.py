@@ -1,12 +1,12 @@
-"""Build the parts of a run: classes that the configuration names, with their weights.
+"""Build the modules of a run: classes that the configuration names, with their weights.
 
-Nothing is imported by a name that did not come through the registry or a `--register` flag.
+Only names of the registry and of `--register` flags are imported.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """Where parts live: device and dtype of the weights, and where remote files are kept."""
+    """Device and dtype of the frozen weights, and where remote files are kept."""
 
     device: torch.device
     dtype: torch.dtype
@@ -53,8 +53,8 @@ class InitialWeights:
 
     Attributes:
         url: `load`, any layout that conversion knows; None: from scratch.
-        is_resumed: a checkpoint holds the trained ones, so only frozen ones are read.
-        force: modules that the file has nothing of keep their start, with a warning.
+        is_resumed: a checkpoint has the trained ones, so only frozen ones are read.
+        force: modules without weights in the file keep their initial ones, with a warning.
         seed: of the weights from scratch.
         cache_dir: where a remote file is kept.
     """
@@ -68,7 +68,7 @@ class InitialWeights:
 
 @dataclass(frozen=True, slots=True)
 class Modules:
-    """The parts of the engine. Network aside, all are frozen."""
+    """What a DiffusionModel consists of. All but the network are frozen."""
 
     network: DiffusionTransformer
     vae: Any
@@ -80,26 +80,29 @@ class Modules:
 def build_modules(
     model: ModelConfig,
     network: DiffusionTransformer,
-    place: LoadOptions,
+    options: LoadOptions,
     *,
     from_cache: bool = False,
 ) -> Modules:
-    """Build the frozen parts with their weights around the network.
+    """Build the frozen modules with their weights around the network.
 
     Args:
         model: the section.
         network: with its weights.
-        place: of the frozen parts.
-        from_cache: clips come encoded, so parts that no step needs are loaded when they are asked
-            for. Image-to-video keeps its VAE: it encodes the noised first frame in every step.
+        options: of the frozen modules.
+        from_cache: clips come encoded, so modules that no step needs are loaded on demand.
+            Image-to-video keeps its VAE: it encodes the noised first frame in every step.
     """
     denoiser = Denoiser(model.denoiser)
-    vae = build_vae if model.noised_image_input or not from_cache else _visiting_vae
-    conditioner = _visiting_conditioner if from_cache else build_conditioner
+    text = model.conditioner
+    vae, encoder = partial(build_vae, model, options), partial(build_text_encoder, text, options)
+    vae_is_needed = model.noised_image_input or not from_cache
     return Modules(
         network=network,
-        vae=vae(model, place),
-        conditioner=conditioner(model.conditioner, place),
+        vae=vae() if vae_is_needed else OnDemandModule("VAE", vae),
+        conditioner=Conditioner(
+            OnDemandModule("text encoder", encoder) if from_cache else encoder(), text.ucg_rate
+        ),
         loss=VideoDiffusionLoss(model.loss, denoiser),
         sampler=build_sampler(model.sampler, denoiser),
     )
@@ -115,9 +118,9 @@ def build_network(
 ) -> tuple[DiffusionTransformer, TrainableReport]:
     """The network with its first weights, and which of its parameters train (whole ones).
 
-    With weights to load it is filled straight in `dtype`, without a copy in fp32: rank 0 reads
-    the file and every rank gets the tensors one by one, so all ranks call this together. From
-    scratch it starts in fp32 on the CPU, by a generator of its own.
+    Weights are loaded in `dtype`, without a copy in fp32: rank 0 reads the file and every rank
+    gets the tensors one by one, so all ranks call this together. From scratch the network is
+    initialized in fp32 on the CPU, with a generator of its own.
 
     Args:
         model: the section.
@@ -126,13 +129,13 @@ def build_network(
         device: where loaded weights go.
         group: the ranks that share the network; this one keeps its part.
     """
-    part = model.network
-    network_class = load_class(part.implementation, "model.network_config.target")
-    network: DiffusionTransformer = network_class(part.params, device="meta", dtype=dtype)
+    component = model.network
+    network_class = load_class(component.implementation, "model.network_config.target")
+    network: DiffusionTransformer = network_class(component.params, device="meta", dtype=dtype)
     report = choose_trainable(network, model)
     url = weights.url if report.frozen or not weights.is_resumed else None
     if url is None or weights.force:
-        network = network_class(part.params)
+        network = network_class(component.params)
         init_from_scratch(network, torch.Generator().manual_seed(weights.seed))
         report = choose_trainable(network, model)
     split_network(network, group)
@@ -141,63 +144,54 @@ def build_network(
         found = load_network_weights(
             network, partial(fetch, url, cache_dir), device, force=weights.force
         )
-        facts = {"path": url, "layout": found.kind, "tensors": found.num_tensors}
-        log.info("weights loaded", extra=facts)
+        extra = {"path": url, "layout": found.kind, "tensors": found.num_tensors}
+        log.info("weights loaded", extra=extra)
     return network, report
 
 
-def build_vae(model: ModelConfig, place: LoadOptions) -> Any:
+def build_vae(model: ModelConfig, options: LoadOptions) -> Any:
     """The frozen VAE on its device, with the weights of `ckpt_path`."""
-    part = model.first_stage
+    component = model.first_stage
     where = "model.first_stage_config.target"
-    vae_class = load_class(part.implementation, where, ("encode", "decode"))
-    vae = vae_class(part.params)
-    path = getattr(part.params, "ckpt_path", None)
+    vae_class = load_class(component.implementation, where, ("encode", "decode"))
+    vae = vae_class(component.params)
+    path = getattr(component.params, "ckpt_path", None)
     if path is not None:
-        local = fetch(path, place.cache_dir)
-        count = load_vae_weights(vae, local, part.params.ignore_keys)
+        local = fetch(path, options.cache_dir)
+        count = load_vae_weights(vae, local, component.params.ignore_keys)
         log.info("VAE loaded", extra={"path": path, "tensors": count})
-    return vae.to(device=place.device, dtype=place.dtype).eval().requires_grad_(False)
+    return vae.to(device=options.device, dtype=options.dtype).eval().requires_grad_(False)
 
 
 def share_encoding(vae: Any, groups: ProcessGroups) -> None:
     """Let the ranks of `groups.clips` (cp_size) encode their clips together, in place."""
     clips, tensor = groups.clips, groups.tensor
     if clips.size > 1 and isinstance(vae, VideoAutoencoder):
-        # Both kinds of group are neighbours, so one that divides the other lies inside it; and
-        # ranks that share a network have the same batch.
+        # Both kinds of group are consecutive ranks, so the smaller is part of the larger if its
+        # size divides the other; ranks that share a network have the same batch.
         vae.share_encoding(clips, has_same_clip=tensor.size % clips.size == 0)
 
 
-def build_conditioner(config: ConditionerConfig, place: LoadOptions) -> Conditioner:
-    """The frozen text encoder with caption dropout."""
+def build_text_encoder(config: ConditionerConfig, options: LoadOptions) -> Any:
+    """The frozen text encoder on its device, with its weights."""
     where = "model.conditioner_config.params.emb_models[0].target"
     encoder_class = load_class(config.implementation, where, ("encode",))
     if config.params is not None:  # a registered class, which finds its own weights
-        encoder = encoder_class(dict(config.params)).to(device=place.device, dtype=place.dtype)
-        return Conditioner(encoder.eval().requires_grad_(False), config.ucg_rate)
-    folder = fetch(config.text.model_dir, place.cache_dir)
-    encoder = encoder_class.load(folder, config.text, place.dtype, place.device)
+        encoder = encoder_class(dict(config.params)).to(device=options.device, dtype=options.dtype)
+        return encoder.eval().requires_grad_(False)
+    folder = fetch(config.text.model_dir, options.cache_dir)
+    encoder = encoder_class.load(folder, config.text, options.dtype, options.device)
     log.info("text encoder loaded", extra={"path": config.text.model_dir})
-    return Conditioner(encoder, config.ucg_rate)
+    return encoder
 
 
-def _visiting_vae(model: ModelConfig, place: LoadOptions) -> VisitingVae:
-    return VisitingVae("VAE", lambda: build_vae(model, place))
-
-
-def _visiting_conditioner(config: ConditionerConfig, place: LoadOptions) -> Conditioner:
-    encoder = VisitingTextEncoder("text encoder", lambda: build_conditioner(config, place).encoder)
-    return Conditioner(encoder, config.ucg_rate)
-
-
-def build_sampler(part: Component[SamplerConfig], denoiser: Denoiser) -> Any:
+def build_sampler(component: Component[SamplerConfig], denoiser: Denoiser) -> Any:
     """The sampler with its guidance."""
-    guidance = part.params.guidance
+    guidance = component.params.guidance
     where = "model.sampler_config"
     guidance_class = load_class(guidance.implementation, f"{where}.params.guider_config.target")
-    sampler_class = load_class(part.implementation, f"{where}.target", ("sample",))
-    return sampler_class(part.params, denoiser, guidance_class(guidance.params))
+    sampler_class = load_class(component.implementation, f"{where}.target", ("sample",))
+    return sampler_class(component.params, denoiser, guidance_class(guidance.params))
 
 
 def choose_trainable(network: DiffusionTransformer, model: ModelConfig) -> TrainableReport:
@@ -206,48 +200,30 @@ def choose_trainable(network: DiffusionTransformer, model: ModelConfig) -> Train
     return select_trainable(list(network.named_parameters()), rules, sat_names)
 
 
-class Visitor:
-    """One part, built by `build` when first used after each `leave`."""
+class OnDemandModule:
+    """A frozen VAE or text encoder, loaded by `build` when first used after each `offload`."""
 
     def __init__(self, name: str, build: Callable[[], Any]) -> None:
         self._name = name
         self._build = build
-        self._part: Any = None
+        self._module: Any = None
 
-    @property
-    def is_here(self) -> bool:
-        return self._part is not None
+    def encode(self, *inputs: Any) -> Any:
+        """`encode` of the module."""
+        return self._loaded().encode(*inputs)
 
-    def here(self) -> Any:
-        """The part itself."""
-        if self._part is None:
-            log.info("loading for now", extra={"part": self._name})
-            self._part = self._build()
-        return self._part
+    def decode(self, latents: Tensor) -> Any:
+        """`decode` of the module."""
+        return self._loaded().decode(latents)
 
-    def leave(self) -> None:
-        """Give its memory back."""
-        if self._part is None:
-            return
-        self._part = None
+    def offload(self) -> None:
+        """Free its memory."""
+        self._module = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-
-class VisitingVae(Visitor):
-    """Offers what a training step and an evaluation ask of a VAE."""
-
-    def encode(self, video: Tensor, samples_at_a_time: int | None = None) -> Any:
-        return self.here().encode(video, samples_at_a_time)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        decoded: Tensor = self.here().decode(latents)
-        return decoded
-
-
-class VisitingTextEncoder(Visitor):
-    """Offers what a conditioner asks of its encoder."""
-
-    def encode(self, captions: Sequence[str]) -> Tensor:
-        embedded: Tensor = self.here().encode(captions)
-        return embedded
+    def _loaded(self) -> Any:
+        if self._module is None:
+            log.info("loading on demand", extra={"what": self._name})
+            self._module = self._build()
+        return self._module

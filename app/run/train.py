@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from app.config.runnable import lacking
-from app.config.schema.run import RunConfig
+from app.config.runnable import trainable_run
+from app.config.schema.run import TrainableRun
 from app.distributed.groups import ProcessGroups
 from app.errors import CogvxError
 from app.run.arguments import get_args as get_args
@@ -41,14 +41,11 @@ log = logging.getLogger(__name__)
 SATVideoDiffusionEngine = DiffusionModel  # its name in the YAML world
 
 
-def train(
-    args: Namespace, warnings: Sequence[str] = (), show: Callable[[str], None] | None = None
-) -> int:
+def train(args: Namespace, show: Callable[[str], None] | None = None) -> int:
     """`cogvx train` inside one rank; returns the exit code.
 
     Args:
         args: with a configuration that has been checked (`app.config.runnable`).
-        warnings: of that check.
         show: takes the progress line of a terminal; None: there is none.
     """
     compiles = args.run_config.model.compile_model
@@ -56,7 +53,7 @@ def train(
     start_distributed(args)
     seed_from(args)
     args.show = show
-    return _train(args, Seams(DiffusionModel, forward_step, None, None), None, warnings)
+    return training_main(args, DiffusionModel, forward_step, forward_step_eval)
 
 
 def training_main(  # noqa: PLR0913 (the contract)
@@ -85,21 +82,11 @@ def training_main(  # noqa: PLR0913 (the contract)
         CogvxError: with the exit code that the launcher passes on.
     """
     seams = Seams(model_cls, forward_step_function, create_dataset_function, collate_fn)
-    missing = lacking(args.run_config)
-    missing.raise_errors()
-    return _train(args, seams, init_function, missing.warnings)
-
-
-def _train(
-    args: Namespace,
-    seams: Seams,
-    init_function: Callable[[Namespace, DiffusionModel], None] | None,
-    warnings: Sequence[str],
-) -> int:
-    config: RunConfig = args.run_config
+    config = args.run_config
+    if not isinstance(config, TrainableRun):  # `train` has checked it, another caller has not
+        config = trainable_run(config)
     groups: ProcessGroups = args.groups
     rank = groups.rank.rank
-    assert config.training is not None
     level = logging.DEBUG if config.training.debug else logging.INFO
     with ExitStack() as stack:
         scratches = node_folder("scratch")
@@ -108,7 +95,7 @@ def _train(
         context = LogContext(rank=rank)
         log_path = scratch / "log.txt"
         stack.enter_context(logging_for(context, level=level, path=log_path))
-        for warning in warnings if rank == 0 else ():
+        for warning in config.start_warnings if rank == 0 else ():
             log.warning(warning)
         stop = stack.enter_context(stop_on_sigterm())
         run = open_run(config, rank, world_sizes(config, groups))
@@ -145,10 +132,9 @@ def _recorded(run: RunFolder, rank: int, log_path: Path) -> Iterator[_Record]:
             close_attempt(run, record.cause)
 
 
-def world_sizes(config: RunConfig, groups: ProcessGroups) -> dict[str, int]:
+def world_sizes(config: TrainableRun, groups: ProcessGroups) -> dict[str, int]:
     """Sizes for the attempt's record."""
     training = config.training
-    assert training is not None
     return {
         "world_size": groups.rank.world_size,
         "nproc_per_node": groups.rank.local_world_size,

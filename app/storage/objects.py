@@ -117,3 +117,19 @@ class Storage(Protocol):
     def identity(self) -> dict[str, str]:
         """Which storage, whose credentials: names of endpoints and providers, never a secret."""
         ...
+
+
+def stat_if_present(storage: Storage, key: str) -> Entry | None:
+    """As `Storage.stat`; None when there is no such object."""
+    try:
+        return storage.stat(key)
+    except ObjectMissingError:
+        return None
+
+
+def read_if_present(storage: Storage, key: str) -> bytes | None:
+    """As `Storage.read_small`; None when there is no such object."""
+    try:
+        return storage.read_small(key)
+    except ObjectMissingError:
+        return None

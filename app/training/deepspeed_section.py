@@ -1,4 +1,4 @@
-"""The configuration that DeepSpeed gets: the user's section with our numbers in their places."""
+"""DeepSpeed's configuration: the user's section, with what the arguments decide filled in."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from app.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-NEVER = 1 << 30  # steps: our own loop logs, DeepSpeed's report is not wanted
+NEVER = 1 << 30  # steps: the loop logs, not DeepSpeed
 
 
 def zero_stage(training: TrainingConfig) -> int:
     """The ZeRO stage that runs.
 
     Stage 0 in bf16 or fp16 runs as stage 1: DeepSpeed's optimizer for it takes one step with
-    empty gradients at the start, so that Adam's bias correction is off by one for good.
+    empty gradients at the start, so that Adam's bias correction is off by one in every step.
     """
     if training.zero_stage == 0 and training.precision != "fp32":
         log.info(
@@ -45,14 +45,14 @@ def deepspeed_section(training: TrainingConfig, *, world_size: int, on_cpu: bool
             fix="use bf16, or fp32 (neither of the two), on a CPU",
         )
     section: dict[str, Any] = copy.deepcopy(dict(training.deepspeed))
-    for ours in ("optimizer", "scheduler"):
-        section.pop(ours, None)  # both are made here, not by DeepSpeed
+    for name in ("optimizer", "scheduler"):
+        section.pop(name, None)  # made by this package, not by DeepSpeed
     zero = _mapping(section, "zero_optimization")
     zero["stage"] = zero_stage(training)
     bf16 = _mapping(section, "bf16")
     bf16["enabled"] = training.precision == "bf16"
     if bf16["enabled"]:
-        # A gradient without a number must skip the step, as it does in the other precisions.
+        # A NaN in a gradient must skip the step, as it does in the other precisions.
         bf16["check_grad_overflow"] = True
     _mapping(section, "fp16")["enabled"] = training.precision == "fp16"
     section |= {
@@ -64,7 +64,7 @@ def deepspeed_section(training: TrainingConfig, *, world_size: int, on_cpu: bool
         "steps_per_print": NEVER,
     }
     if zero.get("offload_optimizer") or zero.get("cpu_offload"):
-        section["zero_force_ds_cpu_optimizer"] = False  # our optimizer, not DeepSpeed's
+        section["zero_force_ds_cpu_optimizer"] = False  # keep the torch optimizer
     return section
 
 

@@ -1,8 +1,8 @@
-"""Between the parts of parameters that ranks hold and the whole ones that a checkpoint holds.
+"""Conversion between the parts of parameters that ranks hold and whole ones in a checkpoint.
 
 Ranks that share a network hold parts of its wide parameters. The optimizer's state of every copy
-is cut at the same places, so the same piece of a part lies on all ranks of a group. A checkpoint
-knows whole parameters only, and can be read at any number of ranks.
+is cut at the same places, so all ranks of a group have the same piece of their parts. A
+checkpoint has whole parameters only, and can be read at any number of ranks.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from app.checkpoint.fragments import Fragment
 from app.distributed.rank_group import ALONE, RankGroup
-from app.training.fragments import Read, dealt_out
+from app.training.zero_partitions import Read, balanced_owners
 
 AxisOf = Callable[[str], int | None]  # the axis along which a parameter is divided; None: whole
 
@@ -28,10 +29,10 @@ def nothing_divided(name: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """Which part of each parameter is ours.
+    """Which part of each parameter this rank has.
 
     Attributes:
-        shapes: of our parts, by name; a divided one has one or two axes.
+        shapes: of this rank's parts, by name; a divided one has one or two axes.
         axis_of: see AxisOf.
         group: the ranks that share the network.
     """
@@ -84,22 +85,21 @@ class Division:
     # from parts to the whole
 
     def whole_fragments(self, fragments: Iterable[Fragment]) -> Iterator[Fragment]:
-        """Our pieces with their places in the whole parameters; each is given by one rank.
+        """This rank's pieces with their places in the whole parameters; each comes from one rank.
 
         Every rank of the group must read this to its end.
         """
         if self.group.size == 1:
             yield from fragments
             return
-        owner = dealt_out(
-            {name: _numel(shape) for name, shape in self.shapes.items()}, self.group.size
-        )
+        sizes = {name: prod(shape) for name, shape in self.shapes.items()}
+        owner = balanced_owners(sizes, self.group.size)
         for (name, start), kinds in groupby(fragments, key=lambda f: (f.name, f.start)):
             axis = self.axis_of(name)
             if axis == 1:
                 yield from self._joined_columns(list(kinds))
             elif axis == 0:
-                first = self.group.rank * _numel(self.shapes[name]) + start
+                first = self.group.rank * prod(self.shapes[name]) + start
                 yield from (Fragment(name, f.kind, first, f.values) for f in kinds)
             elif owner[name] == self.group.rank:
                 yield from kinds
@@ -110,8 +110,8 @@ class Division:
     def _joined_columns(self, kinds: list[Fragment]) -> Iterator[Fragment]:
         """A piece of a part (o, w) of a parameter (o, w * size), which is divided by columns.
 
-        Full rows are brought together and dealt out; what is left of a row at either end of the
-        piece stays a piece.
+        Full rows are gathered and divided among the ranks; an incomplete row at either end of the
+        piece is a piece of its own.
         """
         name, start, numel = kinds[0].name, kinds[0].start, kinds[0].values.numel()
         width, size, rank = self.shapes[name][1], self.group.size, self.group.rank
@@ -145,25 +145,18 @@ class Division:
     # from the whole to parts
 
     def reader(self, read: Read) -> Read:
-        """Reads pieces of our parts from whole parameters."""
-        return read if self.group.size == 1 else lambda *asked: self._read(read, *asked)
+        """Reads pieces of this rank's parts from whole parameters."""
+        return read if self.group.size == 1 else lambda *piece: self._read(read, *piece)
 
     def _read(self, read: Read, name: str, kind: str, start: int, numel: int) -> Tensor:
         axis, rank = self.axis_of(name), self.group.rank
         if axis is None:
             return read(name, kind, start, numel)
         if axis == 0:
-            return read(name, kind, rank * _numel(self.shapes[name]) + start, numel)
+            return read(name, kind, rank * prod(self.shapes[name]) + start, numel)
         width = self.shapes[name][1]
         whole_width = width * self.group.size
         first, last = start // width, -(-(start + numel) // width)
         rows = read(name, kind, first * whole_width, (last - first) * whole_width)
         ours = rows.view(last - first, whole_width)[:, rank * width : (rank + 1) * width]
         return ours.reshape(-1)[start - first * width :][:numel]
-
-
-def _numel(shape: Iterable[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -30,7 +30,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the averages towards the weights; call after each optimizer step that happened."""
+        """Move the averages towards the weights; call after each optimizer step not skipped."""
         self.updates += 1
         weight = 1 - ema_decay(self.updates, self.decay)
         for master in self._masters:
@@ -42,7 +42,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Forget the past: averages are the weights of now."""
+        """Set the averages to the current weights."""
         self.updates = 0
         for master in self._masters:
             self._averages[id(master)].copy_(master.detach())

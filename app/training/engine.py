@@ -1,7 +1,7 @@
 """Training steps by DeepSpeed, and the optimizer's state by parameter name.
 
-The only module that imports deepspeed, and the only one that touches names of it that are no
-public API (`_hp_mapping`, `single_partition_of_fp32_groups`, `fp32_partitioned_groups_flat`,
+The only module that imports deepspeed, and the only one that uses names outside of its public
+API (`_hp_mapping`, `single_partition_of_fp32_groups`, `fp32_partitioned_groups_flat`,
 `grad_position`). It is written for deepspeed 0.19.8; tests/distributed/test_engine.py fails
 loudly when an upgrade moves them.
 """
@@ -27,14 +27,8 @@ from app.distributed.rank_group import RankGroup
 from app.training.deepspeed_section import deepspeed_section
 from app.training.division import Division, nothing_divided
 from app.training.ema import MovingAverage
-from app.training.fragments import (
-    MASTER,
-    OwnedState,
-    Read,
-    Slot,
-    dealt_out,
-)
 from app.training.optimizer import ParameterGroup, make_optimizer, parameter_groups
+from app.training.zero_partitions import MASTER, OwnedState, Read, Slot, balanced_owners
 
 AGREE_EVERY = 100  # steps, and at every save
 
@@ -44,7 +38,7 @@ class StepReport:
     """One optimizer step. `grad_norm` is taken before clipping; NaN or inf when skipped."""
 
     grad_norm: float
-    skipped: bool  # a gradient held no number: nothing was changed
+    skipped: bool  # a gradient was NaN or infinite: nothing was changed
 
 
 class Engine:
@@ -87,7 +81,7 @@ class Engine:
     ) -> Engine:
         """Put the network, on its device and with its trainable parameters chosen, under DeepSpeed.
 
-        The network is cast to the training precision; fp32 master weights are kept beside it.
+        The network is cast to the training precision; fp32 master weights are kept as well.
 
         Args:
             network: where ranks share it (`groups.tensor`), this rank's part.
@@ -103,8 +97,8 @@ class Engine:
         section = deepspeed_section(training, world_size=groups.copies.size, on_cpu=on_cpu)
         division = Division.of(network, axis_of, groups.tensor)
         division.prepare(network)
-        parts = parameter_groups(network)
-        optimizer = make_optimizer(parts, training.optimizer, fused=not on_cpu)
+        parameters = parameter_groups(network)
+        optimizer = make_optimizer(parameters, training.optimizer, fused=not on_cpu)
         deepspeed = load_deepspeed(on_cpu=on_cpu)
         deepspeed.utils.groups.mpu = None  # of an engine that this process had before
         shares = groups.tensor.size > 1
@@ -115,7 +109,7 @@ class Engine:
             dist_init_required=False,
             mpu=_ModelParallelUnit(groups.tensor, groups.copies) if shares else None,
         )
-        return cls(started, optimizer, parts, division, training.optimizer.ema_decay)
+        return cls(started, optimizer, parameters, division, training.optimizer.ema_decay)
 
     # training
 
@@ -160,10 +154,10 @@ class Engine:
 
     @torch.no_grad()
     def agree(self) -> None:
-        """Make what every sharing rank has all of the same again, to the last bit.
+        """Make undivided parameters bitwise equal again on the ranks that share the network.
 
-        Their gradients are the same but for the order in which each rank's copies are summed,
-        which the network of the machines decides. Without this the difference would grow.
+        Their gradients differ only by the order in which the copies are summed. Without this the
+        difference would grow.
         """
         division = self._division
         if division.group.size == 1:
@@ -212,13 +206,13 @@ class Engine:
         """What this rank saves: its pieces of master weights, moments and averages, on the CPU.
 
         Call right after `step`: between micro-batches gradients would be lost. Ranks that share
-        the network exchange pieces on the way: all of them must read to the end.
+        the network exchange pieces meanwhile: all of them must read to the end.
         """
         self.agree()
         if self._stage:
             return self._division.whole_fragments(self._owned.fragments())
         sizes = {slot.name: slot.numel for slot in self._owned.slots}
-        owner = dealt_out(sizes, self._world_size)  # every rank holds all of it
+        owner = balanced_owners(sizes, self._world_size)  # every rank holds all of it
         mine = self._owned.fragments(lambda name: owner[name] == self._rank)
         return self._division.whole_fragments(mine)
 
@@ -285,7 +279,7 @@ class Engine:
             whole = read(name, MASTER, 0, numel)
             parameter.data.copy_(whole.view(parameter.shape))
 
-    # where DeepSpeed keeps things
+    # where DeepSpeed keeps the optimizer's state
 
     def _flats(self) -> list[Tensor]:
         """The fp32 tensors that the torch optimizer steps."""
@@ -329,7 +323,7 @@ class Engine:
 
 
 class _ModelParallelUnit:
-    """Which ranks share the network and which the batch, by the names that DeepSpeed asks for."""
+    """Which ranks share the network and which the batch, under the names that DeepSpeed calls."""
 
     def __init__(self, tensor: RankGroup, data: RankGroup) -> None:
         self.get_model_parallel_group = lambda: tensor.handle
@@ -345,7 +339,7 @@ def prepare_process(*, on_cpu: bool, compiles: bool = False) -> None:
 
     Args:
         on_cpu: no GPU is used.
-        compiles: somebody asked for compiled blocks (`model.compile_model`).
+        compiles: compiled blocks are requested (`model.compile_model`).
     """
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -362,7 +356,7 @@ def load_deepspeed(*, on_cpu: bool) -> ModuleType:
     if on_cpu:
         # Else init_distributed compiles this op with g++ for a minute; gloo serves as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # It calls collectives by names that torch is about to rename; nothing a user could fix.
+    # It uses names that torch deprecates; a user cannot fix that.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
     logger = logging.getLogger("DeepSpeed")
     logger.handlers.clear()  # its own handler prints to stdout

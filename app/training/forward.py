@@ -34,10 +34,10 @@ def forward_step(
         model: what `training_main` built.
         args: `iteration`, the number of the current step, is read.
         timers: `timers(name).start()` and `.stop()`.
-        data_class: upstream's argument for bound dataset classes; not needed here.
+        data_class: accepted for the contract, ignored.
 
     Returns:
-        The loss, and numbers by name for the log.
+        The loss, and metrics by name for the log.
     """
     group = sharing(args)
     batch = next_batch(data_iterator, args, timers) if group.rank == 0 else {}
@@ -52,7 +52,7 @@ def forward_step_eval(
     only_log_video_latents: bool = False,
     data_class: type | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One validation micro-step: as `forward_step`, without gradients, and videos for people.
+    """One validation micro-step: as `forward_step`, without gradients, and videos to look at.
 
     Videos are made when `args.log_image` is set and `model.videos_to` takes them; every rank
     makes those of its own batch, so no rank waits for another.
@@ -78,8 +78,8 @@ def broad_cast_batch(batch: dict[str, Any], group: RankGroup = ALONE) -> dict[st
     """The batch of the first rank of a model-parallel group, on every rank of it.
 
     Args:
-        batch: tensors and plain values by name; not looked at on the other ranks.
-        group: who shares the network; alone, the batch comes back as it is.
+        batch: tensors and plain values by name; ignored on the other ranks.
+        group: the ranks that share the network; with one rank the batch is returned unchanged.
     """
     return batch if group.size == 1 else of_first_rank(batch, group)
 

@@ -1,4 +1,4 @@
-"""When a loss or gradient holds no number: skip the step, but not for ever."""
+"""Stop a run whose loss is NaN or infinite for too many steps."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ MAX_BAD_STEPS = 20  # in a row
 
 
 class DivergedError(CogvxError):
-    """The loss is no number any more; a new start would come to the same place."""
+    """The loss stays NaN or infinite; a restart would end in the same way."""
 
     exit_code = 1
 
 
 class Health:
-    """Counts skipped steps in a row."""
+    """Counts consecutive steps with a loss that is not finite."""
 
     def __init__(self, limit: int = MAX_BAD_STEPS) -> None:
         self._limit = limit
         self._in_a_row = 0
 
     def observe(self, step: int, loss: float, *, skipped: bool) -> None:
-        """Take note of one step.
+        """Count one step.
 
         Raises:
-            DivergedError: too many steps in a row had a loss that is no number.
+            DivergedError: too many consecutive steps had a loss that is not finite.
         """
         if math.isfinite(loss):
-            # A skipped step with a sound loss is fp16 finding its loss scale.
+            # A skipped step with a finite loss: fp16 is searching for its loss scale.
             self._in_a_row = 0
             return
         self._in_a_row += 1

@@ -1,7 +1,7 @@
 """The training loop: micro-steps, optimizer step, log, save, validate, stop.
 
-It knows neither data nor storage nor evaluation: those are callables. A `step` is an optimizer
-step; numbers are told with the count of steps done, 1 after the first, as upstream's iterations.
+Data, storage and evaluation are callables. A `step` is an optimizer step; metrics are logged with
+the count of steps done, 1 after the first, as upstream's iterations.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ class LoopHooks:
     """What the loop calls.
 
     Attributes:
-        micro_step: the step's number -> loss and numbers by name (`forward_step`).
+        micro_step: the step's number -> loss and metrics by name (`forward_step`).
         save: writes a checkpoint of the state; called by every rank.
-        evaluate: validates and returns numbers by name; called by every rank.
-        before_step: told the step's number before its first micro-step.
-        on_log: told (state, facts) at each log line, on every rank.
-        has_news: whether this rank has to tell the others something after a step.
-        on_news: told the state after a step when any rank had news; called by every rank.
-        numbers: more numbers by name for log lines and records.
+        evaluate: validates and returns metrics by name; called by every rank.
+        before_step: called with the step's number before its first micro-step.
+        on_log: called with (state, metrics) at each log line, on every rank.
+        has_news: whether this rank has something for the others after a step.
+        on_news: called with the state after a step when any rank had news, on every rank.
+        metrics: more metrics by name for log lines and records.
     """
 
     micro_step: MicroStep
@@ -91,7 +91,7 @@ class LoopHooks:
     on_log: Callable[[LoopState, Mapping[str, float]], None] = _nothing
     has_news: Callable[[], bool] = bool
     on_news: Callable[[LoopState], None] = _nothing
-    numbers: Callable[[], Mapping[str, float]] = dict
+    metrics: Callable[[], Mapping[str, float]] = dict
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ def run_loop(
         PreemptedError: a rank got SIGTERM; the state was saved first.
         DivergedError: the loss was not a number for too many steps in a row.
     """
-    watch = _Watch(plan, hooks, tools)
+    recorder = _Recorder(plan, hooks, tools)
     while state.step < plan.steps:
         engine.train()
         record = train_step(engine, plan, hooks, tools, state)
@@ -135,11 +135,11 @@ def run_loop(
         if has_news:
             hooks.on_news(state)
         is_last = state.step == plan.steps
-        watch.note(state, record)
+        recorder.record(state, record)
         is_exit = not is_last and is_due(state.step, plan.exit_interval)
         is_stop = not is_last and wants_stop
         if is_last or is_exit or is_stop or is_due(state.step, plan.save_interval):
-            watch.save(state)
+            recorder.save(state)
         if is_stop:
             raise PreemptedError(
                 f"stopped by SIGTERM after step {state.step}",
@@ -147,7 +147,7 @@ def run_loop(
                 fix="start the run again: it continues from this step",
             )
         if is_due(state.step, plan.eval_interval):
-            watch.evaluate(state)
+            recorder.evaluate(state)
         if is_exit:
             log.info("stopping at exit_interval", extra={"steps_done": state.step})
             return replace(state, stopped_early=True)
@@ -164,18 +164,18 @@ def train_step(
     """One optimizer step.
 
     Returns:
-        Means over ranks and micro-steps of `loss` and of the micro-step's other numbers; `lr`,
-        `grad_norm`, `skipped` (0 or 1), `stop` (above 0: a rank wants to end), `news` (above 0:
-        a rank has some).
+        Means over ranks and micro-steps of `loss` and of the micro-step's other metrics; `lr`,
+        `grad_norm`, `skipped` (0 or 1), `stop` (above 0: a rank requests the end), `news` (above
+        0: a rank has some).
     """
     hooks.before_step(state.step)
     sums: dict[str, Any] = {}
     for _ in range(plan.accumulation):
         answer = hooks.micro_step(state.step)
-        loss, numbers = answer if isinstance(answer, tuple) else (answer, {})
+        loss, metrics = answer if isinstance(answer, tuple) else (answer, {})
         with tools.times.part("backward"):
             engine.backward(loss)
-        for name, value in {**numbers, "loss": loss}.items():
+        for name, value in {**metrics, "loss": loss}.items():
             sums.setdefault(name, []).append(torch.as_tensor(value).detach())
     lr = plan.schedule.lr(state.step, state.skipped_steps)
     with tools.times.part("optimizer"):
@@ -189,8 +189,8 @@ def train_step(
     }
 
 
-class _Watch:
-    """What happens around the steps: records, log lines, saves, validation, and their times."""
+class _Recorder:
+    """What happens between the steps: records, log lines, saves, validation, and their times."""
 
     def __init__(self, plan: LoopPlan, hooks: LoopHooks, tools: LoopTools) -> None:
         self._plan = plan
@@ -200,62 +200,61 @@ class _Watch:
         self._window: list[Mapping[str, float]] = []  # records since the last log line
         self._is_first = True
 
-    def note(self, state: LoopState, record: dict[str, float]) -> None:
-        """Put one step on record; log when it is time."""
+    def record(self, state: LoopState, record: dict[str, float]) -> None:
+        """Record one step; log when it is time."""
         self._pace.step()
         self._window.append(record)
         skipped = bool(record["skipped"])
         is_first, is_last = self._is_first, state.step == self._plan.steps
-        self._is_first = False  # of this start: shows at once that the run moves
+        self._is_first = False  # of this start: logged, so that progress shows early
         if is_first or is_last or is_due(state.step, self._plan.log_interval):
             record = record | self._log(state, record["lr"])
-        self._tools.trackers.log(state.step, {**record, **self._hooks.numbers()})
+        self._tools.trackers.log(state.step, {**record, **self._hooks.metrics()})
         self._tools.health.observe(state.step, record["loss"], skipped=skipped)
 
     def save(self, state: LoopState) -> None:
-        """Write a checkpoint; first the numbers: what it continues from must be on record."""
+        """Write a checkpoint; the metrics before it are flushed first."""
         self._tools.trackers.flush()
         with self._aside("save"):
             self._hooks.save(state)
 
     def evaluate(self, state: LoopState) -> None:
-        """Validate and put the numbers on record."""
+        """Validate and record the metrics."""
         with self._aside("evaluate"):
-            numbers = self._hooks.evaluate(state)
-        if numbers:
-            self._tools.trackers.log(state.step, numbers)
+            metrics = self._hooks.evaluate(state)
+        if metrics:
+            self._tools.trackers.log(state.step, metrics)
             self._tools.trackers.flush()
 
     def _log(self, state: LoopState, lr: float) -> dict[str, float]:
-        """One log line; returns the facts that also belong to the step's record."""
+        """One log line; returns the metrics that also belong to the step's record."""
         count = len(self._window)
-        speed = self._pace.take()
-        facts = {"samples_per_s": speed}
+        timing = {"samples_per_s": self._pace.take()}
         for name, seconds in self._tools.times.take().items():
-            facts[f"{PART_NAMES.get(name, name)}_s"] = seconds / count
+            timing[f"{PART_NAMES.get(name, name)}_s"] = seconds / count
         eta_s = self._pace.eta_s(self._plan.steps - state.step)
         if eta_s is not None:
-            facts["eta_s"] = eta_s
-        shown = {
+            timing["eta_s"] = eta_s
+        metrics = {
             "steps_done": state.step,
             "steps": self._plan.steps,
-            # A loss that is no number would hide all others of the window.
+            # Of the finite ones: a NaN would hide all others of the window.
             "loss": _mean([record["loss"] for record in self._window]),
             "lr": lr,
             "grad_norm": _mean([record["grad_norm"] for record in self._window]),
-            **facts,
+            **timing,
             "skipped_steps": state.skipped_steps,
-            **self._hooks.numbers(),
+            **self._hooks.metrics(),
         }
         self._window.clear()
-        log.info("training", extra=shown)
-        self._hooks.on_log(state, shown)
+        log.info("training", extra=metrics)
+        self._hooks.on_log(state, metrics)
         self._tools.trackers.flush()
-        return facts
+        return timing
 
     @contextmanager
     def _aside(self, name: str) -> Iterator[None]:
-        """Work that is not training: shown apart, and no brake on the speed."""
+        """Work that is not training: timed apart, and not part of the speed."""
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
@@ -264,7 +263,7 @@ class _Watch:
 
 
 def is_due(step: int, interval: int | None) -> bool:
-    """Whether something that happens every `interval` steps happens after `step` steps."""
+    """Whether something with this interval in steps is due after `step` steps."""
     return bool(interval) and step % int(interval or 1) == 0
 
 

@@ -2,7 +2,7 @@
 
 Two curves. `default`: a linear rise to the base rate, then the decay style down to its end at the
 end of the run. `sat`: upstream's AnnealingLR, number for number: 100 steps at 5% of the rate when
-mode is finetune, and a decay that does not arrive (docs/upstream_differences.md).
+mode is finetune, and a decay that does not reach its end (docs/upstream_differences.md).
 
 Source of `sat`: SwissArmyTransformer 0.4.12, sat/training/learning_rates.py, AnnealingLR.
 """
@@ -64,8 +64,8 @@ class LrSchedule:
         """The rate of optimizer step `step` (0 is the first).
 
         Args:
-            skipped: steps skipped so far (no number in the loss). Upstream's curve does not
-                move at those; the default curve does not care.
+            skipped: steps skipped so far (NaN). Upstream's curve does not advance at those; the
+                default curve ignores them.
         """
         if self.curve == "sat":
             return self._sat(max(0, step - skipped))
@@ -92,7 +92,7 @@ class LrSchedule:
         warmup, steps = self.warmup, self.steps
         if auto and count <= before + auto:
             slow = AUTO_WARMUP_RATE * self.base
-            # Upstream divides by zero here when warmup is 0; the plateau itself is meant.
+            # Upstream divides by zero here when warmup is 0; the plateau is what it intends.
             return min(slow, self.base * count / warmup) if warmup > 0 else slow
         if warmup > 0 and count <= warmup:
             return self.base * count / warmup

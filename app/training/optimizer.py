@@ -45,8 +45,10 @@ def parameter_groups(network: nn.Module) -> list[ParameterGroup]:
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            spared = is_norm or name == "bias" or getattr(parameter, "no_weight_decay", False)
-            found[NO_DECAY if spared else DECAY][f"{prefix}.{name}" if prefix else name] = parameter
+            no_decay = is_norm or name == "bias" or getattr(parameter, "no_weight_decay", False)
+            found[NO_DECAY if no_decay else DECAY][f"{prefix}.{name}" if prefix else name] = (
+                parameter
+            )
     groups = [
         ParameterGroup(kind, tuple(named), tuple(named.values()))
         for kind, named in found.items()

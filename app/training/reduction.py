@@ -1,4 +1,4 @@
-"""Numbers of one step, averaged over micro-steps and ranks in a single small message."""
+"""Metrics of one step, averaged over micro-steps and ranks in a single small message."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ ABSENT = -100.0  # upstream's mark: this rank has no value for the metric
 def reduced(
     values: Mapping[str, Sequence[Tensor]], *, stop: bool, news: bool = False
 ) -> dict[str, float]:
-    """Means of scalars by name, and how many ranks want to end (`stop`) or to tell (`news`).
+    """Means of scalars by name, and how many ranks set `stop` and `news`.
 
     Every rank must give the same names. A value of -100 does not count; a name without any
     value is -100, and names with "eval" in them are left out, as upstream does.
 
     Args:
         values: one scalar per micro-step.
-        stop: this rank's wish.
-        news: this rank knows something that all must hear before the next step.
+        stop: this rank requests the end of the run.
+        news: this rank has something that all ranks must know before the next step.
 
     Returns:
         The same floats on every rank.
@@ -36,8 +36,8 @@ def reduced(
         sums.append(torch.where(present, stacked, torch.zeros_like(stacked)).sum())
         counts.append(present.sum())
     message = torch.stack([*sums, *(count.to(sums[0]) for count in counts)])
-    wish = torch.tensor([float(stop), float(news)], device=message.device)
-    total = world().sum(torch.cat([message, wish])).tolist()
+    flags = torch.tensor([float(stop), float(news)], device=message.device)
+    total = world().sum(torch.cat([message, flags])).tolist()
     found = {
         name: total[i] / total[len(names) + i] if total[len(names) + i] else ABSENT
         for i, name in enumerate(names)

@@ -1,4 +1,4 @@
-"""SIGTERM: finish the step, save, leave. A second one: leave at once."""
+"""SIGTERM: finish the step, save, exit. A second one: exit immediately."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
 
 from app.errors import PreemptedError
@@ -16,20 +16,11 @@ from app.errors import PreemptedError
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
 class StopFlag:
     """Set by the signal, read by the loop at every step boundary."""
 
-    def __init__(self) -> None:
-        self._requested_at: float | None = None
-
-    @property
-    def requested(self) -> bool:
-        return self._requested_at is not None
-
-    def request(self) -> None:
-        """Ask for the end of the run at the next step boundary."""
-        if self._requested_at is None:
-            self._requested_at = time.monotonic()
+    requested: bool = False
 
 
 @contextlib.contextmanager
@@ -39,9 +30,9 @@ def stop_on_sigterm() -> Iterator[StopFlag]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if flag.requested:
-            # Somebody insists: no time is left for anything that could block.
+            # The second signal: there is no time for anything that could block.
             os._exit(PreemptedError.exit_code)
-        flag.request()
+        flag.requested = True
 
     if threading.current_thread() is not threading.main_thread():
         yield flag  # python delivers signals to the main thread only

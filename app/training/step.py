@@ -1,7 +1,7 @@
 """From a batch to a loss: what upstream's YAML calls SATVideoDiffusionEngine.
 
 Axes: B batch, T pixel frames, t latent frames, C channels, H and W pixels, h and w latents.
-Everything random comes from the micro-batch's `Draws`, asked in upstream's order: image noise,
+All random numbers come from the micro-batch's `Draws`, in upstream's order: image noise,
 posterior of the image, posterior of the clip, image dropout, caption dropout, timestep, noise.
 Source: sat/diffusion_video.py, shared_step, encode_first_stage, log_video.
 """
@@ -51,7 +51,7 @@ class FirstStage(Protocol):
 
 
 class TrainingModules(Protocol):
-    """The parts of the engine; only the network trains."""
+    """What a DiffusionModel consists of; only the network trains."""
 
     @property
     def network(self) -> Network: ...
@@ -72,12 +72,12 @@ class Randomness:
     Attributes:
         draws: positions of the samples in the run's global order -> their random numbers.
         strata: positions -> ranges of their timesteps; None draws from all.
-        image_dropout_at_once: one decision for the micro-batch (upstream) instead of one each.
+        shared_image_dropout: one decision for the micro-batch (upstream) instead of one each.
     """
 
     draws: Callable[[Sequence[int]], Draws]
     strata: Callable[[Sequence[int]], Strata | RankStratum | None] = lambda positions: None
-    image_dropout_at_once: bool = False
+    shared_image_dropout: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class DiffusionModel:
 
     def __init__(
         self,
-        parts: TrainingModules,
+        modules: TrainingModules,
         config: ModelConfig,
         randomness: Randomness,
         *,
@@ -110,11 +110,11 @@ class DiffusionModel:
         dtype: torch.dtype,
         times: PartTimes | None = None,
     ) -> None:
-        self.network: Network = parts.network
-        self.vae: FirstStage = parts.vae
-        self.conditioner = parts.conditioner
-        self.loss = parts.loss
-        self.sampler = parts.sampler
+        self.network: Network = modules.network
+        self.vae: FirstStage = modules.vae
+        self.conditioner = modules.conditioner
+        self.loss = modules.loss
+        self.sampler = modules.sampler
         self.config = config
         self.randomness = randomness
         self.device = device
@@ -124,7 +124,7 @@ class DiffusionModel:
         self._warned = False
         if config.noised_image_input and config.latent_input:
             raise ConfigError(
-                "image-to-video training needs pixels: the noise of the first frame is drawn anew "
+                "image-to-video training needs pixels: the noise of the first frame is drawn again "
                 "in every step",
                 where="model.latent_input and model.noised_image_input",
                 fix="set latent_input: false",
@@ -154,7 +154,7 @@ class DiffusionModel:
 
     @torch.no_grad()
     def encode(self, batch: Mapping[str, Any], draws: Draws, *, dropout: bool = True) -> Encoded:
-        """Encode clips and captions with the frozen parts.
+        """Encode clips and captions with the frozen modules.
 
         Args:
             dropout: False keeps every caption and image (validation).
@@ -167,11 +167,11 @@ class DiffusionModel:
         else:
             video = self.on_device(batch[self.config.input_key])
             is_latent = self._holds_latents(video)
-            pixels = None if is_latent else self.pixels(video)
-            if self.config.noised_image_input:
-                assert pixels is not None, "excluded by the constructor"
-                image = self._image_latent(pixels[:, :1], draws)
-            latents = self._latents(video if pixels is None else pixels, is_latent, draws)
+            if not is_latent:
+                video = self.pixels(video)
+            if self.config.noised_image_input:  # pixels: the constructor excludes latents
+                image = self._image_latent(video[:, :1], draws)
+            latents = self._latents(video, is_latent, draws)
         frames, multiple = latents.shape[1], self._network_config.patch.frames
         latents = pad_latent_frames(latents, multiple)
         if image is not None:
@@ -181,7 +181,7 @@ class DiffusionModel:
         return Encoded(latents, conditioning, padding_count(frames, multiple))
 
     def positions(self, batch: Mapping[str, Any]) -> list[int]:
-        """Where the samples stand in the run's global order; the loader says so."""
+        """Positions of the samples in the run's global order, which the loader gives."""
         count = len(batch["txt"])
         clips = len(batch[MEAN if MEAN in batch else self.config.input_key])
         positions = [int(position) for position in batch.get("positions", range(count))]
@@ -189,7 +189,7 @@ class DiffusionModel:
             raise DataError(
                 f"a batch of {clips} clips has {count} captions and {len(positions)} positions",
                 where="the batch of the data loader",
-                fix="give one caption (txt) per clip",
+                fix="provide one caption (txt) per clip",
             )
         return positions
 
@@ -264,8 +264,7 @@ class DiffusionModel:
     def _placed(self, latent: Tensor, frames: int, draws: Draws, *, dropout: bool) -> Tensor:
         keep = None
         if dropout:
-            at_once = self.randomness.image_dropout_at_once
-            drawn = draws.keep_all if at_once else draws.keep
+            drawn = draws.keep_all if self.randomness.shared_image_dropout else draws.keep
             keep = drawn("image_dropout", len(latent), 1 - self.config.noised_image_dropout)
         every = self.config.noised_image_all_concat
         return placed_image_latent(latent, frames, keep, all_frames=every)
@@ -277,14 +276,14 @@ class DiffusionModel:
     def _part(self, name: str) -> Any:
         return self.times.part(name) if self.times is not None else nullcontext()
 
-    def send_visitors_away(self) -> None:
-        """Give back frozen parts that were loaded for a moment; others stay."""
-        for part in (self.vae, getattr(self.conditioner, "encoder", None)):
-            leave = getattr(part, "leave", None)
-            if callable(leave):
-                leave()
+    def offload(self) -> None:
+        """Free the frozen modules that are loaded on demand; others stay."""
+        for module in (self.vae, getattr(self.conditioner, "encoder", None)):
+            offload = getattr(module, "offload", None)
+            if callable(offload):
+                offload()
 
-    # looking at samples
+    # samples to look at
 
     @torch.no_grad()
     def log_video(
@@ -294,11 +293,11 @@ class DiffusionModel:
         ucg_keys: Sequence[str] | None = None,
         only_log_video_latents: bool = False,
     ) -> dict[str, Tensor]:
-        """Videos of a batch for people: `inputs`, `reconstructions` and `samples`.
+        """Videos of a batch to look at: `inputs`, `reconstructions` and `samples`.
 
         Args:
             batch: as for `shared_step`.
-            N: at most so many samples.
+            N: the largest number of samples.
             ucg_keys: upstream's; every conditioning is zero in the unconditional half.
             only_log_video_latents: `latents` (B, C, t, h, w) instead of the decoded two.
 
@@ -308,23 +307,23 @@ class DiffusionModel:
         few = {name: value[:N] for name, value in batch.items() if hasattr(value, "__getitem__")}
         draws = self.randomness.draws(self.positions(few))
         encoded = self.encode(few, draws, dropout=False)
-        shown: dict[str, Tensor] = {}
+        videos: dict[str, Tensor] = {}
         padding = encoded.padding
-        if MEAN not in few:  # encoded clips have no pixels to show
+        if MEAN not in few:  # encoded clips have no pixels
             video = self.on_device(few[self.config.input_key])
             if not self._holds_latents(video):
-                shown["inputs"] = self.pixels(video)
+                videos["inputs"] = self.pixels(video)
         if not only_log_video_latents:
-            shown["reconstructions"] = self.decode(drop_padding(encoded.latents, padding))
+            videos["reconstructions"] = self.decode(drop_padding(encoded.latents, padding))
         noise = draws.normal_like("initial_noise", encoded.latents.float())
         both = encoded.conditioning.for_guidance()
         sampled = self.sampler.sample(self.network, noise, both, draws)
         sampled = drop_padding(sampled.to(self.dtype), padding)
         if only_log_video_latents:
-            shown["latents"] = sampled.transpose(1, 2) / self.config.scale_factor
+            videos["latents"] = sampled.transpose(1, 2) / self.config.scale_factor
         else:
-            shown["samples"] = self.decode(sampled)
-        return shown
+            videos["samples"] = self.decode(sampled)
+        return videos
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import yaml
 from app.cli.encode import encode_options, make_encode_parser
 from app.config.command_line import read_command_line
 from app.config.load import config_of
-from app.config.runnable import check_encodable
+from app.config.runnable import encodable_run
 from app.registry import TARGETS
 from tests.deploy.validation import complaints
 from tests.support.configs import ROOT, path_of
@@ -36,7 +36,7 @@ def test_every_pod_encodes_its_own_part_of_all() -> None:
     plain = [*words, *WEIGHTS, ckpt, "args.valid_data=[]"]
     line = read_command_line(plain, make_encode_parser())
     config = config_of(line, TARGETS)
-    check_encodable(config)
+    encodable_run(config)
 
     count = JOB["spec"]["completions"]
     found = [

@@ -7,9 +7,6 @@ A job is an object, see `Job`. The global batch is the same at every layout.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,15 +14,13 @@ import torch
 from torch import Tensor
 
 from app.config.schema.model import LoraConfig
-from app.distributed.groups import ProcessGroups, process_groups
-from app.distributed.rank import RankInfo
-from app.distributed.rank_group import world
+from app.distributed.groups import ProcessGroups
 from app.distributed.sharing import split_ranks
 from app.models.conditioning import Conditioning
 from app.models.dit.parallel import split_axis, split_network
 from app.models.dit.transformer import DiffusionTransformer
 from app.training.engine import Engine
-from tests.distributed.trainer import restore, save
+from tests.distributed.trainer import restore, run_jobs, save, train_steps
 from tests.support.networks import tiny
 from tests.unit.training.configs import training_config
 
@@ -101,44 +96,25 @@ def train(job: Job, alone: ProcessGroups) -> dict[str, object]:
         drift(engine, network, groups.tensor.rank)
         engine.agree()
     per_micro = GLOBAL_BATCH // (copies.size * job.accumulation)
-    losses, norms, skipped = [], [], []
-    for step in range(job.start, job.stop):
-        torch.manual_seed(step)  # of the dropout
-        total = torch.zeros(())
-        for micro in range(job.accumulation):
-            first = (copies.rank * job.accumulation + micro) * per_micro
-            pairs = [sample(step, first + i) for i in range(per_micro)]
-            latents, text = (torch.stack(parts) for parts in zip(*pairs, strict=True))
-            timesteps = torch.full((per_micro,), 100 * step)
-            answer = engine.network(latents, timesteps, Conditioning(text))
-            loss = ((answer.float() - latents) ** 2).mean()
-            if step == job.poison and groups.rank.rank == groups.rank.world_size - 1:
-                loss = loss * float("nan")
-            engine.backward(loss)
-            total += loss.detach() / job.accumulation
-        report = engine.step(lr=1e-2)
-        losses.append(float(world().sum(total) / world().size))
-        norms.append(report.grad_norm)
-        skipped.append(report.skipped)
+
+    def micro_loss(step: int, micro: int) -> Tensor:
+        if micro == 0:
+            torch.manual_seed(step)  # of the dropout
+        first = (copies.rank * job.accumulation + micro) * per_micro
+        pairs = [sample(step, first + i) for i in range(per_micro)]
+        latents, text = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
+        timesteps = torch.full((per_micro,), 100 * step)
+        answer = engine.network(latents, timesteps, Conditioning(text))
+        return ((answer.float() - latents) ** 2).mean()
+
+    steps = train_steps(engine, job, groups, micro_loss, lambda step: 1e-2)
     if job.save:
         save(engine, Path(job.save), groups.rank.rank)
     return {
-        "losses": losses,
-        "norms": norms,
-        "skipped": skipped,
+        **steps,
         "shapes": {name: list(i.shape) for name, i in engine.parameters_info().items()},
     }
 
 
-def main() -> int:
-    torch.set_num_threads(1)
-    jobs = [Job(**job) for job in json.loads(Path(sys.argv[1]).read_text())]
-    rank = RankInfo.from_environment(os.environ)
-    with process_groups(rank, device=torch.device("cpu"), join_s=120) as groups:
-        print(json.dumps([train(job, groups) for job in jobs]))
-    sys.stdout.flush()
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_jobs(Job, train)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.gang import outputs, run_gang
+from tests.distributed.rank_processes import outputs, run_processes
 
 TRAINER = "tests/distributed/trainer.py"
 STAGES = (0, 1, 2, 3)
@@ -58,7 +58,7 @@ class Ran:
 def run(folder: Path, world: int, jobs: dict[str, dict[str, Any]]) -> Ran:
     path = folder / f"jobs-{len(list(folder.glob('jobs-*')))}.json"
     path.write_text(json.dumps(list(jobs.values())))
-    ended = run_gang([TRAINER, str(path)], ranks=range(world), world_size=world)
+    ended = run_processes([TRAINER, str(path)], ranks=range(world), world_size=world)
     reports = [json.loads(text.splitlines()[-1]) for text in outputs(ended)]
     for report in reports[1:]:
         assert [job["losses"] for job in report] == [job["losses"] for job in reports[0]]

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from tests.distributed.gang import ROOT, environment
+from tests.distributed.rank_processes import ROOT, environment
 from tests.support.ports import reserved_port
 
 

@@ -6,14 +6,16 @@ import json
 
 import pytest
 
-from tests.distributed.gang import outputs, run_gang
+from tests.distributed.rank_processes import outputs, run_processes
 
 REL = {"fp32": 2e-6, "bf16": 3e-3}
 
 
 @pytest.mark.slow
 def test_every_kind_of_network_trains_alike_under_every_stage() -> None:
-    ended = run_gang(["tests/distributed/networks.py"], ranks=[0, 1], world_size=2, timeout_s=280)
+    ended = run_processes(
+        ["tests/distributed/networks.py"], ranks=[0, 1], world_size=2, timeout_s=280
+    )
 
     first, second = (json.loads(text.splitlines()[-1]) for text in outputs(ended))
 

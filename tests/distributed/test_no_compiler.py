@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from tests.distributed.gang import outputs, run_gang
+from tests.distributed.rank_processes import outputs, run_processes
 
 
 def test_two_processes_train_without_a_compiler_and_with_empty_caches(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_two_processes_train_without_a_compiler_and_with_empty_caches(tmp_path: 
         "TRITON_CACHE_DIR": str(caches / "triton"),
     }
 
-    ended = run_gang(
+    ended = run_processes(
         ["tests/distributed/trainer.py", str(tmp_path / "jobs.json")],
         ranks=[0, 1],
         world_size=2,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.gang import outputs, run_gang
+from tests.distributed.rank_processes import outputs, run_processes
 
 PEER = "tests/distributed/tensor_peer.py"
 TOLERANCE = 1e-5  # fp32; sums are taken in another order
@@ -35,7 +35,7 @@ def found() -> dict[tuple[int, str], list[dict[str, Any]]]:
     """Number of ranks that share and case -> the reports of all of these."""
     reports: dict[tuple[int, str], list[dict[str, Any]]] = {}
     cases = [*(f"2/{case}" for case in ON_TWO), *(f"3/{case}" for case in ON_THREE)]
-    for text in outputs(run_gang([PEER, *cases], ranks=range(3), world_size=3)):
+    for text in outputs(run_processes([PEER, *cases], ranks=range(3), world_size=3)):
         for report in json.loads(text):
             reports.setdefault((report["size"], report["case"]), []).append(report)
     return reports

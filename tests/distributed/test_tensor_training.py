@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.gang import outputs, run_gang
+from tests.distributed.rank_processes import outputs, run_processes
 from tests.distributed.tensor_trainer import CLIPPING
 
 TRAINER = "tests/distributed/tensor_trainer.py"
@@ -47,7 +47,7 @@ def run(folder: Path, layout: Layout, jobs: dict[str, dict[str, Any]]) -> dict[s
     """Reports of rank 0 by name of the job; the losses are the same on all ranks."""
     path = folder / f"jobs-{len(list(folder.glob('jobs-*')))}.json"
     path.write_text(json.dumps([{"tensor": layout.tensor, **job} for job in jobs.values()]))
-    ended = run_gang(
+    ended = run_processes(
         [TRAINER, str(path)], ranks=range(layout.world), world_size=layout.world, timeout_s=280
     )
     reports = [json.loads(text.splitlines()[-1]) for text in outputs(ended)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.gang import outputs, run_gang
+from tests.distributed.rank_processes import outputs, run_processes
 
 TOLERANCE = 1e-5  # fp32; statistics are summed in another order
 OF_BF16 = 0.05  # its own statistics are rounded elsewhere
@@ -16,7 +16,7 @@ OF_BF16 = 0.05  # its own statistics are rounded elsewhere
 @pytest.fixture(scope="module")
 def reports() -> list[dict[str, Any]]:
     """What each rank of a gang of three found, by the number of ranks that shared."""
-    ended = run_gang(["tests/distributed/vae_peer.py"], range(3), world_size=3, timeout_s=240)
+    ended = run_processes(["tests/distributed/vae_peer.py"], range(3), world_size=3, timeout_s=240)
     return [json.loads(text) for text in outputs(ended)]
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from app.distributed.groups import ProcessGroups, process_groups
 from app.distributed.rank import RankInfo
+from app.distributed.rank_group import world
 from app.training.engine import Engine
 from tests.unit.training.configs import training_config
 
@@ -64,7 +66,6 @@ def data(step: int, sample: int) -> Tensor:
 
 
 def train(job: Job, groups: ProcessGroups) -> dict[str, object]:
-    world = groups.rank.world_size
     config = training_config(
         precision=job.precision,
         zero_stage=job.stage,
@@ -80,34 +81,70 @@ def train(job: Job, groups: ProcessGroups) -> dict[str, object]:
     seconds = time.monotonic() - started
     if job.load:
         restore(engine, Path(job.load))
-    per_micro = GLOBAL_BATCH // (world * job.accumulation)
-    losses, norms, skipped = [], [], []
-    for step in range(job.start, job.stop):
-        total = torch.zeros(())
-        for micro in range(job.accumulation):
-            first = (groups.rank.rank * job.accumulation + micro) * per_micro
-            rows = torch.stack([data(step, first + i) for i in range(per_micro)])
-            error = engine.network(rows[:, :64]).float() - rows[:, 64:]
-            loss = (error**2).mean()
-            if step == job.poison and groups.rank.rank == world - 1:
-                loss = loss * float("nan")
-            engine.backward(loss)
-            total += loss.detach() / job.accumulation
-        report = engine.step(lr=1e-2 * min(1.0, (step + 1) / 3))
-        losses.append(float(groups.copies.sum(total) / world))
-        norms.append(report.grad_norm)
-        skipped.append(report.skipped)
+    per_micro = GLOBAL_BATCH // (groups.rank.world_size * job.accumulation)
+
+    def micro_loss(step: int, micro: int) -> Tensor:
+        first = (groups.rank.rank * job.accumulation + micro) * per_micro
+        rows = torch.stack([data(step, first + i) for i in range(per_micro)])
+        error = engine.network(rows[:, :64]).float() - rows[:, 64:]
+        return (error**2).mean()
+
+    steps = train_steps(
+        engine, job, groups, micro_loss, lambda step: 1e-2 * min(1.0, (step + 1) / 3)
+    )
     if job.save:
         save(engine, Path(job.save), groups.rank.rank)
     return {
-        "losses": [loss.hex() for loss in losses],
-        "norms": norms,
-        "skipped": skipped,
+        "losses": [loss.hex() for loss in steps["losses"]],
+        "norms": steps["norms"],
+        "skipped": steps["skipped"],
         "adam_steps": engine.adam_steps(),
         "updates": engine.average.updates if engine.average else None,
         "infos": {k: [list(i.shape), i.group] for k, i in engine.parameters_info().items()},
         "start_s": seconds,
     }
+
+
+class Steps(Protocol):
+    """Which steps a job trains; see `Job`."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+    @property
+    def accumulation(self) -> int: ...
+    @property
+    def poison(self) -> int | None: ...
+
+
+def train_steps(
+    engine: Engine,
+    job: Steps,
+    groups: ProcessGroups,
+    micro_loss: Callable[[int, int], Tensor],
+    lr: Callable[[int], float],
+) -> dict[str, list[float]]:
+    """Train the steps of a job; loss, norm and whether it was skipped, for each.
+
+    `micro_loss` gets the numbers of step and micro-step. The last rank's loss of the step
+    `poison` is NaN.
+    """
+    found: dict[str, list[float]] = {"losses": [], "norms": [], "skipped": []}
+    is_last_rank = groups.rank.rank == groups.rank.world_size - 1
+    for step in range(job.start, job.stop):
+        total = torch.zeros(())
+        for micro in range(job.accumulation):
+            loss = micro_loss(step, micro)
+            if step == job.poison and is_last_rank:
+                loss = loss * float("nan")
+            engine.backward(loss)
+            total += loss.detach() / job.accumulation
+        report = engine.step(lr(step))
+        found["losses"].append(float(world().sum(total) / world().size))
+        found["norms"].append(report.grad_norm)
+        found["skipped"].append(report.skipped)
+    return found
 
 
 def save(engine: Engine, folder: Path, rank: int) -> None:
@@ -146,15 +183,14 @@ def reader(folder: Path) -> Callable[[str, str, int, int], Tensor]:
     return read
 
 
-def main() -> int:
+def run_jobs(kind: type[Any], run: Callable[[Any, ProcessGroups], dict[str, object]]) -> None:
+    """Run the jobs of the file on the command line in this rank, and print what they give."""
     torch.set_num_threads(1)
-    jobs = [Job(**job) for job in json.loads(Path(sys.argv[1]).read_text())]
+    jobs = [kind(**job) for job in json.loads(Path(sys.argv[1]).read_text())]
     rank = RankInfo.from_environment(os.environ)
     with process_groups(rank, device=torch.device("cpu"), join_s=120) as groups:
-        print(json.dumps([train(job, groups) for job in jobs]))
-    sys.stdout.flush()
-    return 0
+        print(json.dumps([run(job, groups) for job in jobs]), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_jobs(Job, train)

@@ -68,7 +68,7 @@ def stream(inputs: Inputs, root: str) -> list[tuple[Any, ...]]:
     assert cached is not None
     assert config.data is not None
     request = LoaderRequest(
-        paths=config.data.train, share=Share(0, 1, 2), seed=3, replace=cached.in_place_of
+        paths=config.data.train, share=Share(0, 1, 2), seed=3, replace=cached.cached_source
     )
     with open_loader(config.data, request) as loader:
         return [
@@ -209,7 +209,7 @@ def test_a_run_from_the_cache_has_the_losses_of_a_live_run(
     assert "text encoder loaded" in logs["live"]
     assert "text encoder loaded" not in logs["cached"]
     # Text-to-video has the VAE as a guest, for the videos of the validation.
-    assert ("loading for now" in logs["cached"]) == (kind == "t2v")
+    assert ("loading on demand" in logs["cached"]) == (kind == "t2v")
     samples = list((world.server.folder / f"runs/{kind}-cached/samples").glob("*/*.mp4"))
     assert samples
 

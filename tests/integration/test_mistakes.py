@@ -170,7 +170,7 @@ def test_packing_names_a_truncated_video(world: TinyWorld, tmp_path: Path) -> No
     assert_clear(ended, 65, made[1].video.name)
 
 
-@pytest.mark.slow  # tests/distributed/test_gang.py has the quick ones
+@pytest.mark.slow  # tests/distributed/test_process_groups.py has the quick ones
 def test_two_processes_with_the_same_rank_both_end_at_once(
     world: TinyWorld, tmp_path: Path
 ) -> None:

@@ -269,7 +269,11 @@ def test_image_to_video_begins_with_its_image(
         (["--image", "a.png"], 2, "--image needs --prompt"),
         (["--input-type", "txt", "--input-file", "none.txt"], 66, "no such file of prompts"),
         (["--prompt", "a cat", "--image2video"], 78, "the network takes no image"),
-        (["--prompt", "a", "model.sampler_config.params.fixed_frames=1"], 78, "there is no clip"),
+        (
+            ["--prompt", "a", "model.sampler_config.params.fixed_frames=1"],
+            78,
+            "sampling has no clip",
+        ),
         (["--prompt", "a cat", "args.sampling_image_size=[32,50]"], 78, "not a multiple of 16"),
         (["--prompt", "a cat", "args.sampling_num_frames=3", "args.load=/none"], 66, "/none"),
     ],

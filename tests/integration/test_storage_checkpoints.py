@@ -12,7 +12,7 @@ import pytest
 from app.checkpoint.catalog import find_newest
 from app.checkpoint.layout import CheckpointRef
 from app.checkpoint.reader import open_checkpoint
-from app.checkpoint.retention import RetentionPolicy, apply_retention, sweep
+from app.checkpoint.retention import apply_retention, sweep
 from app.errors import CheckpointError, CogvxError, RetryableError
 from app.storage.objects import ObjectMissingError
 from app.storage.opening import open_storage
@@ -198,7 +198,7 @@ def test_retention_deletes_from_a_bucket(server: RunningServer, tmp_path: Path) 
     for step in (10, 20, 30):
         save(storage, tmp_path / "s", step=step)
 
-    apply_retention(storage, RetentionPolicy(keep_last=1), ["step-0000000010.000001"])
+    apply_retention(storage, 1, ["step-0000000010.000001"])
 
     folders = {entry.key.split("/")[1] for entry in storage.list("checkpoints/")}
     assert folders == {"step-0000000010.000001", "step-0000000030.000001"}

@@ -115,7 +115,7 @@ def model_of(
     return DiffusionModel(
         parts,
         config,
-        Randomness(draws=draws, image_dropout_at_once=True),
+        Randomness(draws=draws, shared_image_dropout=True),
         device=RUNNING.device,
         dtype=dtype,
         times=PartTimes(),

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.checkpoint.fragments import KINDS, Fragment, ParameterInfo
+from app.checkpoint.fragments import Fragment, ParameterInfo
+from app.checkpoint.layout import KINDS
 from app.checkpoint.manifest import CheckpointIdentity
 from app.checkpoint.reader import Checkpoint
 from app.checkpoint.train_state import TrainState

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from app.config.load import load_config
-from app.config.schema.run import RunConfig
+from app.config.runnable import trainable_run
+from app.config.schema.run import RunConfig, TrainableRun
 from app.errors import ConfigErrors
 from app.registry import TARGETS
 
@@ -45,6 +46,11 @@ TINY = base("tiny/tiny", "tiny/tiny_train")
 def load(*argv: str) -> RunConfig:
     """The configuration of a command line."""
     return load_config(list(argv), TARGETS)
+
+
+def load_trainable(*argv: str) -> TrainableRun:
+    """The configuration of a command line that training can start with."""
+    return trainable_run(load(*argv))
 
 
 def mistakes(*argv: str) -> list[str]:

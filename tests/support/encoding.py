@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import app.run.encode.job
-from app.config.schema.run import RunConfig
+from app.config.schema.run import TrainableRun
 from app.data.latent_cache import EncodePart
 from app.models.text.t5 import TinyT5, write_tiny_t5
 from app.models.vae.autoencoder import VideoAutoencoder
 from app.run.encode.job import EncodeReport, EncodeRequest, encode
 from tests.support.clip_files import write_folder
-from tests.support.configs import base, load
+from tests.support.configs import base, load, load_trainable
 
 CAPTIONS: dict[str, str | None] = {f"c{number}": f"a gray clip {number}" for number in range(5)}
 
@@ -50,8 +50,8 @@ class Inputs:
             *overrides,
         ]
 
-    def config(self, *overrides: str) -> RunConfig:
-        return load(*self.words(*overrides))
+    def config(self, *overrides: str) -> TrainableRun:
+        return load_trainable(*self.words(*overrides))
 
     def encode(
         self, *overrides: str, out: str = "", part: EncodePart | None = None
@@ -62,14 +62,14 @@ class Inputs:
 
     def encode_twice_at_once(self, out: str = "") -> list[EncodeReport]:
         """Two jobs in threads; transformers can load one model at a time only."""
-        lock, load_one = threading.Lock(), app.run.encode.job.build_conditioner
+        lock, load_one = threading.Lock(), app.run.encode.job.build_text_encoder
 
         def load(*arguments: Any) -> Any:
             with lock:
                 return load_one(*arguments)
 
         with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
-            patch.setattr(app.run.encode.job, "build_conditioner", load)
+            patch.setattr(app.run.encode.job, "build_text_encoder", load)
             jobs = [pool.submit(self.encode, out=out) for _ in range(2)]
             return [job.result() for job in jobs]
 

@@ -91,3 +91,27 @@ class RunConfig:
     # --register NAME=package.module:Class
     registered: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplableRun(RunConfig):
+    """A configuration that `cogvx sample` can start with (app.config.runnable)."""
+
+    model: ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodableRun(RunConfig):
+    """A configuration that `cogvx encode` can start with (app.config.runnable)."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainableRun(EncodableRun):
+    """A configuration that `cogvx train` can start with (app.config.runnable)."""
+
+    runs_url: str  # args.save
+    start_warnings: tuple[str, ...]  # what keeps no run from starting, and is worth a look

@@ -1,22 +1,20 @@
-"""One start of a run: every part built, the state restored, the loop run.
+"""One start of a run: every module built, the state restored, the loop run.
 
-`train` is the order of things; the other methods are one step of it each.
+`train` is the sequence; the other methods are one step of it each.
 """
 
 from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.config.schema.data import DataConfig
-from app.config.schema.model import ModelConfig
-from app.config.schema.run import RunConfig
+from app.config.schema.run import TrainableRun
 from app.config.schema.training import TrainingConfig
 from app.data.batch import Batch, collate
 from app.data.loader import Loader
@@ -71,7 +69,7 @@ class Attempt:
     """One start of a run, from the data to the last step."""
 
     args: Namespace
-    config: RunConfig
+    config: TrainableRun
     groups: ProcessGroups
     run: RunFolder
     scratch: Path
@@ -97,7 +95,7 @@ class Attempt:
             stack.callback(tools.trackers.close)
             if evaluate is not None and state.step == 0:
                 tools.trackers.log(0, evaluate.baseline())
-            # Closed before the loader is: what was read ahead is given back to it.
+            # Closed before the loader, which gets back what was read ahead.
             batches = stack.enter_context(closing(self.batches(loader, state)))
             micro_step = self.micro_step(seams.forward_step, model, batches, times)
             hooks = self.hooks(micro_step, saver, evaluate, training.steps, stack)
@@ -110,25 +108,9 @@ class Attempt:
             self.finish(last, plan, None if is_validated else evaluate, tools)
             return f"finished after step {last.step}"
 
-    @property
-    def training(self) -> TrainingConfig:
-        """Checked before the run starts."""
-        assert self.config.training is not None
-        return self.config.training
-
-    @property
-    def model_config(self) -> ModelConfig:
-        assert self.config.model is not None
-        return self.config.model
-
-    @property
-    def data(self) -> DataConfig:
-        assert self.config.data is not None
-        return self.config.data
-
     def loader(self, seams: Seams, cached: CachedClips | None = None) -> Loader:
         """This rank's batches of the training data, live or from the latent cache."""
-        data, training = self.data, self.training
+        data, training = self.config.data, self.config.training
         copies = self.groups.copies
         request = LoaderRequest(
             paths=data.train,
@@ -138,16 +120,16 @@ class Attempt:
             weights=data.train_weights,
             args=self.args,
             create=seams.create_dataset,
-            replace=cached.in_place_of if cached is not None else None,
+            replace=cached.cached_source if cached is not None else None,
             collate_fn=seams.collate_fn,
             split=split_of(data),
-            cost=clip_cost_in(self.model_config),
+            cost=clip_cost_in(self.config.model),
         )
         return open_loader(data, request)
 
     def resolved(self, loader: Loader) -> TrainingConfig:
         """The training section with its number of steps; epochs are counted in the data."""
-        training = self.training
+        training = self.config.training
         if training.epochs is not None:
             training = replace(training, steps=loader.steps_for_epochs(training.epochs))
         log.info(
@@ -163,8 +145,8 @@ class Attempt:
         training: TrainingConfig,
         batch: int,
     ) -> tuple[DiffusionModel, Engine]:
-        """The parts with their weights, the network under DeepSpeed."""
-        model = self.model_config
+        """The modules with their weights, the network under DeepSpeed."""
+        model = self.config.model
         device, dtype = self.groups.device, DTYPES[training.precision]
         weights = InitialWeights(
             url=training.load,
@@ -178,17 +160,22 @@ class Attempt:
         )
         if model.compile_model:
             network.compile_blocks()
-        place = LoadOptions(device, dtype, node_folder("weights"))
-        from_cache = self.data.latent_cache is not None
-        parts = build_modules(model, network.to(device), place, from_cache=from_cache)
-        share_encoding(parts.vae, self.groups)
+        options = LoadOptions(device, dtype, node_folder("weights"))
+        from_cache = self.config.data.latent_cache is not None
+        modules = build_modules(model, network.to(device), options, from_cache=from_cache)
+        share_encoding(modules.vae, self.groups)
         log.info(
             "parameters",
             extra={"trainable": report.trainable_count, "frozen": report.frozen_count},
         )
-        engine = Engine.start(parts.network, training, self.groups, split_axis)
+        engine = Engine.start(modules.network, training, self.groups, split_axis)
         diffusion = model_cls(
-            parts, model, self.randomness(training, batch), device=device, dtype=dtype, times=times
+            modules,
+            model,
+            self.randomness(training, batch),
+            device=device,
+            dtype=dtype,
+            times=times,
         )
         diffusion.network = engine.network
         return diffusion, engine
@@ -199,7 +186,7 @@ class Attempt:
         `batch` is the number of positions of a step.
         """
         compat, copies = self.config.compat, self.groups.copies
-        timesteps = self.model_config.loss.timesteps
+        timesteps = self.config.model.loss.timesteps
         strata: Callable[[Sequence[int]], Strata | RankStratum | None] = lambda positions: None  # noqa: E731
         if compat.strata == "sat":
             of_rank = RankStratum.of_rank(timesteps, copies.rank, copies.size)
@@ -221,7 +208,7 @@ class Attempt:
         cached: CachedClips | None = None,
     ) -> Evaluator | None:
         """Validation, if the configuration names data for it."""
-        data, training = self.data, self.training
+        data, training = self.config.data, self.config.training
         split = split_of(data)
         if not (data.valid or split[1]) or not training.evaluation.interval:
             return None
@@ -235,7 +222,7 @@ class Attempt:
             compat=self.config.compat,
             args=self.args,
             create=seams.create_dataset,
-            replace=cached.where_it_can if cached is not None else None,
+            replace=cached.cached_or_live_source if cached is not None else None,
         )
         # One size for all of them, so that losses of two runs can be compared.
         of_one_size = replace(data, num_workers=0, buckets=())
@@ -277,9 +264,9 @@ class Attempt:
 
     def batches(self, loader: Loader, state: LoopState) -> Generator[Batch, None, None]:
         """The batches from the state's step on."""
-        # Upstream starts its data again unless asked not to; our own order always continues.
-        again = self.config.compat.order == "sat" and not self.training.resume_dataloader
-        return loader.batches(0 if again else state.step)
+        # Upstream restarts its data by default; the default order always continues.
+        restarts = self.config.compat.order == "sat" and not self.config.training.resume_dataloader
+        return loader.batches(0 if restarts else state.step)
 
     def micro_step(
         self,
@@ -289,11 +276,11 @@ class Attempt:
         times: PartTimes,
     ) -> Callable[[int], Any]:
         """`forward_step` on the next batch."""
-        told = (_told(batch) for batch in batches)
+        logged = map(_logged, batches)
 
         def call(step: int) -> Any:
             self.args.iteration = step
-            return step_function(told, model, self.args, times)
+            return step_function(logged, model, self.args, times)
 
         return call
 
@@ -307,13 +294,13 @@ class Attempt:
     ) -> LoopHooks:
         """What the loop calls."""
         profiler = StepProfiler(
-            self.training.profiling,
+            self.config.training.profiling,
             self.groups.device,
-            Path(self.training.summary_dir or "."),
+            Path(self.config.training.summary_dir or "."),
         )
         stack.callback(profiler.close)
         rank = self.groups.rank.rank
-        keeper = QuarantineKeeper(self.run, rank, saver.loader, self.data.train)
+        keeper = QuarantineKeeper(self.run, rank, saver.loader, self.config.data.train)
         stack.callback(keeper.close)
         keeper.begin()
 
@@ -328,13 +315,13 @@ class Attempt:
         def validate(state: LoopState) -> dict[str, float] | None:
             if evaluate is None:
                 return None
-            numbers = evaluate(state)
-            saver.note_validation(state.step, numbers)
-            return numbers
+            metrics = evaluate(state)
+            saver.note_validation(state.step, metrics)
+            return metrics
 
-        def on_log(state: LoopState, facts: Any) -> None:
+        def on_log(state: LoopState, metrics: Mapping[str, float]) -> None:
             if rank == 0:
-                write_progress(self.run, state, steps, facts, "running")
+                write_progress(self.run, state, steps, metrics, "running")
 
         return LoopHooks(
             micro_step=micro_step,
@@ -344,7 +331,7 @@ class Attempt:
             on_log=on_log,
             has_news=keeper.has_news,
             on_news=keeper.agree,
-            numbers=keeper.numbers,
+            metrics=keeper.metrics,
         )
 
     def plan(self, training: TrainingConfig) -> LoopPlan:
@@ -377,7 +364,7 @@ class Attempt:
         log.info("finished", extra={"steps_done": state.step, "url": self.run.storage.url})
 
 
-def _told(batch: Batch) -> Batch:
-    """The batch; which samples it holds goes to the log of whoever debugs."""
+def _logged(batch: Batch) -> Batch:
+    """The batch, after a debug line with its samples."""
     log.debug("batch", extra={"positions": batch["positions"], "samples": batch["keys"]})
     return batch

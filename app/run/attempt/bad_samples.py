@@ -1,4 +1,4 @@
-"""The quarantine of one start: agreed by the ranks, listed in the bucket, told, limited."""
+"""The quarantine of one start: agreed by the ranks, listed in the bucket, logged, limited."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from app.training.loop import LoopState
 
 log = logging.getLogger(__name__)
 
-WRITE_EVERY_S = 30.0  # the file is written whole each time; saves and the end write it too
-MOST_TOLD = 20  # log lines of one step
+WRITE_EVERY_S = 30.0  # the whole file is written each time; saves and the end write it too
+MOST_LOGGED = 20  # log lines of one step
 LEFT_OUT = "left out when the shard was indexed"
 
 
@@ -50,9 +50,9 @@ class QuarantineKeeper:
     _step: int = 0  # optimizer steps done
 
     def begin(self) -> None:
-        """List what the data's index left out, and look up why the checkpoint's ids are there.
+        """List what the data's index left out, and look up the reasons of the checkpoint's ids.
 
-        Only the list and the numbers follow from it, so one rank does it.
+        Only the list and the metrics need it, so one rank does it.
         """
         if self.rank:
             return
@@ -74,14 +74,14 @@ class QuarantineKeeper:
             log.warning("the list of bad samples was not read", extra={"problem": problem.what})
             listed = {}
         self._reasons = Counter(listed.get(sample, UNKNOWN) for sample in ids)
-        log.info("samples in quarantine", extra=self.numbers())
+        log.info("samples in quarantine", extra=self.metrics())
 
     def has_news(self) -> bool:
         """Whether this rank found a bad sample in this step."""
         return self.loader.quarantine.has_news()
 
     def agree(self, state: LoopState) -> None:
-        """Tell every rank what was found in the step that was just done.
+        """Exchange what the ranks found in the last step.
 
         Raises:
             TooManyBadError: their share is too large; the same on every rank.
@@ -99,7 +99,7 @@ class QuarantineKeeper:
             reasons.setdefault(bad.id, bad)
         fresh = [reasons[sample] for sample in self.loader.quarantine.agree(reasons)]
         self._reasons.update(bad.reason for bad in fresh)
-        self._tell(fresh)
+        self._log(fresh)
         if time.monotonic() - self._last_write >= WRITE_EVERY_S:
             self.write()
         self.check(state.step)
@@ -110,13 +110,13 @@ class QuarantineKeeper:
         quarantine, batch = self.loader.quarantine, self.loader.share.batch
         check_share(quarantine.ids(), step * batch, len(self.loader), quarantine.rules)
 
-    def numbers(self) -> dict[str, float]:
-        """For log lines and metrics: all bad samples, and how many of each reason."""
+    def metrics(self) -> dict[str, float]:
+        """The number of bad samples, and of each reason."""
         by_reason = {f"bad_samples/{name}": n for name, n in sorted(self._reasons.items())}
         return {"bad_samples": len(self.loader.quarantine), **by_reason}
 
     def write(self) -> None:
-        """Put this rank's list into the bucket; a failure costs no more than freshness."""
+        """Write this rank's list to the bucket; after a failure it is written later."""
         if len(self._lines) == self._written:
             return
         self._last_write = time.monotonic()
@@ -124,10 +124,10 @@ class QuarantineKeeper:
             write_lines(self.run.storage, self.run.attempt.number, self.rank, self._lines)
             self._written = len(self._lines)
         except CogvxError as problem:
-            log.warning("the list of bad samples waits", extra={"problem": problem.what})
+            log.warning("the list of bad samples was not written", extra={"problem": problem.what})
 
     def close(self) -> None:
-        """Keep also what was found in a step that never ended."""
+        """Keep also what was found in an unfinished step."""
         self._step += 1
         self._keep(self.loader.quarantine.take_news())
         self.write()
@@ -156,11 +156,11 @@ class QuarantineKeeper:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
-    def _tell(self, fresh: Sequence[BadSample]) -> None:
+    def _log(self, fresh: Sequence[BadSample]) -> None:
         if self.rank:
             return
-        for bad in fresh[:MOST_TOLD]:
-            facts = {"reason": bad.reason, "sample": bad.where, "detail": bad.detail}
-            log.warning("bad sample, replaced by another", extra=facts)
-        if len(fresh) > MOST_TOLD:
-            log.warning("more bad samples", extra={"samples": len(fresh) - MOST_TOLD})
+        for bad in fresh[:MOST_LOGGED]:
+            extra = {"reason": bad.reason, "sample": bad.where, "detail": bad.detail}
+            log.warning("bad sample, replaced by another", extra=extra)
+        if len(fresh) > MOST_LOGGED:
+            log.warning("more bad samples", extra={"samples": len(fresh) - MOST_LOGGED})

@@ -1,4 +1,4 @@
-"""What a run asks of its data: which part of it, and what a clip costs the network."""
+"""The run's share of its data, and what a clip costs the network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def split_of(data: DataConfig) -> tuple[float, float, float]:
 
 
 def clip_cost_in(model: ModelConfig) -> Callable[[Bucket], float] | None:
-    """Modelled time of a clip in the network; None for a network of the user's own."""
+    """Modelled time of a clip in the network; None for a registered network."""
     network = model.network.params
     if not isinstance(network, DiTConfig):
         return None

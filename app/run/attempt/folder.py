@@ -1,7 +1,7 @@
 """The run's folder in the object store: who writes, what it continues, whether it is finished.
 
-Rank 0 asks the storage; the others are told, so that all ranks decide alike and a run of a
-thousand ranks does not list the bucket a thousand times.
+Rank 0 asks the storage and broadcasts the answer, so that all ranks decide alike and a thousand
+ranks do not list the bucket a thousand times.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from app.checkpoint.attempts import AttemptRecord, begin_attempt, end_attempt, n
 from app.checkpoint.catalog import find_newest
 from app.checkpoint.json_file import canonical_json
 from app.checkpoint.layout import COMPLETE, RUN, CheckpointRef, config_key, run_url
-from app.config.schema.run import RunConfig
+from app.config.schema.run import TrainableRun
 from app.config.snapshot import digest, masked, snapshot
 from app.distributed.agreement import on_rank_zero
 from app.errors import CogvxError, ConfigError
-from app.storage.objects import ObjectMissingError, Storage
+from app.storage.objects import Storage, read_if_present
 from app.storage.opening import open_storage
 
 log = logging.getLogger(__name__)
@@ -37,11 +37,11 @@ class RunFolder:
     config_sha256: str
 
 
-def open_run(config: RunConfig, rank: int, world: Mapping[str, int]) -> RunFolder | None:
+def open_run(config: TrainableRun, rank: int, world: Mapping[str, int]) -> RunFolder | None:
     """Begin an attempt of the run; None when the run is finished already.
 
     Args:
-        config: `training.save` and `run_id` name the folder.
+        config: `runs_url` and `run_id` name the folder.
         rank: rank 0 writes, the others wait for what it found.
         world: sizes for the record: world_size, micro_batch, ...
 
@@ -49,9 +49,7 @@ def open_run(config: RunConfig, rank: int, world: Mapping[str, int]) -> RunFolde
         ConfigError: the folder holds a run of another network.
         CogvxError: the storage cannot be used.
     """
-    assert config.training is not None
-    assert config.training.save is not None, "checked before a run starts"
-    storage = open_storage(run_url(config.training.save, config.run_id))
+    storage = open_storage(run_url(config.runs_url, config.run_id))
     text = snapshot(config)
     found = on_rank_zero(rank, lambda: _begin(storage, config, text, world))
     if found is None:
@@ -62,14 +60,14 @@ def open_run(config: RunConfig, rank: int, world: Mapping[str, int]) -> RunFolde
 
 
 def finish_run(run: RunFolder, step: int) -> None:
-    """Write complete.json: every later start of the run ends at once. Rank 0 only."""
+    """Write complete.json: every later start of the run exits immediately. Rank 0 only."""
     run.storage.write_small(
         COMPLETE, canonical_json({"format_version": 1, "step": step, "version": __version__})
     )
 
 
 def close_attempt(run: RunFolder, cause: str) -> None:
-    """Record the end of this start. Rank 0 only; a failure must not hide how the start ended."""
+    """Record the end of this start. Rank 0 only; a failure is only logged."""
     try:
         end_attempt(run.storage, run.attempt, str(masked(cause)))
     except CogvxError as problem:
@@ -77,10 +75,10 @@ def close_attempt(run: RunFolder, cause: str) -> None:
 
 
 def _begin(
-    storage: Storage, config: RunConfig, text: str, world: Mapping[str, int]
+    storage: Storage, config: TrainableRun, text: str, world: Mapping[str, int]
 ) -> dict[str, Any] | None:
     storage.check_reachable()
-    if _read(storage, COMPLETE) is not None:
+    if read_if_present(storage, COMPLETE) is not None:
         log.info("the run is finished already", extra={"url": f"{storage.url}/{COMPLETE}"})
         return None
     _check_identity(storage, config)
@@ -102,9 +100,8 @@ def _begin(
     }
 
 
-def _check_identity(storage: Storage, config: RunConfig) -> None:
+def _check_identity(storage: Storage, config: TrainableRun) -> None:
     """Write run.json once; refuse a folder that holds a run of another network."""
-    assert config.model is not None
     as_stored = json.loads(json.dumps(asdict(config.model.network.params)))
     network = {key: value for key, value in as_stored.items() if key not in _CHANGEABLE}
     identity = {
@@ -112,12 +109,13 @@ def _check_identity(storage: Storage, config: RunConfig) -> None:
         "run_id": config.run_id,
         "version": __version__,
         "network": network,
-        "load": masked(config.training.load if config.training else None),
+        "load": masked(config.training.load),
     }
-    found = _read(storage, RUN)
-    if found is None:
+    stored = read_if_present(storage, RUN)
+    if stored is None:
         storage.write_small(RUN, canonical_json(identity))
         return
+    found = json.loads(stored)
     for key, value in network.items():
         if found.get("network", {}).get(key) != value:
             raise ConfigError(
@@ -128,7 +126,7 @@ def _check_identity(storage: Storage, config: RunConfig) -> None:
             )
 
 
-# They change how a step is computed, not what is learned.
+# They change how a step is computed, not its result.
 _CHANGEABLE = frozenset(
     {
         "checkpoint_activations",
@@ -137,11 +135,3 @@ _CHANGEABLE = frozenset(
         "model_parallel_size",
     }
 )
-
-
-def _read(storage: Storage, key: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(storage.read_small(key))
-    except ObjectMissingError:
-        return None
-    return dict(value)

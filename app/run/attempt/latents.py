@@ -1,4 +1,4 @@
-"""The latent cache of a run: found, compared with the configuration, and put before its sources."""
+"""The latent cache of a run: found, compared with the configuration, and read by its sources."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from app.config.schema.run import RunConfig
+from app.config.schema.run import EncodableRun
 from app.data.bad_clip import BadClipError
 from app.data.latent_cache import (
     FOLDER_NAME,
@@ -22,8 +22,8 @@ from app.data.sources.latents import Coverage, LatentSource, content_of, coverag
 from app.data.sources.protocols import Originals, Source
 from app.data.sources.settings import SourceSettings
 from app.errors import ConfigError
-from app.run.encode.settings import WEIGHTS, cache_settings, encode_command, shown
-from app.storage.objects import ObjectMissingError, Storage
+from app.run.encode.settings import WEIGHTS, cache_settings, described, encode_command
+from app.storage.objects import Storage, read_if_present
 from app.storage.opening import is_remote, open_storage
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,12 @@ class CachedClips:
     command: str
 
     @classmethod
-    def of_run(cls, config: RunConfig) -> CachedClips | None:
+    def of_run(cls, config: EncodableRun) -> CachedClips | None:
         """The cache that `latent_cache` names; None when the run encodes live.
 
         Raises:
             ConfigError: there is none, or none that fits: says what differs and how to make one.
         """
-        assert config.data is not None, "checked before"
         url = config.data.latent_cache
         if url is None:
             return None
@@ -66,7 +65,7 @@ class CachedClips:
         log.info("latent cache", extra={"url": cache.url, "entries": len(present)})
         return cls(cache, present, command)
 
-    def in_place_of(self, source: Source, path: str, settings: SourceSettings) -> Source:
+    def cached_source(self, source: Source, path: str, settings: SourceSettings) -> Source:
         """The source with its clips from the cache.
 
         Raises:
@@ -82,13 +81,13 @@ class CachedClips:
         records = [record for record in found.records if record is not None]
         return LatentSource(source, self.cache, records, settings)
 
-    def where_it_can(self, source: Source, path: str, settings: SourceSettings) -> Source:
-        """As `in_place_of`, but a source that the cache lacks is left live, with a warning.
+    def cached_or_live_source(self, source: Source, path: str, settings: SourceSettings) -> Source:
+        """As `cached_source`, but a source that the cache lacks is encoded live, with a warning.
 
-        For validation, whose clips may be encoded anew each time.
+        For validation, whose clips may be encoded again each time.
         """
         try:
-            return self.in_place_of(source, path, settings)
+            return self.cached_source(source, path, settings)
         except ConfigError as problem:
             log.warning(
                 "validation clips are encoded live: the VAE and the text encoder are loaded for "
@@ -98,9 +97,9 @@ class CachedClips:
             return source
 
     def compared(self, source: Source, found: Coverage, cut: Collection[str]) -> Coverage:
-        """Look for the samples without a record by their content, except for entries that are cut.
+        """Look up samples without a record by their content, except for truncated entries.
 
-        A folder that was copied to this node has other times, and the same clips. Only for local
+        A folder that was copied to this node has other times, but the same clips. Only for local
         files: those of a bucket keep their ETags, and would have to be downloaded.
         """
         lost = [index for index, record in enumerate(found.records) if record is None]
@@ -129,14 +128,14 @@ class CachedClips:
     def incomplete(self, found: Coverage, path: str) -> ConfigError:
         """The error of a cache that lacks clips of a dataset."""
         lacking = len(found.changed) + len(found.missing)
-        parts = []
+        reasons = []
         if found.changed:
-            parts.append(f"changed since they were encoded: {_names(found.changed)}")
+            reasons.append(f"changed since they were encoded: {_names(found.changed)}")
         if found.missing:
-            parts.append(f"not encoded: {_names(found.missing)}")
+            reasons.append(f"not encoded: {_names(found.missing)}")
         return ConfigError(
             f"the latent cache lacks {lacking} of {len(found.records)} clips of {path}: "
-            + "; ".join(parts),
+            + "; ".join(reasons),
             where=self.cache.url,
             fix=f"encode them (what is there is kept): {self.command}",
         )
@@ -145,19 +144,19 @@ class CachedClips:
 def fitting(root: Storage, wanted: CacheSettings, command: str) -> CacheSettings:
     """The settings below `root` that are those of the run.
 
-    Weights that are not there cannot be compared: then the one cache that agrees in everything
-    else is taken, with a warning.
+    Missing weights cannot be compared: then the one cache that agrees in everything else is
+    used, with a warning.
 
     Raises:
-        ConfigError: none, or several that might be meant.
+        ConfigError: none, or several candidates.
     """
     unknown = [name for name in WEIGHTS if wanted.values.get(name) is None]
     if not unknown:
         exact = _read(root, wanted.digest)
         if exact is not None and not exact.differences(wanted):
             return exact
-    there = [_read(root, name) for name in root.folders() if FOLDER_NAME.fullmatch(name)]
-    found = [settings for settings in there if settings is not None]
+    stored = [_read(root, name) for name in root.folders() if FOLDER_NAME.fullmatch(name)]
+    found = [settings for settings in stored if settings is not None]
     if not found:
         raise ConfigError(
             "there is no latent cache here", where=root.url, fix=f"make it: {command}"
@@ -165,30 +164,28 @@ def fitting(root: Storage, wanted: CacheSettings, command: str) -> CacheSettings
     fit = [one for one in found if set(one.differences(wanted)) <= set(unknown)]
     if len(fit) == 1:
         log.warning(
-            "weights are not there to be compared with those of the latent cache",
+            "missing weights cannot be compared with those of the latent cache",
             extra={"weights": unknown, "cache": fit[0].digest},
         )
         return fit[0]
     if fit:
         raise ConfigError(
-            f"{len(fit)} latent caches might be meant, made with different weights, and the "
-            f"weights of this run are not there to choose by: {', '.join(unknown)}",
+            f"{len(fit)} latent caches made with different weights fit, and weights of this run "
+            f"are missing: {', '.join(unknown)}",
             where=root.url,
             fix="mount the VAE and the text encoder, or keep one cache in this folder",
         )
     nearest = min(found, key=lambda one: len(one.differences(wanted)))
     raise ConfigError(
-        f"the latent cache does not fit this run: {shown(nearest.differences(wanted))}",
+        f"the latent cache does not fit this run: {described(nearest.differences(wanted))}",
         where=f"{root.url}/{nearest.digest}",
-        fix=f"set the same as when it was made, or encode again: {command}",
+        fix=f"use the settings it was made with, or encode again: {command}",
     )
 
 
 def _read(root: Storage, folder: str) -> CacheSettings | None:
-    try:
-        return CacheSettings.from_json(root.read_small(f"{folder}/{SETTINGS_NAME}"))
-    except ObjectMissingError:
-        return None
+    data = read_if_present(root, f"{folder}/{SETTINGS_NAME}")
+    return CacheSettings.from_json(data) if data is not None else None
 
 
 def _names(names: Sequence[str]) -> str:

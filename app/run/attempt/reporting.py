@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics, progress.json, its log, its configuration."""
+"""What a run reports: metrics, progress.json, its log, its configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.checkpoint.json_file import canonical_json
 from app.checkpoint.layout import PROGRESS, log_key
-from app.config.schema.run import RunConfig
+from app.config.schema.run import TrainableRun
 from app.config.snapshot import masked
 from app.errors import CogvxError
 from app.run.attempt.folder import RunFolder
@@ -26,11 +26,11 @@ from app.training.loop import LoopState
 
 log = logging.getLogger(__name__)
 
-PROGRESS_FACTS = ("loss", "lr", "samples_per_s", "eta_s", "bad_samples")
+PROGRESS_METRICS = ("loss", "lr", "samples_per_s", "eta_s", "bad_samples")
 
 
 def make_trackers(
-    config: RunConfig,
+    config: TrainableRun,
     run: RunFolder,
     steps: int,
     *,
@@ -38,15 +38,14 @@ def make_trackers(
     wandb_run_id: str | None,
     show: Callable[[str], None] | None,
 ) -> tuple[Trackers, Callable[[], str | None]]:
-    """The trackers of rank 0, and a way to ask for the W&B run's id.
+    """The trackers of rank 0, and a function that returns the W&B run's id.
 
     Args:
         first_step: steps done before this start.
         wandb_run_id: of the start that is continued.
-        show: takes the progress line of a terminal; None: there is no terminal.
+        show: takes the progress line of a terminal; None: no terminal.
     """
     training = config.training
-    assert training is not None, "checked before a run starts"
     trackers: list[Tracker] = [JsonlTracker(run.storage.write_small, run.attempt.number)]
     if show is not None:
         trackers.append(ProgressTracker(show, steps))
@@ -64,7 +63,7 @@ def make_trackers(
     return Trackers(trackers), lambda: wandb.run_id if wandb is not None else None
 
 
-def save_arguments(args: Namespace, config: RunConfig) -> None:
+def save_arguments(args: Namespace, config: TrainableRun) -> None:
     """Write every argument to `<summary_dir>/runs/<run id>.txt` (`save_args`)."""
     path = Path(args.summary_dir or ".") / "runs" / f"{config.run_id}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,16 +74,16 @@ def save_arguments(args: Namespace, config: RunConfig) -> None:
 
 
 def write_progress(
-    run: RunFolder, state: LoopState, steps: int, facts: Mapping[str, float], word: str
+    run: RunFolder, state: LoopState, steps: int, metrics: Mapping[str, float], status: str
 ) -> None:
-    """Rewrite progress.json, which status and list read; a failure only costs freshness."""
+    """Rewrite progress.json, which status and list read; a failure is only logged."""
     record = {
         "format_version": 1,
-        "state": word,
+        "state": status,
         "step": state.step,
         "steps": steps,
         "attempt": run.attempt.number,
-        **{name: _finite(facts.get(name)) for name in PROGRESS_FACTS},
+        **{name: _finite(metrics.get(name)) for name in PROGRESS_METRICS},
     }
     try:
         run.storage.write_small(PROGRESS, canonical_json(record))
@@ -98,7 +97,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def upload_log(run: RunFolder, rank: int, path: Path) -> None:
-    """Put this rank's log into the run's folder, at the end of the attempt."""
+    """Upload this rank's log to the run's folder, at the end of the attempt."""
     if not path.exists():
         return
     try:

@@ -1,4 +1,4 @@
-"""Between the engine and the checkpoints: what is saved, and how a run continues from it."""
+"""What a run saves in a checkpoint, and how it resumes from one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from app import __version__
 from app.checkpoint.layout import CheckpointRef
 from app.checkpoint.manifest import CheckpointIdentity
 from app.checkpoint.reader import open_checkpoint
-from app.checkpoint.retention import RetentionPolicy, apply_retention
+from app.checkpoint.retention import apply_retention
 from app.checkpoint.rng import capture_rng, restore_rng
 from app.checkpoint.train_state import TrainState
 from app.checkpoint.writer import Snapshot, save_checkpoint
-from app.config.schema.run import RunConfig
-from app.config.schema.training import TrainingConfig
+from app.config.schema.run import TrainableRun
 from app.data.loader import Loader
 from app.data.order.cursor import Cursor
 from app.distributed.exchange import StoreExchange
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 class Saver:
     """Writes the checkpoints of one attempt; `save` is called by every rank."""
 
-    config: RunConfig
+    config: TrainableRun
     run: RunFolder
     groups: ProcessGroups
     engine: Engine
@@ -52,14 +51,9 @@ class Saver:
     def __post_init__(self) -> None:
         self._parent = self.run.newest.name if self.run.newest else None
         rank = self.groups.rank
-        # A process may train twice in one gang: each attempt has keys of its own.
+        # A process may train twice with one store: each attempt has its own keys.
         store = dist.PrefixStore(self.run.attempt.owner, self.groups.store)
         self._exchange = StoreExchange(store, rank=rank.rank, world_size=rank.world_size)
-
-    @property
-    def training(self) -> TrainingConfig:
-        assert self.config.training is not None, "checked before a run starts"
-        return self.config.training
 
     def save(self, state: LoopState) -> None:
         """Publish a checkpoint of `state`; returns when it is complete on every rank."""
@@ -67,24 +61,23 @@ class Saver:
             fragments=self.engine.fragments(),
             parameters=self.engine.parameters_info(),
             state=self._train_state(state) if self._exchange.rank == 0 else None,
-            rng=None if self.training.no_save_rng else capture_rng(),
+            rng=None if self.config.training.no_save_rng else capture_rng(),
         )
         identity = self._identity(state)
         name = save_checkpoint(self.run.storage, identity, snapshot, self._exchange, self.scratch)
         self._parent = identity.ref.name
-        # Without it a fast rank could begin the next save, or end, while the manifest is missing.
+        # Without it a fast rank could begin the next save, or exit, before the manifest exists.
         world().barrier()
         if name is not None:
             self._retain(name)
 
-    def note_validation(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Remember the best validation: the checkpoint of its step, if there is one, stays."""
-        loss = numbers.get("valid_loss", math.nan)
+    def note_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Remember the best validation: the checkpoint of its step, if there is one, is kept."""
+        loss = metrics.get("valid_loss", math.nan)
         if loss < self.best.get("valid_loss", math.inf):
             self.best = {"valid_loss": loss, "step": step}
 
     def _identity(self, state: LoopState) -> CheckpointIdentity:
-        assert self.config.model is not None
         return CheckpointIdentity(
             run_id=self.config.run_id,
             attempt=self.run.attempt.number,
@@ -97,7 +90,7 @@ class Saver:
         )
 
     def _train_state(self, state: LoopState) -> TrainState:
-        training = self.training
+        training = self.config.training
         average = self.engine.average
         return TrainState(
             step=state.step,
@@ -126,7 +119,7 @@ class Saver:
         )
 
     def _retain(self, name: str) -> None:
-        keep = self.training.keep_checkpoints
+        keep = self.config.training.keep_checkpoints
         if keep is None:
             return
         protected = {name}
@@ -136,7 +129,7 @@ class Saver:
             attempts = range(1, self.run.attempt.number + 1)
             step = int(self.best["step"])
             protected |= {CheckpointRef(attempt, step).name for attempt in attempts}
-        apply_retention(self.run.storage, RetentionPolicy(keep_last=keep), protected)
+        apply_retention(self.run.storage, keep, protected)
 
 
 def restore(saver: Saver, *, with_rng: bool = True) -> tuple[LoopState, TrainState | None]:
@@ -144,11 +137,11 @@ def restore(saver: Saver, *, with_rng: bool = True) -> tuple[LoopState, TrainSta
 
     Args:
         saver: of the same attempt; its engine is filled.
-        with_rng: also put back the states of the global generators.
+        with_rng: also restore the states of the global generators.
 
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit the network.
-        ConfigError, DataError: the data would come in another sequence.
+        ConfigError, DataError: the data would come in another order.
     """
     run, engine = saver.run, saver.engine
     if run.newest is None:

@@ -1,7 +1,7 @@
 """Validation: the loss at fixed noise and timesteps over all ranks, and sample videos.
 
-The validation samples are the first ones of `valid_data`, the same at every step, in every run
-and at every world size; so is their noise. The numbers can be compared.
+The validation samples are the first ones of `valid_data`, and they and their noise are the same at
+every step, in every run and at every world size, so losses can be compared.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Evaluator:
     """Validates a model in training; every rank calls it at the same step.
 
     Attributes:
-        copies: the ranks that deal out the samples: one of each copy of the network.
+        copies: the ranks that divide the samples: one of each copy of the network.
         fps: of the videos.
-        sharers: the ranks that share our copy; the first of them reads and writes for all.
+        sharers: the ranks that share this copy; the first of them reads and writes for all.
     """
 
     config: EvaluationConfig
@@ -72,37 +72,35 @@ class Evaluator:
 
     def __call__(self, state: LoopState) -> dict[str, float]:
         """Validation loss by name; videos go to the run's folder."""
-        self.engine.eval()
-        numbers = self.loss()
-        log.info("validation", extra={"steps_done": state.step, **numbers})
-        if self.config.log_videos:
-            self.sample(state.step)
-        self.model.send_visitors_away()
-        self.engine.train()
-        return numbers
+        return self._validated(state.step, with_videos=self.config.log_videos)
 
     def baseline(self) -> dict[str, float]:
         """The loss before the first step, without videos."""
+        return self._validated(0, with_videos=False)
+
+    def _validated(self, step: int, *, with_videos: bool) -> dict[str, float]:
         self.engine.eval()
-        numbers = self.loss()
-        log.info("validation", extra={"steps_done": 0, **numbers})
-        self.model.send_visitors_away()
+        losses = self.loss()
+        log.info("validation", extra={"steps_done": step, **losses})
+        if with_videos:
+            self.sample(step)
+        self.model.offload()
         self.engine.train()
-        return numbers
+        return losses
 
     # loss
 
     @torch.no_grad()
     def loss(self) -> dict[str, float]:
-        """`valid_loss` and its parts at each fixed timestep, over all ranks."""
-        sums = validation_loss(self.model.loss, self.model.network, self._batches())
+        """`valid_loss`, and the loss at each fixed timestep, over all ranks."""
+        sums = validation_loss(self.model.loss, self.model.network, self.batches())
         total = world().sum(sums.to_tensor()).cpu()
         found = LossSums.from_tensor(total)
-        parts = {f"valid_loss_{i}": value for i, value in enumerate(found.means)}
-        return {"valid_loss": found.mean, **parts}
+        each = {f"valid_loss_{i}": value for i, value in enumerate(found.means)}
+        return {"valid_loss": found.mean, **each}
 
-    def _batches(self) -> Iterator[ValidationBatch]:
-        """This rank's share, with fillers so that all ranks make the same number of calls."""
+    def batches(self) -> Iterator[ValidationBatch]:
+        """This rank's share, padded so that all ranks make the same number of calls."""
         size, copies = self.config.batch_size, self.copies
         count = self._sample_count()
         rounds = -(-count // (size * copies.size))
@@ -110,23 +108,23 @@ class Evaluator:
             first = (turn * copies.size + copies.rank) * size
             wanted = range(first, first + size)
             positions = [min(position, count - 1) for position in wanted]
-            encoded, _, seats = self._encoded(positions)
-            views = len(seats) // size
+            encoded, _, encoded_positions = self.encoded(positions)
+            views = len(encoded_positions) // size
             yield ValidationBatch(
                 latents=encoded.latents,
                 conditioning=encoded.conditioning,
-                positions=seats,
+                positions=encoded_positions,
                 counted=[position < count for position in wanted for _ in range(views)],
             )
 
     def _sample_count(self) -> int:
-        everything = len(self.source)
+        available = len(self.source)
         if self.config.strict:
-            return everything
-        wished = self.config.iterations * self.config.batch_size * self.copies.size
-        return max(1, min(wished, everything))
+            return available
+        count = self.config.iterations * self.config.batch_size * self.copies.size
+        return max(1, min(count, available))
 
-    def _encoded(self, positions: Sequence[int]) -> tuple[Encoded, list[str], list[int]]:
+    def encoded(self, positions: Sequence[int]) -> tuple[Encoded, list[str], list[int]]:
         """Encoded samples of the validation set, with noise that is always the same.
 
         Returns:
@@ -138,30 +136,30 @@ class Evaluator:
             batch = self.collate([self.source.read(position, position) for position in positions])
             batch = flat_views({**batch, "positions": list(positions)})
         batch = broad_cast_batch(batch, self.sharers)
-        seats = list(batch["positions"])
-        draws = KeyedDraws(VALIDATION_SEED, seats)
-        return self.model.encode(batch, draws, dropout=False), list(batch["txt"]), seats
+        found = list(batch["positions"])
+        draws = KeyedDraws(VALIDATION_SEED, found)
+        return self.model.encode(batch, draws, dropout=False), list(batch["txt"]), found
 
     # videos
 
     def sample(self, step: int) -> None:
-        """Sample videos for the first validation captions and put them into the run's folder."""
+        """Sample videos for the first validation captions into the run's folder."""
         copies = self.copies
         count = min(MOST_VIDEOS, max(self.config.batch_size, copies.size))
         count = min(count, len(self.source))
         done = []
         for first in range(0, count, copies.size):
-            # Ranks without a prompt sample the last one too: partitioned weights need them all.
+            # Ranks without a prompt sample the last one: partitioned weights need all ranks.
             position = min(first + copies.rank, count - 1)
-            sampled = self._sampled(position)
+            sampled = self.sampled(position)
             if first + copies.rank < count and self.sharers.rank == 0:
                 done.append(sampled)
         self._write(step, done)
         self._write_overview(step, count)
 
     @torch.no_grad()
-    def _sampled(self, position: int) -> Sampled:
-        encoded, captions, _ = self._encoded([position])
+    def sampled(self, position: int) -> Sampled:
+        encoded, captions, _ = self.encoded([position])
         encoded = first_of(encoded)  # of several views
         model, fixed = self.model, self.model.sampler.config.fixed_frames
         frames, channels, rows, columns = encoded.latents.shape[1:]

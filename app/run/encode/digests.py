@@ -2,7 +2,7 @@
 
 The sha256 of a VAE or text encoder decides whether a latent cache fits. Hashing a text encoder of
 19 GB takes a minute, so the digest is kept under the weights' version (paths, sizes, ETags or
-times as a listing shows them): in the cache itself by the encoder, and on the node's disk.
+times as a listing shows them): in the cache by `cogvx encode`, and on the node's disk.
 """
 
 from __future__ import annotations
@@ -19,34 +19,37 @@ from app.data.sources.protocols import identity_of, object_version
 from app.errors import AccessDeniedError, InputMissingError
 from app.storage.fetch import fetch
 from app.storage.node_disk import node_folder
-from app.storage.objects import Entry, ObjectMissingError, Storage
+from app.storage.objects import Entry, Storage, stat_if_present
 from app.storage.opening import is_remote, local_path, open_storage
 
 log = logging.getLogger(__name__)
 
-# Of a folder: weights, sizes and tokenizer. What else lies there (a README) decides nothing.
+# Of a folder: weights, sizes and tokenizer. Other files (a README) are ignored.
 SUFFIXES = (".safetensors", ".bin", ".pt", ".json", ".model")
-# A pipeline of diffusers has its text encoder in these two, and much else beside them.
+# Folders of a diffusers pipeline that belong to the text encoder.
 PARTS_OF_PIPELINE = ("text_encoder", "tokenizer")
 
 
-def weights_sha256(url: str, root: Storage, *, keeps: bool = False) -> str | None:
-    """sha256 of a weights file, or of a folder's files with their names; None: nothing is there.
+def weights_sha256(url: str | None, root: Storage, *, keeps: bool = False) -> str | None:
+    """sha256 of a weights file, or of a folder's files with their names; None: nothing there.
 
     Args:
-        url: local or s3://.
+        url: local or s3://; None: there is none.
         root: of the latent cache, which may know the digest.
         keeps: write the digest there.
 
     Raises:
         AccessDeniedError, RetryableError: from the storage.
     """
+    if url is None:
+        return None
     try:
         files = listed(url)
     except InputMissingError:
         return None
-    place = url if is_remote(url) else str(local_path(url).resolve())
-    version = identity_of(place, [(name, object_version(files[name])) for name in sorted(files)])
+    version = identity_of(
+        _absolute(url), [(name, object_version(files[name])) for name in sorted(files)]
+    )
     key = f"{WEIGHTS_FOLDER}/{version}.json"
     digest = _known(root, key)
     if digest is None:
@@ -62,30 +65,32 @@ def listed(url: str) -> Mapping[str, Entry]:
     Raises:
         InputMissingError: neither a file nor a folder with weights.
     """
-    place = url if is_remote(url) else str(local_path(url).resolve())
-    parent, _, name = place.rstrip("/").rpartition("/")
+    absolute = _absolute(url)
+    parent, _, name = absolute.rstrip("/").rpartition("/")
     if is_remote(url) and parent.endswith(("/", ":")):
-        parent, name = place, ""  # the bucket itself
+        parent, name = absolute, ""  # the bucket itself
     storage = open_storage(parent or "/")
-    if name:
-        try:
-            return {"": storage.stat(name)}
-        except ObjectMissingError:
-            pass  # not an object: a folder
+    file = stat_if_present(storage, name) if name else None
+    if file is not None:
+        return {"": file}
     prefix = f"{name}/" if name else ""
     entries = {entry.key.removeprefix(prefix): entry for entry in storage.list(prefix)}
     files = {path: entry for path, entry in entries.items() if path.endswith(SUFFIXES)}
     inside = [path for path in files if PurePosixPath(path).parent.name in PARTS_OF_PIPELINE]
     kept = [path for path in inside or files if path.count("/") == bool(inside)]
     if not kept:
-        raise InputMissingError("no weights lie here", where=url, fix="check the path")
+        raise InputMissingError("there are no weights here", where=url, fix="check the path")
     return {path: files[path] for path in kept}
+
+
+def _absolute(url: str) -> str:
+    return url if is_remote(url) else str(local_path(url).resolve())
 
 
 def _known(root: Storage, key: str) -> str | None:
     try:
         return str(json.loads(root.read_small(key))["sha256"])
-    except (ObjectMissingError, AccessDeniedError, ValueError, KeyError, TypeError):
+    except (InputMissingError, AccessDeniedError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -1,8 +1,8 @@
 """Encode clips and captions once, for every training that uses them: `cogvx encode`.
 
 Threads read, hash and decode; this thread has the VAE and the text encoder; other threads write.
-An entry that is there already is not computed, and the networks are loaded when the first one is
-missing. Entries are named by their content, so several jobs may work on one cache at once.
+An existing entry is not computed again, and the networks are loaded when the first one is missing.
+Entries are named by their content, so several jobs may fill one cache concurrently.
 
 Axes: B batch (1 here), T frames, C channels, H rows, W columns.
 """
@@ -26,7 +26,7 @@ import torch
 
 from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import ModelConfig
-from app.config.schema.run import RunConfig
+from app.config.schema.run import EncodableRun
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
 from app.data.latent_cache import (
@@ -45,7 +45,7 @@ from app.data.sources.protocols import Source
 from app.data.sources.settings import settings_from_config, with_cache
 from app.data.video.transforms import scale_pixels
 from app.errors import ConfigError, DataError
-from app.run.build import DTYPES, LoadOptions, build_conditioner, build_vae
+from app.run.build import DTYPES, LoadOptions, build_text_encoder, build_vae
 from app.run.encode.settings import cache_settings
 from app.storage.node_disk import node_folder
 from app.storage.opening import open_storage
@@ -55,15 +55,13 @@ log = logging.getLogger(__name__)
 WRITERS = 4  # threads that write entries
 MOST_UNWRITTEN = 8  # entries that wait for them
 LOG_INTERVAL_S = 30.0
-NAMES_SHOWN = 5
 
-# (clips done, clips in all, clips computed)
-Watch = Callable[[int, int, int], None]
+Progress = Callable[[int, int, int], None]  # (clips done, clips in all, clips computed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeRequest:
-    """What to encode and where to.
+    """What to encode, and the destination.
 
     Attributes:
         out: root of the cache, a folder or s3:// prefix.
@@ -90,9 +88,9 @@ class EncodeReport:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """One entry of train_data or valid_data, opened, with what earlier jobs told about it.
+    """One entry of train_data or valid_data, opened, with what earlier jobs recorded about it.
 
-    `sizeless` are the samples of which buckets cannot use any: their video has no size.
+    `sizeless` are the samples that fit no bucket: the size of their video cannot be read.
     """
 
     path: str
@@ -103,7 +101,7 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A sample after reading: its record, and the decoded clip if its entry is missing."""
+    """A sample that was read: its record, and the decoded clip if its entry is missing."""
 
     record: SampleRecord
     item: Item | None = None
@@ -112,11 +110,11 @@ class Prepared:
 class ClipEncoder:
     """The VAE and the text encoder, loaded when the first clip needs them."""
 
-    def __init__(self, model: ModelConfig, place: LoadOptions) -> None:
-        self._model = _alone(model)
-        self._place = place
+    def __init__(self, model: ModelConfig, options: LoadOptions) -> None:
+        self._model = _unshared(model)
+        self._options = options
         self._vae: Any = None
-        self._conditioner: Any = None
+        self._text_encoder: Any = None
 
     @torch.no_grad()
     def encode(self, item: Item) -> LatentEntry:
@@ -127,23 +125,23 @@ class ClipEncoder:
             DataError: a sample without pixels.
         """
         if self._vae is None:
-            self._vae = build_vae(self._model, self._place)
-            self._conditioner = build_conditioner(self._model.conditioner, self._place)
+            self._vae = build_vae(self._model, self._options)
+            self._text_encoder = build_text_encoder(self._model.conditioner, self._options)
         video = item[self._model.input_key]
-        pixels = scale_pixels(video.to(self._place.device), self._place.dtype)[None]
+        pixels = scale_pixels(video.to(self._options.device), self._options.dtype)[None]
         posterior = self._vae.encode(pixels, self._model.encode_batch)
         if not hasattr(posterior, "mean") or not hasattr(posterior, "logvar"):
             raise ConfigError(
-                "the posterior of the registered VAE has no mean and logvar to keep",
+                "the posterior of the registered VAE has no mean and logvar",
                 where="model.first_stage_config.target",
-                fix="give it both, (B, t, C, h, w), or train without latent_cache",
+                fix="add both, (B, t, C, h, w), or train without latent_cache",
             )
         caption = str(item["txt"])
         first_frame = video[:1].cpu() if self._model.noised_image_input else None
         return LatentEntry(
             mean=posterior.mean[0].cpu(),
             logvar=posterior.logvar[0].cpu(),
-            text=self._conditioner.embed([caption], None)[0].cpu(),
+            text=self._text_encoder.encode([caption])[0].cpu(),
             first_frame=first_frame,
             caption=caption,
             num_frames=int(item.get("num_frames", len(video))),
@@ -152,9 +150,9 @@ class ClipEncoder:
 
 
 def encode(
-    config: RunConfig,
+    config: EncodableRun,
     request: EncodeRequest,
-    watch: Watch = lambda done, total, computed: None,
+    progress: Progress = lambda done, total, computed: None,
     args: Namespace | None = None,
 ) -> EncodeReport:
     """Encode every clip of the training and validation data that is not in the cache.
@@ -162,28 +160,26 @@ def encode(
     Args:
         config: as training has it.
         request: see EncodeRequest.
-        watch: told after every clip.
-        args: handed to a registered dataset.
+        progress: called after every clip.
+        args: passed to a registered dataset.
 
     Raises:
-        ConfigError: this configuration cannot be encoded once and for all.
+        ConfigError: clips of this configuration cannot be encoded once.
         DataError: no clip can be used.
         CogvxError: data, weights or the cache cannot be used.
     """
     began = time.monotonic()
-    assert config.model is not None, "checked before"
     root = open_storage(request.out)
     settings = cache_settings(config, root, keeps=True)
-    cache = LatentCache(_opener(request.out), settings)
+    cache = LatentCache(lambda name: open_storage(f"{request.out.rstrip('/')}/{name}"), settings)
     cache.begin()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    assert config.training is not None, "checked by cache_settings"
     dtype = DTYPES[config.training.precision]
-    place = LoadOptions(device, dtype, node_folder("weights"))
+    options = LoadOptions(device, dtype, node_folder("weights"))
     with ExitStack() as stack:
         datasets = _datasets(config, cache, args, stack)
-        job = _Job(cache, request, ClipEncoder(config.model, place), datasets)
-        job.run(watch)
+        job = _Job(cache, request, ClipEncoder(config.model, options), datasets)
+        job.run(progress)
     job.report.seconds = round(time.monotonic() - began, 3)
     if job.report.samples and len(job.report.bad) == job.report.samples:
         first = job.report.bad[0]
@@ -213,13 +209,13 @@ class _Job:
         self._present = cache.present()
         self._damaged = {key for data in datasets for key in damaged(data.known, self._present)}
         for key in self._damaged:
-            log.warning("an entry is cut, it is made again", extra={"entry": key})
+            log.warning("an entry is truncated, it is encoded again", extra={"entry": key})
             del self._present[key]
         self._records: dict[str, list[SampleRecord]] = {}
         self._unwritten: deque[Future[None]] = deque()
-        self._told_s = time.monotonic()
+        self._logged_s = time.monotonic()
 
-    def run(self, watch: Watch) -> None:
+    def run(self, progress: Progress) -> None:
         """Encode this job's part, then publish its lists."""
         work = self._work()
         self.report.samples = len(work)
@@ -232,7 +228,7 @@ class _Job:
                     for done, (dataset, prepared) in enumerate(results, start=1):
                         record = self._finished(prepared, writers, Path(scratch))
                         self._records.setdefault(dataset.path, []).append(record)
-                        self._tell(done, watch)
+                        self._report_progress(done, progress)
                 for future in self._unwritten:
                     future.result()
             finally:
@@ -243,7 +239,7 @@ class _Job:
             self._cache.write_records(path, self._request.part, records)
 
     def _work(self) -> list[tuple[Dataset, int]]:
-        """This part's samples. Where the job begins is drawn, so that two jobs share the work."""
+        """This part's samples, from a random one on, so that two jobs share the work."""
         everything = [(data, index) for data in self._datasets for index in range(len(data.source))]
         own = [everything[i] for i in self._request.part.of(len(everything))]
         start = secrets.randbelow(len(own)) if own else 0
@@ -253,32 +249,27 @@ class _Job:
         self, work: Sequence[tuple[Dataset, int]]
     ) -> Generator[tuple[Dataset, Prepared], None, None]:
         """Every sample of `work` in turn, read ahead by threads."""
-        ahead: deque[tuple[Dataset, Future[Prepared]]] = deque()
-        waiting = iter(work)
+        ahead: deque[Future[Prepared]] = deque()
+        datasets = (dataset for dataset, _ in work)
         with ThreadPoolExecutor(self._request.workers) as readers:
             try:
-                while True:
-                    while len(ahead) < self._request.workers + 2:
-                        following = next(waiting, None)
-                        if following is None:
-                            break
-                        future = readers.submit(self._prepare, *following)
-                        ahead.append((following[0], future))
-                    if not ahead:
-                        return
-                    dataset, future = ahead.popleft()
-                    yield dataset, future.result()
+                for dataset, index in work:
+                    ahead.append(readers.submit(self._prepare, dataset, index))
+                    if len(ahead) == self._request.workers + 2:
+                        yield next(datasets), ahead.popleft().result()
+                while ahead:
+                    yield next(datasets), ahead.popleft().result()
             finally:
-                for _, future in ahead:
+                for future in ahead:
                     future.cancel()
 
     def _prepare(self, dataset: Dataset, index: int) -> Prepared:
-        """Find out what a sample's entry is called, and decode the clip if there is none."""
+        """Find the key of a sample's entry, and decode the clip if there is no such entry."""
         source = dataset.source
         name, identity = source.name(index), source.identity(index)
         if index in dataset.sizeless:
-            facts = (name, "undecodable", "its size cannot be read, so it has no bucket")
-            return Prepared(SampleRecord(name, identity, "", 0, *facts))
+            why = (name, "undecodable", "its size cannot be read, so it has no bucket")
+            return Prepared(SampleRecord(name, identity, "", 0, *why))
         for record in dataset.known.get(name, ()):
             if record.identity == identity and record.key and record.key in self._present:
                 return Prepared(record)
@@ -287,8 +278,8 @@ class _Job:
         except BadClipError as problem:
             if problem.reason == CLOSED:
                 raise
-            why = (problem.where, problem.reason, problem.detail, problem.sha256)
-            return Prepared(SampleRecord(name, identity, "", 0, *why))
+            found = (problem.where, problem.reason, problem.detail, problem.sha256)
+            return Prepared(SampleRecord(name, identity, "", 0, *found))
 
     def _read(self, source: Source, index: int, record: SampleRecord) -> Prepared:
         """Key a sample by its bytes; once more if the operating system could not read them."""
@@ -334,7 +325,7 @@ class _Job:
         return replace(record, size_bytes=size)
 
     def _write(self, key: str, data: bytes, writers: ThreadPoolExecutor, scratch: Path) -> None:
-        """Have an entry written; waits when too many do."""
+        """Have an entry written; waits when too many are queued."""
 
         def upload() -> None:
             path = scratch / key
@@ -346,43 +337,36 @@ class _Job:
         while len(self._unwritten) > MOST_UNWRITTEN:
             self._unwritten.popleft().result()
 
-    def _tell(self, done: int, watch: Watch) -> None:
+    def _report_progress(self, done: int, progress: Progress) -> None:
         report = self.report
-        watch(done, report.samples, report.computed)
-        if time.monotonic() - self._told_s > LOG_INTERVAL_S:
-            self._told_s = time.monotonic()
+        progress(done, report.samples, report.computed)
+        if time.monotonic() - self._logged_s > LOG_INTERVAL_S:
+            self._logged_s = time.monotonic()
             log.info(
                 "encoding",
                 extra={"clips": done, "of": report.samples, "computed": report.computed},
             )
 
 
-def _alone(model: ModelConfig) -> ModelConfig:
-    """The model with a VAE that does not share its clips with other ranks: here is one process."""
-    part = model.first_stage
-    if not isinstance(part.params, VAEConfig):
+def _unshared(model: ModelConfig) -> ModelConfig:
+    """The model with a VAE that does not share clips between ranks: a job is one process."""
+    component = model.first_stage
+    if not isinstance(component.params, VAEConfig):
         return model
-    return replace(model, first_stage=replace(part, params=replace(part.params, cp_size=1)))
-
-
-def _opener(root: str) -> Callable[[str], Any]:
-    return lambda name: open_storage(f"{root.rstrip('/')}/{name}")
+    params = replace(component.params, cp_size=1)
+    return replace(model, first_stage=replace(component, params=params))
 
 
 def _datasets(
-    config: RunConfig, cache: LatentCache, args: Namespace | None, stack: ExitStack
+    config: EncodableRun, cache: LatentCache, args: Namespace | None, stack: ExitStack
 ) -> list[Dataset]:
     """Training and validation data, each path once, closed with `stack`."""
-    assert config.data is not None, "checked by cache_settings"
-    assert config.training is not None, "checked by cache_settings"
     seed = config.training.seed
     settings = settings_from_config(config.data, config.compat, seed)
     settings = with_cache(settings, config.data.cache_gib, config.data.prefetch_gib)
-    assert settings.cache is not None
-    assert settings.prefetcher is not None
-    stack.callback(settings.cache.close)
-    stack.callback(settings.prefetcher.close)
-    stack.callback(settings.decoders.close)
+    for resource in (settings.cache, settings.prefetcher, settings.decoders):
+        if resource is not None:
+            stack.callback(resource.close)
     found = []
     for path in dict.fromkeys((*config.data.train, *config.data.valid)):
         request = LoaderRequest(
@@ -392,9 +376,9 @@ def _datasets(
         stack.callback(source.close)
         sizeless: frozenset[int] = frozenset()
         if config.data.buckets:
-            of = assigned([source], config.data.buckets)  # tells the source, too
-            sizeless = frozenset(int(index) for index in (of < 0).nonzero()[0])
+            buckets = assigned([source], config.data.buckets)  # also sets them in the source
+            sizeless = frozenset(int(index) for index in (buckets < 0).nonzero()[0])
         found.append(Dataset(path, source, cache.records(path), sizeless))
     if not found:
-        raise ConfigError("no data is named", where="args.train_data", fix="name folders or shards")
+        raise ConfigError("no data is given", where="args.train_data", fix="give folders or shards")
     return found

@@ -12,18 +12,18 @@ from app.config.layers import OVERRIDE_ORIGIN
 from app.config.schema.data import DataConfig, SFTDataConfig, ShardDataConfig
 from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import ModelConfig
-from app.config.schema.run import RunConfig
+from app.config.schema.run import EncodableRun, RunConfig
 from app.data.latent_cache import CacheSettings
 from app.errors import ConfigError
 from app.run.encode.digests import weights_sha256
 from app.storage.objects import Storage
 
-# What of our own code the numbers follow from: raised when decoding, resizing or encoding change.
+# Version of decoding, resizing and encoding: raised when a change of code changes the latents.
 METHOD = 1
 FIRST_STAGE = "model.first_stage_config"
 TEXT = "model.conditioner_config.params.emb_models.0"
 
-# setting -> where a configuration says it
+# setting -> its place in a configuration
 PLACES: dict[str, str] = {
     "method": "the version of cogvx",
     "vae_weights": f"{FIRST_STAGE}.params.ckpt_path",
@@ -44,8 +44,8 @@ PLACES: dict[str, str] = {
 }
 WEIGHTS = ("vae_weights", "text_weights")  # settings that are None when the files are not there
 
-# Arguments that decide what is encoded; others are left out of the command.
-ARGUMENTS_THAT_COUNT = (
+# Arguments that change what is encoded; others are left out of the command.
+ENCODING_ARGUMENTS = (
     "train_data",
     "valid_data",
     "bf16",
@@ -56,31 +56,28 @@ ARGUMENTS_THAT_COUNT = (
     "section_precision",
     "flag_types",
 )
-SECTIONS_THAT_COUNT = ("model.", "data.", "deepspeed.bf16", "deepspeed.fp16")
+ENCODING_SECTIONS = ("model.", "data.", "deepspeed.bf16", "deepspeed.fp16")
 _PLAIN = re.compile(r"[\w./:-]+")
 
 
-def cache_settings(config: RunConfig, root: Storage, *, keeps: bool = False) -> CacheSettings:
-    """Everything that the numbers of an encoded clip follow from, but the clip.
+def cache_settings(config: EncodableRun, root: Storage, *, keeps: bool = False) -> CacheSettings:
+    """Everything that an encoded clip depends on, but the clip.
 
     Args:
-        config: with sections model and data, and a precision.
+        config: as training has it.
         root: of the cache, where digests of weights may be known.
         keeps: write new digests there.
 
     Raises:
-        ConfigError: this configuration cannot be encoded once and for all.
+        ConfigError: clips of this configuration cannot be encoded once.
     """
-    assert config.model is not None, "checked before"
-    assert config.data is not None, "checked before"
-    assert config.training is not None, "checked before"
-    check_encodable(config)
+    check_encoded_once(config)
     model, conditioner = config.model, config.model.conditioner
     values: dict[str, object] = {
         "method": METHOD,
-        "vae_weights": _digest(_vae_path(model), root, keeps),
+        "vae_weights": weights_sha256(_vae_path(model), root, keeps=keeps),
         "vae": _vae(model),
-        "text_weights": _digest(conditioner.text.model_dir or None, root, keeps),
+        "text_weights": weights_sha256(conditioner.text.model_dir or None, root, keeps=keeps),
         "text": {"class": conditioner.implementation, "params": conditioner.params},
         "max_length": conditioner.text.max_length,
         "dtype": config.training.precision,
@@ -91,11 +88,9 @@ def cache_settings(config: RunConfig, root: Storage, *, keeps: bool = False) -> 
     return CacheSettings(json.loads(json.dumps(values)))
 
 
-def check_encodable(config: RunConfig) -> None:
-    """Raise ConfigError where a clip's numbers would follow from more than the clip."""
+def check_encoded_once(config: EncodableRun) -> None:
+    """Raise ConfigError where latents would depend on more than the clip."""
     data, model = config.data, config.model
-    assert data is not None
-    assert model is not None
     random = None
     if data.temporal_crop == "random":
         random = "data.temporal_crop: random"
@@ -116,9 +111,9 @@ def check_encodable(config: RunConfig) -> None:
         )
     if _vae_path(model) is None and isinstance(model.first_stage.params, VAEConfig):
         raise ConfigError(
-            "the VAE has no weights: what it encodes changes with every start",
+            "the VAE has no weights: its latents change with every start",
             where=f"{FIRST_STAGE}.params.ckpt_path",
-            fix="name the VAE's weights file",
+            fix="set the VAE's weights file",
         )
 
 
@@ -130,23 +125,22 @@ def encode_command(config: RunConfig, out: str) -> str:
     return shlex.join([*words, "--out", out, *sorted(set(_overrides(config)))])
 
 
-def shown(settings: Mapping[str, tuple[object, object]]) -> str:
-    """Differences in words: (value in the cache, value here) by name."""
-    parts = []
-    for name, (there, here) in settings.items():
-        place = PLACES.get(name, name)
-        parts.append(f"{name} is {_short(there)} in the cache and {_short(here)} here ({place})")
-    return "; ".join(parts)
+def described(differences: Mapping[str, tuple[object, object]]) -> str:
+    """Differences in words, from (value in the cache, value here) by name."""
+    return "; ".join(
+        f"{name} is {_short(cached)} in the cache and {_short(own)} here ({PLACES.get(name, name)})"
+        for name, (cached, own) in differences.items()
+    )
 
 
 def _overrides(config: RunConfig) -> Iterator[str]:
-    """Everything that was given on the command line and counts, as key=value."""
-    for name in ARGUMENTS_THAT_COUNT:
+    """Every override of the command line that changes the latents, as key=value."""
+    for name in ENCODING_ARGUMENTS:
         origin = config.origins.get(f"args.{name}", "default")
         if origin.startswith((OVERRIDE_ORIGIN, "flag ")):
             yield f"args.{name}={_text(config.arguments[name])}"
     for path, origin in config.origins.items():
-        if origin.startswith(OVERRIDE_ORIGIN) and path.startswith(SECTIONS_THAT_COUNT):
+        if origin.startswith(OVERRIDE_ORIGIN) and path.startswith(ENCODING_SECTIONS):
             yield f"{path}={_text(_value_at(config.sections, path))}"
 
 
@@ -180,23 +174,18 @@ def _short(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _digest(path: str | None, root: Storage, keeps: bool) -> str | None:
-    return None if path is None else weights_sha256(path, root, keeps=keeps)
-
-
 def _vae_path(model: ModelConfig) -> str | None:
     path = getattr(model.first_stage.params, "ckpt_path", None)
     return None if path is None else str(path)
 
 
 def _vae(model: ModelConfig) -> dict[str, object]:
-    """The class and what it encodes with; where its file lies does not count."""
-    part = model.first_stage
-    params: object = part.params
-    found: dict[str, object] = {"class": part.implementation, "encoder": params}
+    """The class and the encoder's configuration, without the path of its weights."""
+    params: object = model.first_stage.params
+    found: dict[str, object] = {"class": model.first_stage.implementation, "encoder": params}
     if isinstance(params, VAEConfig):
         found["encoder"] = asdict(params.encoder)
-        # Pieces of time and ranks that share a clip change nothing, tiles change their seams.
+        # Chunks in time and ranks that share a clip change nothing; tiles change their seams.
         memory = getattr(params, "memory", None)
         tile = getattr(memory, "tile_size", None)
         if tile is not None:
@@ -207,7 +196,7 @@ def _vae(model: ModelConfig) -> dict[str, object]:
 
 
 def _clips(data: DataConfig) -> dict[str, object]:
-    """Size and pace of the clips. A folder and the shards packed from it have the same clips."""
+    """Size and frame rate of the clips; the same for a folder and the shards made from it."""
     params = data.params
     if isinstance(params, dict):
         return {"dataset": {"target": data.target, "params": params}}
@@ -216,6 +205,6 @@ def _clips(data: DataConfig) -> dict[str, object]:
     else:
         frames, (rows, columns) = params.num_frames, params.image_size
     sizes: dict[str, object] = {"frames": frames, "rows": rows, "columns": columns}
-    if data.buckets:  # which of them a clip goes to follows from the clip
+    if data.buckets:  # a clip's bucket depends on the clip only
         sizes = {"buckets": [str(bucket) for bucket in data.buckets]}
     return {**sizes, "fps": params.fps, "skip_frms_num": params.skip_frms_num}

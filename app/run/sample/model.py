@@ -1,19 +1,18 @@
-"""The model that `cogvx sample` samples from: its parts, where its weights come from, its sizes."""
+"""The model that `cogvx sample` samples from: its modules, weights and sizes."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from app.config.schema.diffusion import SamplerConfig
 from app.config.schema.model import ModelConfig
-from app.config.schema.run import RunConfig
+from app.config.schema.run import RunConfig, SamplableRun
 from app.config.snapshot import digest
 from app.conversion.loading import load_lora_weights
 from app.distributed.groups import ProcessGroups
@@ -21,13 +20,7 @@ from app.distributed.seeding import KeyedDraws
 from app.evaluation.sampling import LatentShape
 from app.models.conditioning import Conditioning
 from app.models.dit.transformer import DiffusionTransformer
-from app.run.build import (
-    DTYPES,
-    InitialWeights,
-    LoadOptions,
-    build_modules,
-    build_network,
-)
+from app.run.build import DTYPES, InitialWeights, LoadOptions, build_modules, build_network
 from app.run.sample.request import OwnOptions, VideoSize
 from app.run.weights.export import ExportRequest, run_step, run_weights
 from app.storage.fetch import fetch, file_version
@@ -39,36 +32,8 @@ log = logging.getLogger(__name__)
 PIXELS_PER_LATENT = 8
 
 
-@dataclass(slots=True)
-class Studio:
-    """Everything that makes videos, on this rank's device.
-
-    `settings` says in JSON what of it decides the pictures.
-    """
-
-    model: DiffusionModel
-    settings: dict[str, Any]
-
-    def embedded(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """(1, n, D) for each caption."""
-        return {text: self.model.conditioner.embed([text], None) for text in captions}
-
-    def drop_text_encoder(self) -> None:
-        """Free the memory of the text encoder; no caption can be embedded after it."""
-        del self.model.conditioner.encoder
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def shape(self, size: VideoSize) -> LatentShape:
-        """Latents of a video of this size.
-
-        Raises:
-            ShapeError: the position table of the network has no place for it.
-        """
-        return latent_shape(self.model.config, size)
-
-
 def latent_shape(model: ModelConfig, size: VideoSize) -> LatentShape:
+    """Latents of a video of this size."""
     network = model.network.params
     return LatentShape(
         frames=size.latent_frames,
@@ -80,10 +45,10 @@ def latent_shape(model: ModelConfig, size: VideoSize) -> LatentShape:
 
 
 def check_size(model: ModelConfig, size: VideoSize) -> None:
-    """Send latents of this size through the network's outline: no weights, no memory.
+    """Pass latents of this size through the network on the meta device: no weights, no memory.
 
     Raises:
-        ShapeError: the network cannot make such a video; the message says why.
+        ShapeError: the network cannot make such a video.
     """
     config = replace(model.network.params, checkpoint_activations=False)
     network = DiffusionTransformer(config, device="meta")
@@ -99,28 +64,20 @@ def check_size(model: ModelConfig, size: VideoSize) -> None:
         network(latents, torch.empty(1, device="meta"), conditioning)
 
 
-def open_studio(config: RunConfig, own: OwnOptions, groups: ProcessGroups) -> Studio:
-    """Load all parts.
+def load_model(config: SamplableRun, own: OwnOptions, groups: ProcessGroups) -> DiffusionModel:
+    """Load all modules on this rank's device.
 
     Raises:
         InputMissingError: weights are not there.
         WeightsError: they do not fit the configuration.
     """
-    assert config.model is not None, "checked before"
     model = _for_sampling(config.model)
     dtype = DTYPES[_precision(config)]
     network = _network(config, model, own, dtype)
-    place = LoadOptions(groups.device, dtype, node_folder("weights"))
-    parts = build_modules(model, network.to(groups.device).eval().requires_grad_(False), place)
-    seed = int(str(config.arguments["seed"]))
-    diffusion = DiffusionModel(
-        parts,
-        model,
-        Randomness(draws=lambda positions: KeyedDraws(seed, positions)),
-        device=groups.device,
-        dtype=dtype,
-    )
-    return Studio(diffusion, _settings(config, own, model))
+    options = LoadOptions(groups.device, dtype, node_folder("weights"))
+    modules = build_modules(model, network.to(groups.device).eval().requires_grad_(False), options)
+    randomness = Randomness(draws=partial(KeyedDraws, int(str(config.arguments["seed"]))))
+    return DiffusionModel(modules, model, randomness, device=groups.device, dtype=dtype)
 
 
 def _for_sampling(model: ModelConfig) -> ModelConfig:
@@ -154,11 +111,12 @@ def _network(
     return network
 
 
-def _settings(config: RunConfig, own: OwnOptions, model: ModelConfig) -> dict[str, Any]:
-    """What decides the pictures: weights and their versions, and the whole model section."""
+def sample_settings(config: SamplableRun, own: OwnOptions) -> dict[str, Any]:
+    """What the videos depend on, in JSON: weights with versions, and the whole model section."""
     files = {"lora": own.lora}
     if own.run is None:
         files["load"] = str(config.arguments["load"])
+    model = config.model
     first_stage, text = model.first_stage.params, model.conditioner.text
     files |= {"vae": getattr(first_stage, "ckpt_path", None), "t5": text.model_dir}
     versions = {name: file_version(url) for name, url in files.items() if url}

@@ -1,12 +1,13 @@
-"""What `cogvx sample` leaves behind: a folder per prompt, a record per sample, one contact sheet.
+"""What `cogvx sample` writes: a folder per prompt, a record per sample, one contact sheet.
 
-<out>/<number>_<prompt>/<k>/000000.mp4        video; latent.safetensors where asked for
-                           /sample.json       written last: the sample is whole
-<out>/samples.json, contact_sheet.png         of the last call: its samples, and those made anew
+<out>/<number>_<prompt>/<k>/000000.mp4        video; latent.safetensors if requested
+                           /sample.json       written last: the sample is complete
+<out>/samples.json, contact_sheet.png         of the last call: all samples, and those that it made
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from app.errors import ConfigError
 from app.evaluation.contact_sheet import contact_sheet, png, strip
 from app.evaluation.prompts import Prompt, folder_name
 from app.evaluation.video_file import write_video
-from app.storage.objects import ObjectMissingError, Storage
+from app.storage.objects import Storage, read_if_present, stat_if_present
 
 VIDEO, LATENT, TEXT = "000000.mp4", "latent.safetensors", "text.txt"
 RECORD, SAMPLES, SHEET = "sample.json", "samples.json", "contact_sheet.png"
@@ -41,7 +42,7 @@ class Item:
 
     @property
     def position(self) -> int:
-        """Key of its random numbers: the same whatever else is sampled."""
+        """Key of its random numbers, independent of the other samples."""
         return (self.prompt.number << 20) | self.k
 
 
@@ -53,37 +54,33 @@ class Output:
     fps: int
 
     def is_done(self, item: Item, settings: Mapping[str, Any], wanted: Sequence[str]) -> bool:
-        """Whether this very sample lies there, whole, with the wanted files.
+        """Whether this sample exists with the wanted files.
 
         Raises:
-            ConfigError: a sample of other settings lies in its place.
+            ConfigError: a sample of other settings is in its place.
         """
-        try:
-            found = json.loads(self.storage.read_small(item.folder + RECORD))
-        except ObjectMissingError:
+        data = read_if_present(self.storage, item.folder + RECORD)
+        if data is None:
             return False
+        try:
+            found = json.loads(data)
         except ValueError:
             found = {}
         differs = [name for name, value in settings.items() if found.get(name) != value]
         if differs:
             raise ConfigError(
-                f"another sample lies there: its {', '.join(differs)} differ",
+                f"another sample is there: its {', '.join(differs)} differ",
                 where=f"{self.storage.url}/{item.folder}",
                 fix="give another --out, or --overwrite",
             )
         names = [item.folder + name for name in wanted]
-        return set(names) <= set(found["files"]) and all(self._is_there(name) for name in names)
-
-    def _is_there(self, key: str) -> bool:
-        try:
-            return self.storage.stat(key).size_bytes > 0
-        except ObjectMissingError:
-            return False
+        entries = [stat_if_present(self.storage, name) for name in names]
+        return set(names) <= set(found["files"]) and all(e and e.size_bytes for e in entries)
 
     def write(
         self, item: Item, video: Tensor | None, latents: Tensor | None, settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Put one sample there; returns its record.
+        """Write one sample; returns its record.
 
         Args:
             video: (T, 3, H, W) uint8; None: not decoded.
@@ -108,7 +105,7 @@ class Output:
     def write_overview(
         self, run: Mapping[str, Any], records: Sequence[Mapping[str, Any]], strips: Sequence[Tensor]
     ) -> list[str]:
-        """The list of all samples and a picture of those that were made now; returns their keys."""
+        """The list of all samples and a contact sheet of the new ones; returns their keys."""
         self.storage.write_small(SAMPLES, _json({**run, "samples": list(records)}))
         if not strips:
             return [SAMPLES]
@@ -120,17 +117,16 @@ class Output:
         return dict(json.loads(self.storage.read_small(item.folder + RECORD)))
 
 
-def packed_strip(video: Tensor) -> bytes:
-    """A strip of the video's frames as bytes, to travel to rank 0."""
+def packed_strip(video: Tensor) -> tuple[list[int], str]:
+    """A strip of the video's frames in JSON, for rank 0: shape and base64."""
     small = strip(video.cpu())
-    size = torch.tensor(small.shape, dtype=torch.int64).numpy().tobytes()
-    return size + small.numpy().tobytes()
+    return list(small.shape), base64.b64encode(small.numpy().tobytes()).decode()
 
 
-def unpacked_strip(data: bytes) -> Tensor:
+def unpacked_strip(packed: Sequence[Any]) -> Tensor:
     """(3, H, W) uint8 of `packed_strip`."""
-    shape = torch.frombuffer(bytearray(data[:24]), dtype=torch.int64).tolist()
-    return torch.frombuffer(bytearray(data[24:]), dtype=torch.uint8).reshape(shape)
+    shape, text = packed
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8).reshape(shape)
 
 
 def _json(value: object) -> bytes:

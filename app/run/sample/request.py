@@ -1,23 +1,24 @@
-"""What `cogvx sample` is asked for: sizes, prompts and places, checked before weights are read.
+"""The request of `cogvx sample`: sizes, prompts and paths, checked before weights are read.
 
-Torch-free: a wrong size or a missing prompt is found at once.
+Without torch, so that a wrong size or a missing prompt is found early.
 """
 
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from app.config.schema.encoders import VAEConfig
 from app.config.schema.model import DiTConfig
-from app.config.schema.run import RunConfig
+from app.config.schema.run import RunConfig, SamplableRun
 from app.errors import ConfigError, DataError, InputMissingError, UsageError
 from app.evaluation.prompts import Prompt, read_prompts
 from app.storage.fetch import fetch
 from app.storage.node_disk import node_folder
 
-LARGEST = (768, 1360)  # rows, columns of CogVideoX1.5, whose position table allows more
+LARGEST = (768, 1360)  # rows, columns of CogVideoX1.5; its position table allows more
 COMMAND_LINE = "the command line"
 _SIZE = re.compile(r"(\d+)\s*[xX,]\s*(\d+)")
 
@@ -26,7 +27,7 @@ _SIZE = re.compile(r"(\d+)\s*[xX,]\s*(\d+)")
 class OwnOptions:
     """Options that only `cogvx sample` has; None and empty where they were not given."""
 
-    prompts: tuple[str, ...] = ()
+    prompt: Sequence[str] = ()
     image: str | None = None
     size: str | None = None
     num_frames: int | None = None
@@ -37,6 +38,12 @@ class OwnOptions:
     save_latents: bool = False
     overwrite: bool = False
 
+    @classmethod
+    def from_args(cls, args: Namespace) -> OwnOptions:
+        """The options of a Namespace that were given."""
+        values = {field.name: getattr(args, field.name, None) for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if value is not None})
+
 
 @dataclass(frozen=True, slots=True)
 class VideoSize:
@@ -45,7 +52,7 @@ class VideoSize:
     Attributes:
         latent_frames: without padding; the video has rate * (latent_frames - 1) + 1 frames.
         rows, columns: pixels. For image-to-video with 1.5, `rows` and `columns` follow the
-            image, and `short_side` is what is kept.
+            image, and `short_side` is kept.
     """
 
     latent_frames: int
@@ -72,23 +79,21 @@ class SampleRequest:
     overwrite: bool
 
 
-def request_of(config: RunConfig, own: OwnOptions) -> SampleRequest:
+def request_of(config: SamplableRun, own: OwnOptions) -> SampleRequest:
     """The request of a configuration and the command's own options.
 
     Raises:
         ConfigError: a size that this model cannot have.
     """
-    assert config.model is not None, "checked before"
     arguments = config.arguments
     with_images = config.model.network.params.in_channels > config.model.network.params.out_channels
     if own.run is None and (own.step is not None or own.weights is not None):
         raise UsageError(
-            "--step and --weights choose among the checkpoints of a run, and no run is named",
+            "--step and --weights choose a checkpoint of a run, and no run is given",
             where=COMMAND_LINE,
             fix="add --run URL, or leave them out",
         )
-    asked = bool(arguments["image2video"])
-    if asked and not with_images:
+    if arguments["image2video"] and not with_images:
         raise ConfigError(
             "image2video is set, but the network takes no image",
             where="args.image2video and model.network_config.params.in_channels",
@@ -117,15 +122,13 @@ def prompts_of(
         InputMissingError: the file is not there.
         UsageError: an image is given without a prompt, or is needed and not given.
     """
-    if own.prompts:
+    if own.prompt:
         found = _from_options(own, with_images=with_images)
         if not found:
-            raise UsageError("--prompt is empty", where=COMMAND_LINE, fix="say what is to be seen")
+            raise UsageError("--prompt is empty", where=COMMAND_LINE, fix="describe the video")
         return found
     if own.image is not None:
-        raise UsageError(
-            "--image needs --prompt", where=COMMAND_LINE, fix="add --prompt 'what happens'"
-        )
+        raise UsageError("--image needs --prompt", where=COMMAND_LINE, fix="add --prompt TEXT")
     if config.arguments["input_type"] == "cli":
         return read_prompts(typed, "standard input", with_images=with_images)
     name = str(config.arguments["input_file"])
@@ -139,7 +142,7 @@ def prompts_of(
 
 
 def _lines(name: str) -> list[str]:
-    """Lines of a file of prompts, local or s3://; they end at line feeds and nowhere else."""
+    """Lines of a file of prompts, local or s3://; only line feeds end a line."""
     try:
         path = fetch(name, node_folder("prompts"))
     except InputMissingError as missing:
@@ -160,21 +163,21 @@ def _lines(name: str) -> list[str]:
 
 def _from_options(own: OwnOptions, *, with_images: bool) -> Sequence[Prompt]:
     if own.image is None:
-        return list(read_prompts(own.prompts, "--prompt", with_images=with_images))
+        return list(read_prompts(own.prompt, "--prompt", with_images=with_images))
     if not with_images:
         raise UsageError(
             "--image is given, but the model makes videos from text alone",
             where=COMMAND_LINE,
             fix="leave --image out, or use the configuration of an image-to-video model",
         )
-    return [Prompt(i, text.strip(), own.image) for i, text in enumerate(own.prompts)]
+    return [Prompt(i, text.strip(), own.image) for i, text in enumerate(own.prompt)]
 
 
-def _size(config: RunConfig, own: OwnOptions) -> VideoSize:
-    assert config.model is not None
+def _size(config: SamplableRun, own: OwnOptions) -> VideoSize:
     network = config.model.network.params
     stride = _space_stride(config)
-    rows, columns = (min(a, b * stride) for a, b in zip(LARGEST, _native(network), strict=True))
+    native = (network.latent_height * stride, network.latent_width * stride)
+    rows, columns = map(min, LARGEST, native)
     if own.size is not None:
         match = _SIZE.fullmatch(own.size.strip())
         if match is None:
@@ -194,7 +197,7 @@ def _size(config: RunConfig, own: OwnOptions) -> VideoSize:
     return VideoSize(_latent_frames(config, own, network), rows, columns)
 
 
-def _latent_frames(config: RunConfig, own: OwnOptions, network: DiTConfig) -> int:
+def _latent_frames(config: SamplableRun, own: OwnOptions, network: DiTConfig) -> int:
     """Latent frames without padding."""
     rate = network.time_compressed_rate
     if own.num_frames is not None:
@@ -208,17 +211,12 @@ def _latent_frames(config: RunConfig, own: OwnOptions, network: DiTConfig) -> in
         return (own.num_frames - 1) // rate + 1
     if not _was_given(config, "sampling_num_frames"):
         return (network.num_frames - 1) // rate + 1
-    asked = int(str(config.arguments["sampling_num_frames"]))
-    # The original counts what the network sees: 22 for the 81 frames (21 latents) of 1.5.
-    return asked - 1 if network.patch.frames > 1 and asked % network.patch.frames == 0 else asked
+    count = int(str(config.arguments["sampling_num_frames"]))
+    # The original counts the network's input: 22 for the 81 frames (21 latents) of 1.5.
+    return count - 1 if network.patch.frames > 1 and count % network.patch.frames == 0 else count
 
 
-def _native(network: DiTConfig) -> tuple[int, int]:
-    return network.latent_height, network.latent_width
-
-
-def _space_stride(config: RunConfig) -> int:
-    assert config.model is not None
+def _space_stride(config: SamplableRun) -> int:
     first_stage = config.model.first_stage.params
     if isinstance(first_stage, VAEConfig):
         return int(2 ** (len(first_stage.encoder.ch_mult) - 1))

@@ -1,7 +1,7 @@
 """Sample videos from prompts: what `cogvx sample` does in each rank.
 
-Which rank makes a sample changes nothing of it: its random numbers are keyed by the seed, the
-number of its prompt and its own number, and every sample is made alone.
+A sample does not depend on the rank that makes it: its random numbers are keyed by the seed, the
+number of its prompt and its own number, and its batch has one sample.
 
 Axes: B batch (1 here), T frames, t latent frames, C channels, H rows, W columns.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from app.config.schema.run import RunConfig
+from app.config.runnable import samplable_run
+from app.config.schema.run import SamplableRun
 from app.diffusion.frames_padding import padding_count
 from app.diffusion.image_conditioning import placed_image_latent
 from app.distributed.agreement import on_rank_zero
@@ -40,7 +41,13 @@ from app.evaluation.sampling import (
 from app.evaluation.video_file import read_image, to_uint8
 from app.models.conditioning import Conditioning
 from app.run.arguments import parse_args, start_distributed
-from app.run.sample.model import Studio, check_size, open_studio
+from app.run.sample.model import (
+    PIXELS_PER_LATENT,
+    check_size,
+    latent_shape,
+    load_model,
+    sample_settings,
+)
 from app.run.sample.output import LATENT, VIDEO, Item, Output, packed_strip, unpacked_strip
 from app.run.sample.request import OwnOptions, SampleRequest, VideoSize, prompts_of, request_of
 from app.run.weights.export import run_model_section
@@ -52,38 +59,38 @@ from app.training.step import DiffusionModel
 
 log = logging.getLogger(__name__)
 
-# (steps done by this rank, steps in all, what is being made)
-Watch = Callable[[int, int, str], None]
+Progress = Callable[[int, int, str], None]  # (steps done by this rank, steps in all, sample)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A sampling call in one rank."""
 
-    config: RunConfig
+    config: SamplableRun
     own: OwnOptions
     request: SampleRequest
     groups: ProcessGroups
-    watch: Watch
+    progress: Progress
 
 
 def sample_words(
-    words: Sequence[str], parser: ArgumentParser, typed: Iterable[str], watch: Watch
+    words: Sequence[str], parser: ArgumentParser, typed: Iterable[str], progress: Progress
 ) -> dict[str, Any]:
-    """`cogvx sample` inside one rank; what was made on rank 0, nothing elsewhere.
+    """`cogvx sample` inside one rank; returns the overview on rank 0, {} elsewhere.
 
     Args:
         words: the command line after `sample`.
         parser: with the command's own options.
         typed: lines of standard input, read only if the prompts come from there.
-        watch: told about every step of this rank.
+        progress: called after every step of this rank.
     """
     args = parse_args(words, parser)
-    config, own = args.run_config, own_options(args)
+    own = OwnOptions.from_args(args)
+    config = samplable_run(args.run_config, has_run=own.run is not None)
     request = request_of(config, own)
     if config.model.sampler.params.fixed_frames:
         raise ConfigError(
-            "fixed_frames keeps the first latent frames of a clip, and there is no clip",
+            "fixed_frames keeps the first latent frames of a clip, and sampling has no clip",
             where="model.sampler_config.params.fixed_frames",
             fix="set it to 0; validation during training samples with it",
         )
@@ -95,7 +102,7 @@ def sample_words(
     if rank.world_size > 1 and not isinstance(prompts, Sequence):
         read = on_rank_zero(rank.rank, lambda: [asdict(prompt) for prompt in prompts])
         prompts = [Prompt(**fields) for fields in read]
-    return sample(Job(config, own, request, args.groups, watch), prompts)
+    return sample(Job(config, own, request, args.groups, progress), prompts)
 
 
 def model_file_of_run(url: str, folder: Path) -> Path:
@@ -106,33 +113,32 @@ def model_file_of_run(url: str, folder: Path) -> Path:
 
 
 def sample(job: Job, prompts: Iterable[Prompt]) -> dict[str, Any]:
-    """Make every sample that does not lie there yet; what was made, on rank 0.
+    """Make every missing sample; returns the overview on rank 0.
 
     Args:
-        prompts: a list, or an iterator that gives one prompt after the other as they are typed
-            (one process only).
+        prompts: a list, or an iterator of prompts as they are typed (one process only).
 
     Raises:
-        ConfigError: a sample with other settings lies where one would be written.
+        ConfigError: a sample with other settings exists in the place of one.
         CogvxError: weights, images or the output cannot be used.
     """
     rank = job.groups.rank
     output = Output(open_storage(job.request.out), job.request.fps)
     if isinstance(prompts, Sequence):
-        # Before the network is read: a hundred videos shall not wait for a picture that is missing.
-        on_rank_zero(rank.rank, lambda: count_images(p.image for p in prompts if p.image))
-    studio = open_studio(job.config, job.own, job.groups)
-    maker = Maker(job, output, studio)
+        # Before the network is read: a missing image must not be found after many videos.
+        on_rank_zero(rank.rank, lambda: check_images(p.image for p in prompts if p.image))
+    model = load_model(job.config, job.own, job.groups)
+    sampler = RankSampler(job, output, model, sample_settings(job.config, job.own))
     if isinstance(prompts, Sequence):
-        maker.make(items_of(prompts, job.request.per_prompt), keeps_text_encoder=False)
+        sampler.sample(items_of(prompts, job.request.per_prompt), keeps_text_encoder=False)
     else:
         for prompt in prompts:
-            maker.make(items_of([prompt], job.request.per_prompt), keeps_text_encoder=True)
-        if not maker.made and not maker.skipped:
+            sampler.sample(items_of([prompt], job.request.per_prompt), keeps_text_encoder=True)
+        if not sampler.made and not sampler.skipped:
             raise InputMissingError(
                 "no prompt was typed", where="standard input", fix="type one prompt per line"
             )
-    found = _overview(job, output, maker)
+    found = _overview(sampler)
     if rank.rank == 0:
         log.info("sampled", extra={"url": output.storage.url, "samples": len(found["samples"])})
     return found
@@ -143,19 +149,25 @@ def items_of(prompts: Sequence[Prompt], per_prompt: int) -> list[Item]:
     return [Item(prompt, k) for prompt in prompts for k in range(per_prompt)]
 
 
-class Maker:
-    """Makes this rank's share of samples and remembers what it made."""
+@dataclass(slots=True)
+class RankSampler:
+    """Makes this rank's share of samples and keeps their records.
 
-    def __init__(self, job: Job, output: Output, studio: Studio) -> None:
-        self.job = job
-        self.output = output
-        self.studio = studio
-        self.made: list[tuple[int, dict[str, Any]]] = []  # position, record
-        self.strips: list[tuple[int, bytes]] = []
-        self.skipped: list[Item] = []
+    Attributes:
+        settings: see `sample_settings`.
+        made: (position, record, packed strip of frames or None) of each new sample.
+        skipped: what existed.
+    """
 
-    def make(self, items: Sequence[Item], *, keeps_text_encoder: bool) -> None:
-        """Make those of the samples that are missing and fall to this rank."""
+    job: Job
+    output: Output
+    model: DiffusionModel
+    settings: Mapping[str, Any]
+    made: list[tuple[int, dict[str, Any], Any]] = field(default_factory=list)
+    skipped: list[Item] = field(default_factory=list)
+
+    def sample(self, items: Sequence[Item], *, keeps_text_encoder: bool) -> None:
+        """Make the missing ones that belong to this rank."""
         rank = self.job.groups.rank
         done = on_rank_zero(rank.rank, lambda: self._done(items))
         missing = [item for item, is_done in zip(items, done, strict=True) if not is_done]
@@ -163,17 +175,21 @@ class Maker:
         mine = [missing[i] for i in positions_of_rank(len(missing), rank.rank, rank.world_size)]
         if not mine:
             return
-        texts = self.studio.embedded([item.prompt.text for item in mine])
+        conditioner = self.model.conditioner
+        captions = [item.prompt.text for item in mine]
+        texts = {caption: conditioner.embed([caption], None) for caption in captions}
         if not keeps_text_encoder:
-            self.studio.drop_text_encoder()
-        steps = self.studio.model.sampler.config.num_steps
+            del conditioner.encoder  # its memory is for the network
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+        steps = self.model.sampler.config.num_steps
         for number, item in enumerate(mine):
             name = f"sample {number + 1} of {len(mine)}"
 
             def progress(step: int, _: int, before: int = number * steps, name: str = name) -> None:
-                self.job.watch(before + step, steps * len(mine), name)
+                self.job.progress(before + step, steps * len(mine), name)
 
-            self._make_one(item, texts[item.prompt.text], progress)
+            self._sample_one(item, texts[item.prompt.text], progress)
 
     def _done(self, items: Sequence[Item]) -> list[bool]:
         if self.job.request.overwrite:
@@ -182,25 +198,18 @@ class Maker:
         return [self.output.is_done(item, self._settings(item), wanted) for item in items]
 
     @torch.no_grad()
-    def _make_one(self, item: Item, text: Tensor, progress: Callable[[int, int], None]) -> None:
-        model, request = self.studio.model, self.job.request
+    def _sample_one(self, item: Item, text: Tensor, progress: Callable[[int, int], None]) -> None:
+        model, request = self.model, self.job.request
         draws = self._draws(item)
         size, image = request.size, None
         if item.prompt.image is not None:
             image, size = placed_image(model, item.prompt.image, size, draws)
         network = model.config.network.params
-        shape = self.studio.shape(size)
-        latents = sample_latents(
-            model.sampler,
-            model.network,
-            self._sampling_job(text, image, shape),
-            draws,
-            progress,
-        )
+        job = self._sampling_job(text, image, latent_shape(model.config, size))
+        latents = sample_latents(model.sampler, model.network, job, draws, progress)
         video = None
         if request.decodes:
             video = to_uint8(scale_pixels(model.decode(latents * model.config.scale_factor)))[0]
-            self.strips.append((item.position, packed_strip(video)))
         kept = latents[0] if request.keeps_latents else None
         settings = {
             **self._settings(item),
@@ -208,10 +217,12 @@ class Maker:
             "columns": size.columns,
             "frames": network.time_compressed_rate * (size.latent_frames - 1) + 1,
         }
-        self.made.append((item.position, self.output.write(item, video, kept, settings)))
+        record = self.output.write(item, video, kept, settings)
+        packed = None if video is None else packed_strip(video)
+        self.made.append((item.position, record, packed))
 
     def _sampling_job(self, text: Tensor, image: Tensor | None, shape: LatentShape) -> SamplingJob:
-        model = self.studio.model
+        model = self.model
         return SamplingJob(
             conditioning=Conditioning(text=text.to(model.device), image=image, ofs=model.ofs()),
             shape=shape,
@@ -222,11 +233,11 @@ class Maker:
 
     def _draws(self, item: Item) -> Draws:
         if self.job.config.compat.draws == "sat":
-            return GlobalDraws(self.studio.model.device)
+            return GlobalDraws(self.model.device)
         return KeyedDraws(self.job.request.seed, [item.position])
 
     def _settings(self, item: Item) -> dict[str, Any]:
-        """What the sample is made from; JSON gives back the same."""
+        """What the sample depends on, as JSON gives it back."""
         request = self.job.request
         settings = {
             "prompt": item.prompt.text,
@@ -237,109 +248,76 @@ class Maker:
             "fps": request.fps,
             "latent_frames": request.size.latent_frames,
             "asked_size": [request.size.rows, request.size.columns],
-            **self.studio.settings,
+            **self.settings,
         }
         return dict(json.loads(json.dumps(settings)))
 
 
-def _overview(job: Job, output: Output, maker: Maker) -> dict[str, Any]:
+def _overview(sampler: RankSampler) -> dict[str, Any]:
     """List and contact sheet of all ranks' samples, written by rank 0."""
+    job, output = sampler.job, sampler.output
     rank = job.groups.rank
     exchange = StoreExchange(job.groups.store, rank=rank.rank, world_size=rank.world_size)
-    records = exchange.gather("sample-records", json.dumps(maker.made).encode())
-    strips = exchange.gather("sample-strips", b"".join(_framed(maker.strips)))
+    gathered = exchange.gather("samples", json.dumps(sampler.made).encode())
     found: dict[str, Any] = {}
     if rank.rank == 0:
-        made = sorted((tuple(pair) for part in records for pair in json.loads(part)), key=_first)
-        pictures = sorted((pair for part in strips for pair in _unframed(part)), key=_first)
+        made = sorted((tuple(one) for part in gathered for one in json.loads(part)), key=_first)
         found = {
             "url": output.storage.url,
             "seed": job.request.seed,
             "made": len(made),
-            "skipped": len(maker.skipped),
+            "skipped": len(sampler.skipped),
         }
-        made += [(item.position, output.record(item)) for item in maker.skipped]
-        samples = [record for _, record in sorted(made, key=_first)]
-        keys = output.write_overview(found, samples, [unpacked_strip(data) for _, data in pictures])
+        strips = [unpacked_strip(packed) for _, _, packed in made if packed is not None]
+        made += [(item.position, output.record(item), None) for item in sampler.skipped]
+        samples = [record for _, record, _ in sorted(made, key=_first)]
+        keys = output.write_overview(found, samples, strips)
         found |= {"samples": samples, "files": keys}
     exchange.barrier()
     return found
 
 
-def _first(pair: tuple[Any, Any]) -> int:
-    return int(pair[0])
+def _first(sample: tuple[Any, ...]) -> int:
+    return int(sample[0])
 
 
-def _framed(pairs: Sequence[tuple[int, bytes]]) -> Iterator[bytes]:
-    for position, data in pairs:
-        yield position.to_bytes(8, "big") + len(data).to_bytes(8, "big") + data
-
-
-def _unframed(data: bytes) -> Iterator[tuple[int, bytes]]:
-    place = 0
-    while place < len(data):
-        position = int.from_bytes(data[place : place + 8], "big")
-        stop = place + 16 + int.from_bytes(data[place + 8 : place + 16], "big")
-        yield position, data[place + 16 : stop]
-        place = stop
-
-
-def own_options(args: Namespace) -> OwnOptions:
-    """The command's own options out of a Namespace."""
-    values: Mapping[str, Any] = vars(args)
-    return OwnOptions(
-        prompts=tuple(values.get("prompt") or ()),
-        image=values.get("image"),
-        size=values.get("size"),
-        num_frames=values.get("num_frames"),
-        lora=values.get("lora"),
-        run=values.get("run"),
-        step=values.get("step"),
-        weights=values.get("weights"),
-        save_latents=bool(values.get("save_latents")),
-        overwrite=bool(values.get("overwrite")),
-    )
-
-
-PIXELS_PER_LATENT = 8
-
-
-def count_images(urls: Iterable[str]) -> int:
-    """Read every picture, so that a missing or damaged one is found before anything is computed.
+def check_images(urls: Iterable[str]) -> None:
+    """Read every image, so that a missing or damaged one is found before anything is computed.
 
     Raises:
-        InputMissingError, DataError: one is not there, or is no picture.
+        InputMissingError, DataError: one does not exist, or is not an image.
     """
-    return len([read_image(fetch(url, node_folder("images"))) for url in sorted(set(urls))])
+    for url in sorted(set(urls)):
+        read_image(fetch(url, node_folder("images")))
 
 
 @torch.no_grad()
 def placed_image(
     model: DiffusionModel, url: str, size: VideoSize, draws: Draws
 ) -> tuple[Tensor, VideoSize]:
-    """The picture as the network wants it, and the size of the video.
+    """The image as the network takes it, and the size of the video.
 
-    1.5 keeps the picture's proportions: the short side is that of `size`, the long one follows.
-    1.0 fills the asked size, its centre kept.
+    1.5 keeps the image's proportions: the short side is that of `size`, the long one follows.
+    1.0 crops the centre to the requested size.
 
     Args:
-        url: of a picture, local or s3://.
-        draws: asked for image_posterior.
+        url: of an image, local or s3://.
+        draws: for image_posterior.
 
     Returns:
         (1, t + padding, C, h, w) scaled latent on the first latent frame, zeros after it.
     """
     network = model.config.network.params
-    picture = read_image(fetch(url, node_folder("images")))
+    image = read_image(fetch(url, node_folder("images")))
     if network.patch.frames > 1:
         multiple = PIXELS_PER_LATENT * network.patch.rows
-        old = (picture.shape[1], picture.shape[2])
+        old = (image.shape[1], image.shape[2])
         rows, columns = size_by_ratio(old, size.short_side, multiple)
         size = replace(size, rows=rows, columns=columns)
-        picture = resized(picture, (rows, columns))
+        image = resized(image, (rows, columns))
     else:
-        picture = covered(picture, (size.rows, size.columns))
-    frame = model.pixels(model.on_device(picture))[None, None]
+        image = covered(image, (size.rows, size.columns))
+    frame = model.pixels(model.on_device(image))[None, None]
     latent = model.vae.encode(frame).draw(draws, "image_posterior") * model.image_latent_scale
     frames = size.latent_frames + padding_count(size.latent_frames, network.patch.frames)
     every = model.config.noised_image_all_concat

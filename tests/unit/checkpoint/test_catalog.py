@@ -102,8 +102,11 @@ def test_opening_an_unfinished_checkpoint_says_so(storage: LocalStorage, tmp_pat
     save(storage, tmp_path / "s", step=20)
     remove_manifest(tmp_path / "run" / "checkpoints" / "step-0000000020.000001")
 
-    with pytest.raises(CheckpointError, match="never finished"):
-        open_checkpoint(storage, CheckpointRef(1, 20))
+    with (
+        pytest.raises(CheckpointError, match="never finished"),
+        open_checkpoint(storage, CheckpointRef(1, 20)),
+    ):
+        pass
 
 
 def test_attempts_are_numbered_from_one(storage: LocalStorage) -> None:

@@ -16,7 +16,6 @@ KEYS = [
     layout.config_key(7, "3f9c2a1b"),
     REF.manifest,
     REF.file("weights-00000-of-00002.safetensors"),
-    layout.sample_key(1000, 3, "ema"),
     layout.samples_index_key(1000),
     layout.quarantine_key(7, 3),
     layout.log_key(7, 0),
@@ -33,7 +32,6 @@ def test_keys_are_those_of_the_layout() -> None:
         "config/000007-3f9c2a1b.yaml",
         "checkpoints/step-0000001000.000007/manifest.json",
         "checkpoints/step-0000001000.000007/weights-00000-of-00002.safetensors",
-        "samples/step-0000001000/p003-ema.mp4",
         "samples/step-0000001000/samples.json",
         "quarantine/000007-r0003.jsonl",
         "logs/000007-r0000.txt",
@@ -68,7 +66,7 @@ def test_the_order_of_names_is_the_order_of_steps() -> None:
 def test_the_attempt_is_read_from_a_key() -> None:
     assert layout.attempt_of_key(REF.file("optim-00000-of-00001.safetensors")) == 7
     assert layout.attempt_of_key("metrics/000007-000001.jsonl") == 7
-    assert layout.attempt_of_key(layout.sample_key(3, 1, "ema")) is None
+    assert layout.attempt_of_key(layout.samples_index_key(3)) is None
     assert layout.attempt_of_key("checkpoints/step-12/x") is None
 
 

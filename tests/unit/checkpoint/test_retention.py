@@ -6,8 +6,8 @@ import pytest
 
 from app.checkpoint.catalog import checkpoint_refs, find_newest
 from app.checkpoint.layout import CheckpointRef
-from app.checkpoint.retention import RetentionPolicy, apply_retention, superfluous, sweep
-from app.errors import ConfigError, RetryableError
+from app.checkpoint.retention import apply_retention, superfluous, sweep
+from app.errors import RetryableError
 from app.storage.local import LocalStorage
 from tests.support.checkpoints import save
 
@@ -25,33 +25,27 @@ REFS = [CheckpointRef(1, step) for step in range(100, 1100, 100)]
 
 
 @pytest.mark.parametrize(
-    ("policy", "protected", "kept"),
+    ("keep_last", "protected", "kept"),
     [
-        (RetentionPolicy(keep_last=1), [], [1000]),
-        (RetentionPolicy(keep_last=3), [], [800, 900, 1000]),
-        (RetentionPolicy(keep_last=2, keep_every=500), [], [500, 900, 1000]),
-        (RetentionPolicy(keep_last=1), ["step-0000000300.000001"], [300, 1000]),
-        (RetentionPolicy(keep_last=50), [], list(range(100, 1100, 100))),
+        (1, [], [1000]),
+        (3, [], [800, 900, 1000]),
+        (1, ["step-0000000300.000001"], [300, 1000]),
+        (50, [], list(range(100, 1100, 100))),
     ],
 )
-def test_the_last_the_every_and_the_protected_stay(
-    policy: RetentionPolicy, protected: list[str], kept: list[int]
+def test_the_last_and_the_protected_are_kept(
+    keep_last: int, protected: list[str], kept: list[int]
 ) -> None:
-    gone = superfluous(REFS[::-1], policy, protected)
+    gone = superfluous(REFS[::-1], keep_last, protected)
 
     assert [ref.step for ref in REFS if ref not in gone] == kept
-
-
-def test_keeping_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="keep"):
-        RetentionPolicy(keep_last=0)
 
 
 def test_deleted_checkpoints_leave_no_object(storage: LocalStorage, tmp_path: Path) -> None:
     for step in (10, 20, 30):
         save(storage, tmp_path / "s", step=step)
 
-    gone = apply_retention(storage, RetentionPolicy(keep_last=1), ["step-0000000020.000001"])
+    gone = apply_retention(storage, 1, ["step-0000000020.000001"])
 
     assert gone == ["step-0000000010.000001"]
     assert steps(storage) == [20, 30]
@@ -63,7 +57,7 @@ def test_unfinished_checkpoints_do_not_count_as_kept(storage: LocalStorage, tmp_
         save(storage, tmp_path / "s", step=step)
     storage.delete([CheckpointRef(1, 30).manifest])
 
-    apply_retention(storage, RetentionPolicy(keep_last=1))
+    apply_retention(storage, 1)
 
     assert find_newest(storage) == CheckpointRef(1, 20)
     assert steps(storage) == [20, 30]
@@ -88,7 +82,7 @@ def test_a_deletion_that_stops_half_way_leaves_an_absent_checkpoint(
     for step in (10, 20):
         save(whole, tmp_path / "s", step=step)
 
-    gone = apply_retention(FailingStorage(tmp_path / "run"), RetentionPolicy(keep_last=1))
+    gone = apply_retention(FailingStorage(tmp_path / "run"), 1)
 
     assert gone == []
     assert find_newest(whole) == CheckpointRef(1, 20)

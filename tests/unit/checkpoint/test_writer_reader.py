@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from app.checkpoint import writer
-from app.checkpoint.fragments import ParameterInfo, SingleProcess
+from app.checkpoint.catalog import find_newest
+from app.checkpoint.fragments import ParameterInfo
 from app.checkpoint.layout import CheckpointRef
-from app.checkpoint.reader import find_newest, open_checkpoint
+from app.checkpoint.reader import open_checkpoint
 from app.checkpoint.rng import capture_rng, restore_rng
 from app.checkpoint.train_state import TrainState
 from app.checkpoint.writer import Snapshot, save_checkpoint
@@ -142,7 +143,10 @@ def test_state_and_generators_come_back(storage: LocalStorage, tmp_path: Path) -
     )
     drawn = (random.random(), float(np.random.rand()), torch.rand(3).tolist())
 
-    save_checkpoint(storage, identity_of(12, 1), snapshot, SingleProcess(), tmp_path / "s")
+    def one(exchange: ThreadExchange) -> str | None:
+        return save_checkpoint(storage, identity_of(12, 1), snapshot, exchange, tmp_path / "s")
+
+    assert run_ranks(1, one) == ["step-0000000012.000001"]
 
     with open_checkpoint(storage, newest(storage)) as checkpoint:
         assert checkpoint.state == state
@@ -156,11 +160,12 @@ def test_state_and_generators_come_back(storage: LocalStorage, tmp_path: Path) -
 def test_damaged_generator_states_are_refused() -> None:
     state = capture_rng()
 
-    for change in (
+    changes: list[dict[str, object]] = [
         {"torch": "AAAA"},
         {"python": {}},
         {"numpy": {**state["numpy"], "keys": "AA=="}},
-    ):
+    ]
+    for change in changes:
         with pytest.raises(CheckpointError, match=r"rng-0003\.json"):
             restore_rng({**state, **change}, "rng-0003.json")
 
@@ -171,7 +176,7 @@ def test_a_checkpoint_without_moments_can_be_read(storage: LocalStorage, tmp_pat
     save(storage, tmp_path / "s", step=3, world_size=2, values=values)
 
     with open_checkpoint(storage, newest(storage)) as checkpoint:
-        assert checkpoint.kinds("scale") == ("master",)
+        assert checkpoint.manifest.parameters["scale"].kinds == ("master",)
         assert same_bits(read_back(checkpoint, 2), values)
         with pytest.raises(CheckpointError, match=r"exp_avg of 'scale' is not stored"):
             checkpoint.read("scale", "exp_avg", 0, 1)
@@ -240,7 +245,7 @@ def test_a_rank_that_fails_leaves_no_manifest(tmp_path: Path) -> None:
     results = save(storage, tmp_path / "s", step=3, world_size=2)
 
     assert all(isinstance(result, RetryableError) for result in results)
-    assert "rank 1 could not write its part: the disk is gone" in str(results[0])
+    assert "rank 1 could not write its files: the disk is gone" in str(results[0])
     assert find_newest(storage) is None
 
 

@@ -124,14 +124,15 @@ def test_one_process_trains_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     calls: list[Any] = []
 
-    def train(args: Namespace, warnings: Sequence[str], show: object) -> int:
-        calls.append((args.run_config.training.seed, warnings, show))
+    def train(args: Namespace, show: object) -> int:
+        config = args.run_config
+        calls.append((config.training.seed, config.start_warnings, show))
         return 0
 
     monkeypatch.setattr(app.run.train, "train", train)
 
     assert main(["train", *TINY, "--seed", "5"]) == 0
-    assert calls == [(5, [], None)]  # no terminal, no progress line
+    assert calls == [(5, (), None)]  # no terminal, no progress line
 
 
 @pytest.mark.usefixtures("alone")
@@ -140,7 +141,7 @@ def test_an_error_of_the_run_is_its_exit_code_and_a_cause(
 ) -> None:
     import app.run.train
 
-    def train(args: Namespace, warnings: Sequence[str], show: object) -> int:
+    def train(args: Namespace, show: object) -> int:
         raise DataError("a shard is cut", where="s3://clips/a.tar", fix="upload it again")
 
     monkeypatch.setattr(app.run.train, "train", train)
@@ -160,7 +161,7 @@ def test_the_cause_of_an_error_is_recorded_once(
 ) -> None:
     import app.run.train
 
-    def train(words: Sequence[str], show: object) -> int:
+    def train(args: Namespace, show: object) -> int:
         raise problem
 
     recorded: list[BaseException] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.config.runnable import check_runnable, lacking
+from app.config.runnable import lacking, trainable_run
 from app.errors import ConfigErrors
 from tests.support.configs import TINY, base, load
 
@@ -14,7 +14,7 @@ def reasons(*argv: str) -> list[str]:
 
 
 def test_complete_configuration_may_start() -> None:
-    check_runnable(load(*TINY))
+    trainable_run(load(*TINY))
 
 
 def test_missing_sections_and_paths_are_named_together() -> None:
@@ -28,7 +28,7 @@ def test_placeholder_names_its_key_and_file() -> None:
     config = load(*TINY, "model.first_stage_config.params.ckpt_path='{your vae}/3d-vae.pt'")
 
     with pytest.raises(ConfigErrors) as caught:
-        check_runnable(config)
+        trainable_run(config)
 
     assert caught.value.exit_code == 78
     assert "'{your vae}/3d-vae.pt' is a placeholder" in str(caught.value)

@@ -220,8 +220,8 @@ def test_strata_divide_the_timesteps_of_a_batch_or_are_upstreams_of_a_rank() -> 
 
 
 def test_image_dropout_is_decided_per_sample_or_micro_batch() -> None:
-    assert randomness().image_dropout_at_once is False
-    assert randomness("--image-dropout", "micro_batch").image_dropout_at_once is True
+    assert randomness().shared_image_dropout is False
+    assert randomness("--image-dropout", "micro_batch").shared_image_dropout is True
 
 
 # data

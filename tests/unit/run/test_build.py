@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +27,7 @@ from app.models.vae.autoencoder import VideoAutoencoder
 from app.run.build import (
     InitialWeights,
     LoadOptions,
-    VisitingTextEncoder,
-    VisitingVae,
+    OnDemandModule,
     build_modules,
     build_network,
     build_sampler,
@@ -233,24 +233,35 @@ def fresh() -> type[Loaded]:
     return One
 
 
-def test_a_part_is_built_at_its_first_use_and_again_after_it_left() -> None:
+def test_a_module_is_loaded_at_its_first_use_and_again_after_offload() -> None:
     kind = fresh()
-    vae = VisitingVae("VAE", kind)
+    vae = OnDemandModule("VAE", kind)
 
-    assert (kind.built, vae.is_here) == (0, False)
+    assert kind.built == 0
     assert torch.equal(vae.decode(torch.zeros(2)), torch.ones(2))
     vae.encode(torch.zeros(1, 9, 3, 8, 8))
-    assert (kind.built, vae.is_here) == (1, True)
-    vae.leave()
-    vae.leave()
-    assert not vae.is_here
+    assert kind.built == 1
+    vae.offload()
+    vae.offload()
+    assert kind.built == 1
     vae.decode(torch.zeros(2))
     assert kind.built == 2
 
 
+def test_offload_frees_the_module() -> None:
+    modules = [Loaded()]
+    alive = weakref.ref(modules[0])
+    vae = OnDemandModule("VAE", modules.pop)
+    vae.decode(torch.zeros(2))
+
+    assert alive() is not None
+    vae.offload()
+    assert alive() is None
+
+
 def test_dropping_captions_does_not_call_the_encoder_back() -> None:
     kind = fresh()
-    conditioner = Conditioner(VisitingTextEncoder("text encoder", kind), ucg_rate=0.5)
+    conditioner = Conditioner(OnDemandModule("text encoder", kind), ucg_rate=0.5)
     text = torch.ones(1, 2, 3)
 
     conditioner.drop(text, None)
@@ -259,22 +270,23 @@ def test_dropping_captions_does_not_call_the_encoder_back() -> None:
     assert kind.built == 1
 
 
-def test_the_model_sends_visitors_away_and_keeps_others() -> None:
+def test_the_model_offloads_what_is_loaded_on_demand_and_keeps_the_rest() -> None:
     model = object.__new__(DiffusionModel)
     kind, resident = fresh(), Resident()
-    visitor = VisitingTextEncoder("text encoder", kind)
-    visitor.encode(["a"])
+    encoder = OnDemandModule("text encoder", kind)
+    encoder.encode(["a"])
     model.vae = resident  # type: ignore[assignment]
-    model.conditioner = Conditioner(visitor, 0.0)
+    model.conditioner = Conditioner(encoder, 0.0)
 
-    model.send_visitors_away()
+    model.offload()
 
-    assert not visitor.is_here
     assert model.vae is resident
+    encoder.encode(["a"])
+    assert kind.built == 2
 
 
 class Resident:
-    """A part without `leave`."""
+    """A module without `offload`."""
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         return torch.zeros(len(captions))

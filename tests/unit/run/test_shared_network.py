@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from app.config.schema.run import RunConfig
+from app.config.schema.run import TrainableRun
 from app.conversion.export import export_safetensors
 from app.distributed.groups import ProcessGroups
 from app.distributed.rank import RankInfo
@@ -23,7 +23,7 @@ from app.run.attempt.attempt import Attempt
 from app.run.build import InitialWeights, build_network
 from app.telemetry.logging import LogContext
 from app.training.signals import StopFlag
-from tests.support.configs import TINY, base, load
+from tests.support.configs import TINY, base, load, load_trainable
 
 SHARED = ("--model-parallel-size", "2")
 
@@ -34,7 +34,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
         monkeypatch.setenv(f"LOCAL_{name}", str(value))
 
 
-def attempt_of(config: RunConfig, rank: int, world_size: int) -> Attempt:
+def attempt_of(config: TrainableRun, rank: int, world_size: int) -> Attempt:
     """An attempt of which only the configuration and the ranks are asked."""
     names = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     info = RankInfo.from_environment({name: str(value) for name, value in names.items()})
@@ -51,8 +51,9 @@ def attempt_of(config: RunConfig, rank: int, world_size: int) -> Attempt:
 
 
 def test_model_parallel_size_makes_ranks_that_share_a_network_share_their_samples() -> None:
-    config = load(*TINY, *SHARED, "--batch-size", "3", "--gradient-accumulation-steps", "5")
-    assert config.training is not None
+    config = load_trainable(
+        *TINY, *SHARED, "--batch-size", "3", "--gradient-accumulation-steps", "5"
+    )
 
     attempts = [attempt_of(config, rank, 4) for rank in range(4)]
 

@@ -131,7 +131,7 @@ def tiny_model(
     return DiffusionModel(
         parts,
         config,
-        replace(randomness, image_dropout_at_once=at_once),
+        replace(randomness, shared_image_dropout=at_once),
         device=torch.device("cpu"),
         dtype=dtype,
     )

@@ -174,7 +174,7 @@ def test_a_stop_is_taken_at_the_step_boundary_after_a_save() -> None:
 
     def micro(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         if step == 2:
-            tools.stop.request()
+            tools.stop.requested = True
         return torch.tensor(1.0), {}
 
     with pytest.raises(PreemptedError) as caught:

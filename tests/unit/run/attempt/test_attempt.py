@@ -24,7 +24,7 @@ from app.training.forward import forward_step
 from app.training.loop import LoopState, LoopTools
 from app.training.signals import StopFlag
 from app.training.step import DiffusionModel
-from tests.support.configs import TINY, load
+from tests.support.configs import TINY, load_trainable
 from tests.support.numbered_clips import REGISTRATION, NumberedClips
 from tests.unit.run.folders import read_json, run_folder
 
@@ -33,7 +33,7 @@ NOTHING: Any = None
 
 
 def attempt(groups: ProcessGroups, root: Path, *words: str) -> Attempt:
-    config = load(*TINY, *words)
+    config = load_trainable(*TINY, *words)
     context = LogContext(rank=0)
     return Attempt(Namespace(), config, groups, run_folder(root), root, context, StopFlag())
 
@@ -109,7 +109,7 @@ def test_the_callers_collate_makes_the_batches(groups: ProcessGroups, tmp_path: 
     ],
 )
 def test_videos_have_the_frame_rate_of_the_clips(words: tuple[str, ...], fps: float) -> None:
-    data = load(*TINY, *words).data
+    data = load_trainable(*TINY, *words).data
 
     assert isinstance(data, DataConfig)
     assert frames_per_second(data) == fps
@@ -186,7 +186,7 @@ def test_the_end_marks_the_run_as_finished(
     tools = LoopTools(trackers=Trackers([memory]))
     evaluate: Any = (lambda state: {"valid_loss": 0.5}) if validates else None
 
-    made.finish(LoopState(step=60), made.plan(made.training), evaluate, tools)
+    made.finish(LoopState(step=60), made.plan(made.config.training), evaluate, tools)
 
     assert memory.records == ([(60, {"valid_loss": 0.5})] if validates else [])
     assert read_json(tmp_path, "complete.json")["step"] == 60
@@ -237,7 +237,7 @@ def test_other_ranks_write_no_progress_and_have_no_trackers(
 
     with ExitStack() as stack:
         made.hooks(NOTHING, saver, None, 60, stack).on_log(LoopState(step=5), {"loss": 0.25})
-        tools, wandb_run_id = made.tools(PartTimes(), made.training, LoopState(), None)
+        tools, wandb_run_id = made.tools(PartTimes(), made.config.training, LoopState(), None)
         tools.trackers.log(1, {"loss": 1.0})
         tools.trackers.close()
 
@@ -271,7 +271,7 @@ def test_plan_takes_lengths_and_intervals_from_the_configuration(
     words = ("--save-interval", "7", "--eval-interval", "6", "--exit-interval", "5")
     made = attempt(groups, tmp_path, *words, "--log-interval", "4")
 
-    plan = made.plan(made.training)
+    plan = made.plan(made.config.training)
 
     assert (plan.steps, plan.accumulation, plan.samples_per_step) == (60, 2, 4)
     assert (plan.save_interval, plan.eval_interval, plan.exit_interval) == (7, 6, 5)

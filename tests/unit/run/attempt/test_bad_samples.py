@@ -72,7 +72,7 @@ def test_what_was_found_is_agreed_listed_and_counted(
         ("c.tar", "clip11"),
         ("c.tar", "clip12"),
     )
-    assert keeper.numbers() == {
+    assert keeper.metrics() == {
         "bad_samples": 3,
         "bad_samples/not_a_video": 2,
         "bad_samples/truncated": 1,
@@ -97,7 +97,7 @@ def test_nothing_bad_writes_nothing(groups: ProcessGroups, tmp_path: Path) -> No
     train(keeper, 4)
     keeper.close()
 
-    assert keeper.numbers() == {"bad_samples": 0}
+    assert keeper.metrics() == {"bad_samples": 0}
     assert not list(tmp_path.glob("quarantine/*"))
 
 
@@ -160,7 +160,7 @@ def test_samples_without_a_place_are_listed_from_the_start(
 
     found = {one.key: (one.reason, one.step) for one in merged_of(tmp_path)}
     assert found == {"twice": ("duplicate_key", 0), "../up": ("unsafe_name", 0)}
-    assert keeper.numbers() == {"bad_samples": 0}
+    assert keeper.metrics() == {"bad_samples": 0}
 
 
 def test_a_resumed_start_knows_why_the_samples_of_its_checkpoint_are_bad(
@@ -175,7 +175,7 @@ def test_a_resumed_start_knows_why_the_samples_of_its_checkpoint_are_bad(
     second.loader.quarantine.agree([*first.loader.quarantine.ids(), ("a.tar", "clip7")])
     second.begin()
 
-    assert second.numbers() == {
+    assert second.metrics() == {
         "bad_samples": 3,
         "bad_samples/too_long": 1,
         "bad_samples/truncated": 1,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.config.schema.run import RunConfig
+from app.config.schema.run import TrainableRun
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.share import Share
 from app.errors import ConfigError
@@ -32,13 +32,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return made
 
 
-def loader_of(config: RunConfig, cached: CachedClips | None) -> Any:
-    assert config.data is not None
+def loader_of(config: TrainableRun, cached: CachedClips | None) -> Any:
     request = LoaderRequest(
         paths=config.data.train,
         share=Share(0, 1, 2),
         seed=3,
-        replace=cached.in_place_of if cached is not None else None,
+        replace=cached.cached_source if cached is not None else None,
     )
     return open_loader(config.data, request)
 

@@ -24,12 +24,11 @@ def test_an_entry_with_flipped_bytes_is_quarantined_and_its_places_are_filled(
     config = inputs.config("--latent-cache", str(inputs.cache))
     cached = CachedClips.of_run(config)
     assert cached is not None
-    assert config.data is not None
     request = LoaderRequest(
         paths=config.data.train,
         share=Share(0, 1, MICRO_BATCH),
         seed=3,
-        replace=cached.in_place_of,
+        replace=cached.cached_source,
     )
 
     with open_loader(config.data, request) as loader:

@@ -13,16 +13,16 @@ from app.errors import ConfigError, ConfigErrors, RetryableError
 from app.run.attempt.folder import RunFolder, close_attempt, finish_run, open_run
 from app.storage.local import LocalStorage
 from app.storage.objects import ObjectMissingError
-from tests.distributed.gang import outputs, run_gang
+from tests.distributed.rank_processes import outputs, run_processes
 from tests.support.checkpoints import save
-from tests.support.configs import TINY, load
+from tests.support.configs import TINY, load_trainable
 from tests.unit.run.folders import WORLD, read_json
 
 pytestmark = pytest.mark.usefixtures("groups")
 
 
 def start(root: Path, *words: str) -> RunFolder | None:
-    return open_run(load(*TINY, "--save", str(root), "--run-id", "a", *words), 0, WORLD)
+    return open_run(load_trainable(*TINY, "--save", str(root), "--run-id", "a", *words), 0, WORLD)
 
 
 def started(root: Path, *words: str) -> RunFolder:
@@ -148,7 +148,7 @@ def test_an_error_of_rank_zero_keeps_its_class_and_texts(
 def test_an_error_of_rank_zero_is_the_same_on_every_rank() -> None:
     program = Path(__file__).with_name("rank_zero.py")
 
-    texts = outputs(run_gang([str(program)], [0, 1], 2))
+    texts = outputs(run_processes([str(program)], [0, 1], 2))
 
     told = [json.loads(text) for text in texts]
     assert told[0] == told[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 from argparse import Namespace
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.config.schema.run import RunConfig
+from app.config.schema.run import TrainableRun
 from app.data.bad_clip import BadClipError
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.share import Share
@@ -23,7 +24,13 @@ from app.distributed.seeding import KeyedDraws
 from app.errors import ConfigError
 from app.run.attempt.attempt import Attempt, Seams
 from app.run.attempt.latents import CachedClips
-from app.run.build import InitialWeights, LoadOptions, Visitor, build_modules, build_network
+from app.run.build import (
+    InitialWeights,
+    LoadOptions,
+    OnDemandModule,
+    build_modules,
+    build_network,
+)
 from app.run.encode.settings import cache_settings, encode_command
 from app.storage.local import LocalStorage
 from app.telemetry.logging import LogContext
@@ -62,18 +69,17 @@ def inputs(made: Inputs, tmp_path: Path) -> Inputs:
     return copied
 
 
-def cached_config(inputs: Inputs, *words: str) -> RunConfig:
+def cached_config(inputs: Inputs, *words: str) -> TrainableRun:
     return inputs.config("--latent-cache", str(inputs.cache), *words)
 
 
-def loader_of(config: RunConfig, cached: CachedClips | None, workers: int = 1) -> Any:
-    assert config.data is not None
+def loader_of(config: TrainableRun, cached: CachedClips | None, workers: int = 1) -> Any:
     request = LoaderRequest(
         paths=config.data.train,
         share=Share(0, 1, MICRO_BATCH),
         seed=3,
         compat=config.compat,
-        replace=cached.in_place_of if cached is not None else None,
+        replace=cached.cached_source if cached is not None else None,
     )
     return open_loader(config.data, request)
 
@@ -81,10 +87,9 @@ def loader_of(config: RunConfig, cached: CachedClips | None, workers: int = 1) -
 # the same numbers
 
 
-def losses(config: RunConfig, cached: CachedClips | None) -> tuple[list[float], DiffusionModel]:
+def losses(config: TrainableRun, cached: CachedClips | None) -> tuple[list[float], DiffusionModel]:
     """Losses of a few steps of plain gradient descent, from the same start."""
     model = config.model
-    assert model is not None
     scratch = InitialWeights(None, is_resumed=False, force=False, seed=1, cache_dir=Path("unused"))
     network, _ = build_network(model, torch.float32, scratch)
     place = LoadOptions(CPU, torch.float32, Path("unused"))
@@ -107,21 +112,24 @@ def losses(config: RunConfig, cached: CachedClips | None) -> tuple[list[float], 
 
 @pytest.mark.parametrize("words", [(), I2V], ids=["text-to-video", "image-to-video"])
 def test_losses_from_the_cache_are_those_of_live_encoding(
-    inputs: Inputs, words: tuple[str, ...]
+    inputs: Inputs, words: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     inputs.encode(*words)
     config = cached_config(inputs, *words)
+    caplog.set_level(logging.INFO)
 
     live, _ = losses(config, None)
+    caplog.clear()
     cached, engine = losses(config, CachedClips.of_run(config))
 
     assert cached == pytest.approx(live, rel=0, abs=1e-6)
     assert len(set(live)) == STEPS
-    assert isinstance(engine.conditioner.encoder, Visitor)
-    assert not engine.conditioner.encoder.is_here
-    assert isinstance(engine.vae, Visitor) == (words == ())  # image-to-video encodes first frames
-    if isinstance(engine.vae, Visitor):
-        assert not engine.vae.is_here
+    assert isinstance(engine.conditioner.encoder, OnDemandModule)
+    assert isinstance(engine.vae, OnDemandModule) == (
+        words == ()
+    )  # image-to-video encodes first frames
+    loaded = {r.message for r in caplog.records} & {"VAE loaded", "text encoder loaded"}
+    assert loaded == ({"VAE loaded"} if words else set())
 
 
 def test_the_order_and_the_cursor_are_those_of_the_live_data(inputs: Inputs) -> None:
@@ -169,7 +177,7 @@ def test_moments_of_the_cache_are_sampled_anew_in_every_epoch(inputs: Inputs) ->
 # in a start of a run
 
 
-def attempt(config: RunConfig, groups: ProcessGroups, root: Path) -> Attempt:
+def attempt(config: TrainableRun, groups: ProcessGroups, root: Path) -> Attempt:
     folder = run_folder(root)
     return Attempt(Namespace(), config, groups, folder, root, LogContext(rank=0), StopFlag())
 
@@ -253,7 +261,7 @@ def test_weights_that_are_gone_cannot_be_compared_and_are_not_needed(
     found, _ = losses(cached_config(inputs), CachedClips.of_run(cached_config(inputs)))
 
     assert len(found) == STEPS
-    (told,) = [r for r in caplog.records if "not there to be compared" in r.message]
+    (told,) = [r for r in caplog.records if "missing weights cannot be compared" in r.message]
     assert told.weights == ["vae_weights", "text_weights"]  # type: ignore[attr-defined]
 
 
@@ -266,7 +274,7 @@ def test_two_caches_that_differ_in_weights_alone_need_the_weights(inputs: Inputs
     shutil.rmtree(inputs.folder / "t5")
 
     assert fitting is not None
-    with pytest.raises(ConfigError, match="2 latent caches might be meant"):
+    with pytest.raises(ConfigError, match="2 latent caches made with different weights fit"):
         CachedClips.of_run(cached_config(inputs))
 
 
@@ -321,7 +329,7 @@ def test_validation_clips_that_are_not_encoded_are_left_live(
     assert cached is not None
     live: Any = object.__new__(_Source)
 
-    assert cached.where_it_can(live, str(clips), None) is live  # type: ignore[arg-type]
+    assert cached.cached_or_live_source(live, str(clips), None) is live  # type: ignore[arg-type]
 
     (told,) = [r for r in caplog.records if "encoded live" in r.message]
     assert "cogvx encode" in told.fix  # type: ignore[attr-defined]
@@ -352,8 +360,6 @@ def test_the_command_makes_the_cache_that_the_run_wants(made: Inputs) -> None:
     again = load(*words[2:out], *words[out + 2 :])
     root = LocalStorage(made.cache)
     assert cache_settings(again, root) == cache_settings(wanted, root)
-    assert again.data is not None
-    assert wanted.data is not None
     assert (again.data.train, again.data.valid) == (wanted.data.train, wanted.data.valid)
     assert not any("lr" in word.split("=")[0] for word in words)
 

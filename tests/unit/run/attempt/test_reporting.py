@@ -1,4 +1,4 @@
-"""What a run tells while it goes."""
+"""What a run reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from app.telemetry.metrics import (
     Trackers,
 )
 from app.training.loop import LoopState
-from tests.support.configs import TINY, load
+from tests.support.configs import TINY, load_trainable
 from tests.unit.run.folders import read_json, run_folder
 
 STATE = LoopState(step=7)
@@ -103,7 +103,7 @@ def test_the_log_of_a_rank_lies_under_its_attempt(tmp_path: Path) -> None:
 
 
 def test_saved_arguments_are_all_there_with_secrets_masked(tmp_path: Path) -> None:
-    config = load(*TINY, "--load", "s3://a?X-Amz-Signature=hunter22", "--run-id", "b")
+    config = load_trainable(*TINY, "--load", "s3://a?X-Amz-Signature=hunter22", "--run-id", "b")
 
     save_arguments(Namespace(summary_dir=str(tmp_path)), config)
 
@@ -120,7 +120,7 @@ def kinds(trackers: Trackers) -> set[type[Tracker]]:
 
 def made(tmp_path: Path, *words: str, terminal: bool = False) -> Trackers:
     trackers, wandb_run_id = make_trackers(
-        load(*TINY, "--run-id", "b", *words),
+        load_trainable(*TINY, "--run-id", "b", *words),
         run_folder(tmp_path / "run"),
         60,
         first_step=0,

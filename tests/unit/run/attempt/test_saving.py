@@ -17,7 +17,6 @@ from torch import Tensor
 from app.checkpoint.catalog import complete_checkpoints, find_newest
 from app.checkpoint.fragments import Fragment, ParameterInfo
 from app.checkpoint.reader import open_checkpoint
-from app.config.schema.run import RunConfig
 from app.data.loader import Loader
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.share import Share
@@ -28,7 +27,7 @@ from app.run.attempt.saving import Saver, restore
 from app.storage.local import LocalStorage
 from app.training.loop import LoopState
 from tests.support.checkpoints import PARAMETERS, SHAPES, Values, fragments_of, made_up_values
-from tests.support.configs import TINY, load, path_of
+from tests.support.configs import TINY, load_trainable, path_of
 from tests.support.numbered_clips import NumberedClips
 from tests.unit.run.folders import run_folder
 
@@ -75,9 +74,7 @@ def saver(groups: ProcessGroups, tmp_path: Path) -> Iterator[Build]:
     loaders: list[Loader] = []
 
     def build(*words: str, run: RunFolder | None = None, clips: int = 20, batch: int = 2) -> Saver:
-        config: RunConfig = load(*TINY, *words)
-        assert config.data is not None
-        assert config.training is not None
+        config = load_trainable(*TINY, *words)
         request = LoaderRequest(
             paths=["clips"],
             share=Share(0, 1, batch),

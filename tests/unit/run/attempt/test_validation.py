@@ -80,7 +80,7 @@ def evaluator(
 
 def counted(made: Evaluator) -> Iterator[int]:
     """Positions that this rank adds to the sum."""
-    for batch in made._batches():
+    for batch in made.batches():
         assert batch.counted is not None
         yield from (p for p, counts in zip(batch.positions, batch.counted, strict=True) if counts)
 
@@ -115,7 +115,7 @@ def test_ranks_share_the_samples_and_make_the_same_number_of_calls(
     ]
 
     shares = [list(counted(one)) for one in made]
-    calls = [len(list(one._batches())) for one in made]
+    calls = [len(list(one.batches())) for one in made]
 
     assert sorted(position for share in shares for position in share) == list(range(SAMPLES))
     assert len(set(calls)) == 1
@@ -160,7 +160,7 @@ def test_the_loss_sees_the_weights(tmp_path: Path) -> None:
 def test_captions_are_never_dropped(tmp_path: Path) -> None:
     made = evaluator(tmp_path)
 
-    encoded, captions, _ = made._encoded([0, 1, 2, 3])
+    encoded, captions, _ = made.encoded([0, 1, 2, 3])
 
     assert captions == ["x", "xx", "xxx", "xxxx"]
     lengths = encoded.conditioning.text[:, 0, 0] / 0.1
@@ -241,13 +241,13 @@ def test_latents_alone_are_those_of_the_vae_and_the_same_at_any_world_size(
 def test_fixed_frames_are_those_of_the_clip_and_sdedit_changes_the_others(tmp_path: Path) -> None:
     model = tiny_model()
     made = evaluator(tmp_path, model=model, only_latents=True)
-    encoded, _, _ = made._encoded([0])
+    encoded, _, _ = made.encoded([0])
     kept = encoded.latents[0, :1] / model.config.scale_factor
 
     sampled = []
     for sdedit in (False, True):
         model.sampler.config = replace(model.sampler.config, fixed_frames=1, sdedit=sdedit)
-        sampled.append(made._sampled(0).latents)
+        sampled.append(made.sampled(0).latents)
 
     for latents in sampled:
         torch.testing.assert_close(latents[:1], kept)
@@ -292,5 +292,5 @@ def test_two_views_of_a_clip_count_as_two_clips(tmp_path: Path) -> None:
     views.source = Views()
 
     assert views.loss() == pytest.approx(plain.loss(), rel=1e-6)
-    assert [batch.positions for batch in views._batches()] == [[0, 1]]
-    torch.testing.assert_close(views._sampled(0).latents, plain._sampled(0).latents)
+    assert [batch.positions for batch in views.batches()] == [[0, 1]]
+    torch.testing.assert_close(views.sampled(0).latents, plain.sampled(0).latents)

@@ -19,7 +19,7 @@ from app.data.sources.settings import SourceSettings
 from app.data.sources.sft import SFTSource
 from app.data.video.transforms import scale_pixels
 from app.errors import ConfigError, DataError
-from app.run.build import LoadOptions, build_conditioner, build_vae
+from app.run.build import LoadOptions, build_text_encoder, build_vae
 from app.run.encode.job import EncodeReport, EncodeRequest, encode
 from app.run.encode.settings import cache_settings
 from app.storage.local import LocalStorage
@@ -54,7 +54,7 @@ def no_networks(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a network was loaded")
 
     monkeypatch.setattr(app.run.encode.job, "build_vae", refuse)
-    monkeypatch.setattr(app.run.encode.job, "build_conditioner", refuse)
+    monkeypatch.setattr(app.run.encode.job, "build_text_encoder", refuse)
 
 
 def counts(report: EncodeReport) -> tuple[int, int, int]:
@@ -95,7 +95,7 @@ def test_an_entry_is_what_the_networks_give_for_the_clip(inputs: Inputs, precisi
     place = LoadOptions(torch.device("cpu"), dtype, inputs.folder)
     video = clip_2(inputs)["mp4"]
     posterior = build_vae(model, place).encode(scale_pixels(video, dtype)[None])
-    text = build_conditioner(model.conditioner, place).embed([CAPTIONS["c2"] or ""], None)
+    text = build_text_encoder(model.conditioner, place).encode([CAPTIONS["c2"] or ""])
     assert found.mean.dtype == found.text.dtype == dtype
     assert torch.equal(found.mean, posterior.mean[0])
     assert torch.equal(found.logvar, posterior.logvar[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.training.fragments import OwnedState, Slot, dealt_out
+from app.training.zero_partitions import OwnedState, Slot, balanced_owners
 
 GRADIENT = torch.tensor([1.0, -2.0, 0.5, 4.0])
 
@@ -42,7 +42,7 @@ def test_adam_continues_at_the_step_that_is_filled_in() -> None:
 
 
 def test_parameters_are_dealt_by_size_to_the_least_loaded_rank() -> None:
-    owner = dealt_out({"a": 10, "b": 9, "c": 8, "d": 2, "e": 1}, ranks=2)
+    owner = balanced_owners({"a": 10, "b": 9, "c": 8, "d": 2, "e": 1}, ranks=2)
 
     assert owner == {"a": 0, "b": 1, "c": 1, "d": 0, "e": 0}
 
@@ -50,13 +50,13 @@ def test_parameters_are_dealt_by_size_to_the_least_loaded_rank() -> None:
 def test_the_answer_does_not_depend_on_the_order_of_the_names() -> None:
     sizes = {f"p{i}": i % 3 for i in range(20)}
 
-    assert dealt_out(sizes, 3) == dealt_out(dict(reversed(sizes.items())), 3)
+    assert balanced_owners(sizes, 3) == balanced_owners(dict(reversed(sizes.items())), 3)
 
 
 def test_no_rank_has_more_than_the_mean_and_one_parameter() -> None:
     sizes = {f"p{i}": (7 * i) % 11 + 1 for i in range(50)}
 
-    owner = dealt_out(sizes, 4)
+    owner = balanced_owners(sizes, 4)
 
     loads = [sum(sizes[name] for name in sizes if owner[name] == rank) for rank in range(4)]
     assert max(loads) <= sum(sizes.values()) / 4 + max(sizes.values())

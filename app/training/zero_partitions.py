@@ -1,8 +1,7 @@
-"""The optimizer's state by parameter: which piece of which tensor this rank owns.
+"""The optimizer's state by parameter: which piece of which flat tensor this rank owns.
 
-A slot says where the piece of a named parameter lies inside a flat fp32 tensor of the optimizer.
-The engine makes the slots, differently for each ZeRO stage; reading them out and filling them is
-the same for all.
+A slot is the place of a parameter's piece inside a flat fp32 tensor of the optimizer. The engine
+makes the slots, differently for each ZeRO stage; reading and filling them is the same for all.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.checkpoint.fragments import MOMENT_KINDS, WEIGHT_KINDS, Fragment
+from app.checkpoint.fragments import Fragment
+from app.checkpoint.layout import MOMENT_KINDS, WEIGHT_KINDS
 from app.training.ema import MovingAverage
 
 MASTER, EMA = WEIGHT_KINDS
@@ -24,7 +24,7 @@ Read = Callable[[str, str, int, int], Tensor]  # (name, kind, start, numel) -> f
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Entries [start, start + numel) of parameter `name` lie at `offset` of `flat`."""
+    """Entries [start, start + numel) of parameter `name` are at `offset` of `flat`."""
 
     name: str
     group: int
@@ -34,7 +34,7 @@ class Slot:
     numel: int
 
     def cut(self, like_flat: Tensor) -> Tensor:
-        """The piece of a tensor that is laid out as `flat` is."""
+        """This piece of a tensor with the layout of `flat`."""
         return like_flat.detach().view(-1).narrow(0, self.offset, self.numel)
 
 
@@ -73,7 +73,7 @@ class OwnedState:
         """Put read values into every slot.
 
         Args:
-            ema_updates: None when what is read holds no averages; they start again then.
+            ema_updates: None: there are no averages to read, they start from the weights.
         """
         for slot in self.slots:
             for kind, tensor in self.tensors(slot):
@@ -90,8 +90,8 @@ class OwnedState:
                 self._average.updates = ema_updates
 
     def tensors(self, slot: Slot) -> Iterator[tuple[str, Tensor]]:
-        """Weights, moments and average by kind, laid out as the slot's flat tensor is."""
-        self._fill_gap(slot)
+        """Weights, moments and average by kind, in the layout of the slot's flat tensor."""
+        self._ensure_state(slot)
         state = self._optimizer.state[slot.flat]
         yield MASTER, slot.flat
         for moment in MOMENT_KINDS:
@@ -99,8 +99,8 @@ class OwnedState:
         if self._average is not None:
             yield EMA, self._average.of(slot.flat)
 
-    def _fill_gap(self, slot: Slot) -> None:
-        """Adam makes its state in the first step only; make what it would make."""
+    def _ensure_state(self, slot: Slot) -> None:
+        """Make Adam's state as its first step would."""
         state = self._optimizer.state[slot.flat]
         if state:
             return
@@ -111,7 +111,7 @@ class OwnedState:
             state[moment] = torch.zeros_like(slot.flat, memory_format=torch.preserve_format)
 
 
-def dealt_out(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
+def balanced_owners(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
     """The rank that saves each replicated parameter: by size, largest first, to the least loaded.
 
     Every rank computes the same answer.

@@ -1,4 +1,4 @@
-"""Start several processes as one gang, wait for them, and end whatever is left."""
+"""Start the processes of several ranks, wait for them, and end those that are left."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Ended:
-    """One process of a gang after its end."""
+    """One process after its end."""
 
     code: int
     out: str
     err: str
 
 
-def run_gang(
+def run_processes(
     command: Sequence[str],
     ranks: Sequence[int],
     world_size: int,
@@ -32,7 +32,7 @@ def run_gang(
     extra: Mapping[str, str] | None = None,
     timeout_s: float = 120.0,
 ) -> list[Ended]:
-    """Run `python *command` once per entry of `ranks`, with plain variables of a gang.
+    """Run `python *command` once per entry of `ranks`, with the variables of a rank.
 
     Every process that is alive at the time-out is killed and has the code -9.
     """
@@ -61,7 +61,7 @@ def run_gang(
 
 
 def environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """This process's environment with the variables of one rank of a one-machine gang."""
+    """This process's environment with the variables of one rank, all on one machine."""
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
