@@ -116,8 +116,11 @@ def load_lora_weights(network: DiffusionTransformer, path: Path) -> LoadReport:
                 fix="give it as the base weights instead (load)",
             )
         check_fit(wanted, shapes_of(outline), file.where)
-        factor = _file_scale(network, file) if file.kind == "peft" else 1.0
-        if file.kind != "peft":
+        lora, factor = network.config.lora, 1.0
+        if file.kind == "peft" and lora is not None:
+            scale = peft_scale(file.metadata, lora.rank, file.where)
+            factor = scale / (lora.alpha / lora.rank)
+        else:
             _check_lora_scale(network, file)
         pairs = (
             (n, t.float() * factor if factor != 1.0 and n.endswith(".lora_b") else t)
@@ -209,13 +212,6 @@ def _check_lora_scale(network: DiffusionTransformer, file: ReadableWeights) -> N
             where=file.where,
             fix="set lora_config.params to the values of the run that made the file",
         )
-
-
-def _file_scale(network: DiffusionTransformer, file: ReadableWeights) -> float:
-    """What B must be multiplied by: the file's scale over the network's."""
-    lora = network.config.lora
-    assert lora is not None, "pairs were found in the network"
-    return peft_scale(file.metadata, lora.rank, file.where) / (lora.alpha / lora.rank)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ class Denoiser:
     """
 
     def __init__(self, config: DenoiserConfig) -> None:
-        self.alpha_bar_sqrt, _ = NoiseSchedule.from_config(config.schedule).subset(config.num_idx)
+        self.alpha_bar_sqrt, _ = NoiseSchedule(config.schedule).subset(config.num_idx)
 
     def nearest(self, alpha_bar_sqrt: Tensor) -> Tensor:
         """(B,) int64: index of the table entry nearest to each value."""

@@ -56,7 +56,7 @@ class VideoDiffusionLoss:
             )
         self.config = config
         self.denoiser = denoiser
-        schedule = NoiseSchedule.from_config(config.timesteps.schedule)
+        schedule = NoiseSchedule(config.timesteps.schedule)
         self.alpha_bar_sqrt, _ = schedule.subset(config.timesteps.num_idx)
 
     def __call__(

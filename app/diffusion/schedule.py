@@ -29,10 +29,6 @@ class NoiseSchedule:
         self.alpha_bar = _shifted_alpha_bar(config)
         self.alpha_bar_sqrt, _ = self.subset(config.num_timesteps)
 
-    @classmethod
-    def from_config(cls, config: ScheduleConfig) -> NoiseSchedule:
-        return cls(config)
-
     def subset(self, count: int) -> tuple[Tensor, Tensor]:
         """The table of `count` timesteps, spread evenly from the noisiest one down.
 

@@ -47,7 +47,7 @@ def test_tables_are_the_recorded_ones(case: Case) -> None:
 
 
 def check_table(case: Case, name: str, config: ScheduleConfig) -> None:
-    schedule = NoiseSchedule.from_config(config)
+    schedule = NoiseSchedule(config)
     table = schedule.alpha_bar_sqrt
     recorded = case.tensor(f"{name}/full_alphas_cumprod_sqrt")
     case.assert_close(table, recorded, "table", name)
@@ -116,7 +116,7 @@ SCALES = [  # scale 6, exp 5, 50 steps; timesteps 999, 979, ..., 19
 
 @pytest.mark.parametrize("shift", PUBLISHED)
 def test_the_full_table_has_the_known_values(shift: float) -> None:
-    table = NoiseSchedule.from_config(ScheduleConfig(shift_scale=shift)).alpha_bar_sqrt
+    table = NoiseSchedule(ScheduleConfig(shift_scale=shift)).alpha_bar_sqrt
 
     assert table[TIMESTEPS].tolist() == pytest.approx(PUBLISHED[shift], rel=1e-6, abs=1e-8)
 
@@ -139,7 +139,7 @@ def test_loss_weights_have_the_known_values(shift: float, first: float) -> None:
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_the_table_is_that_of_diffusers(shift: float) -> None:
-    table = NoiseSchedule.from_config(ScheduleConfig(shift_scale=shift)).alpha_bar_sqrt.double()
+    table = NoiseSchedule(ScheduleConfig(shift_scale=shift)).alpha_bar_sqrt.double()
 
     squares = (table[[0, 250, 500, 750, 998, 999]] ** 2).tolist()
 

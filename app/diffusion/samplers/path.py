@@ -29,7 +29,7 @@ class SamplingPath:
     @classmethod
     def of(cls, schedule: ScheduleConfig, num_steps: int) -> SamplingPath:
         """The path of `num_steps` steps; ConfigError if the schedule cannot give them."""
-        alphas, timesteps = NoiseSchedule.from_config(schedule).subset(num_steps)
+        alphas, timesteps = NoiseSchedule(schedule).subset(num_steps)
         alphas = torch.cat([alphas.flip(0), torch.ones(1)])
         return cls(alphas, noise_level(alphas), timesteps.flip(0))
 

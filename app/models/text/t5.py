@@ -16,7 +16,8 @@ import logging
 import string
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,16 +166,10 @@ def encoder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """
     place = _existing(folder / "text_encoder", folder)
     _check_files(place, ("config.json",), "the T5 configuration")
-    try:
+    with _reading("the T5 configuration", place, "copy config.json again"):
         config = transformers.T5Config.from_pretrained(str(place), local_files_only=True)
         with torch.device("meta"):
             model = transformers.T5EncoderModel(config)
-    except Exception as error:  # the library raises whatever its parsers raise
-        raise WeightsError(
-            f"the T5 configuration cannot be read: {error}",
-            where=str(place),
-            fix="copy config.json again",
-        ) from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -200,28 +195,26 @@ def _check_files(folder: Path, names: Sequence[str], what: str) -> None:
         )
 
 
-def _load_tokenizer(folder: Path) -> Any:
+@contextmanager
+def _reading(what: str, folder: Path, fix: str) -> Iterator[None]:
     try:
-        return transformers.T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
+        yield
     except Exception as error:  # the library raises whatever its parsers raise
-        raise WeightsError(
-            f"the T5 tokenizer cannot be read: {error}",
-            where=str(folder),
-            fix="copy spiece.model again; compare its size with the source",
-        ) from error
+        raise WeightsError(f"{what} cannot be read: {error}", where=str(folder), fix=fix) from error
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    fix = "copy spiece.model again; compare its size with the source"
+    with _reading("the T5 tokenizer", folder, fix):
+        return transformers.T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
 def _load_model(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-    try:
+    fix = "copy config.json and the weight files again; compare their sizes with the source"
+    with _reading("the T5 encoder", folder, fix):
         loaded: Any = transformers.T5EncoderModel.from_pretrained(
             str(folder), dtype=dtype, local_files_only=True, output_loading_info=True
         )
-    except Exception as error:  # the library raises whatever its parsers raise
-        raise WeightsError(
-            f"the T5 encoder cannot be read: {error}",
-            where=str(folder),
-            fix="copy config.json and the weight files again; compare their sizes with the source",
-        ) from error
     model, report = loaded
     # Decoder weights in the file are fine (the full T5 was given); a missing encoder weight would
     # silently be random.

@@ -7,6 +7,7 @@ clip; a later chunk of a clip is preceded by the last frames of the chunk before
 
 from __future__ import annotations
 
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -68,13 +69,16 @@ def _convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
         return whole
     frames = x.shape[2] - conv.kernel_size[0] + 1
     by_frame = x.transpose(1, 2)
-    total: Tensor | None = None
-    for tap, weight in enumerate(conv.weight.unbind(2)):
-        seen = by_frame[:, tap : tap + frames].flatten(0, 1)
-        bias = conv.bias if tap == 0 else None
-        part = functional.conv2d(seen, weight, bias, padding=conv.padding[1:])
-        total = part if total is None else total + part
-    assert total is not None
+    parts = (
+        functional.conv2d(
+            by_frame[:, tap : tap + frames].flatten(0, 1),
+            weight,
+            conv.bias if tap == 0 else None,
+            padding=conv.padding[1:],
+        )
+        for tap, weight in enumerate(conv.weight.unbind(2))
+    )
+    total = reduce(torch.add, parts)
     return total.unflatten(0, (x.shape[0], frames)).transpose(1, 2).contiguous()
 
 

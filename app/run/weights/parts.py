@@ -20,7 +20,6 @@ from app.conversion.vae import SAT_FILE as VAE_FILE
 from app.conversion.vae import read_vae
 from app.conversion.weights_file import SAT_TAG_FILE
 from app.errors import InputMissingError, WeightsError
-from app.models.text.t5 import encoder_shapes, load_tokenizer
 from app.run.weights.description import read_sidecar
 
 PARTS = ("transformer", "vae", "t5")
@@ -141,6 +140,8 @@ def checked_t5(path: Path, width: int | None) -> ModelPart:
         WeightsError: tensors are missing or misshaped, or the width is another.
         InputMissingError: files are missing.
     """
+    from app.models.text.t5 import encoder_shapes, load_tokenizer  # transformers takes seconds
+
     wanted = encoder_shapes(path)
     load_tokenizer(path)
     apart = (path / "text_encoder").is_dir()

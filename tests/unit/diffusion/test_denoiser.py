@@ -23,7 +23,7 @@ def test_a_50_step_table_is_quantised_to_the_timestep_or_the_one_before(
 ) -> None:
     schedule = ScheduleConfig(shift_scale=shift)
     denoiser = Denoiser(DenoiserConfig(schedule=schedule))
-    alphas, timesteps = NoiseSchedule.from_config(schedule).subset(50)
+    alphas, timesteps = NoiseSchedule(schedule).subset(50)
     nearest = denoiser.nearest(alphas)
 
     above = timesteps >= last_equal

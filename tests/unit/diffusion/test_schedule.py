@@ -10,7 +10,7 @@ from app.errors import ConfigError
 
 
 def schedule(**changes: object) -> NoiseSchedule:
-    return NoiseSchedule.from_config(ScheduleConfig(**changes))  # type: ignore[arg-type]
+    return NoiseSchedule(ScheduleConfig(**changes))  # type: ignore[arg-type]
 
 
 def test_the_full_table_is_fp32_falls_and_ends_in_pure_noise() -> None:

@@ -1,0 +1,59 @@
+"""`cogvx data pack`: flags to rules, the report to a line or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+import app.data.pack
+from app.cli.main import main
+from app.data.pack import PackReport, PackRules
+
+Asked = tuple[str, str, PackRules]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+    calls: list[Asked] = []
+
+    def pack(
+        folder: str, out: str, rules: PackRules, progress: Callable[[int, int], None]
+    ) -> PackReport:
+        calls.append((folder, out, rules))
+        progress(1, 2)
+        return PackReport("s3://b/x", 2, 9, 3 * 2**20, "s3://b/x/dataset.manifest.json")
+
+    monkeypatch.setattr(app.data.pack, "pack", pack)
+    return calls
+
+
+def test_the_report_is_a_line(asked: list[Asked], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "pack", "clips", "--out", "s3://b/x"]) == 0
+
+    assert capsys.readouterr().out == (
+        "9 clips in 2 shards, 3.0 MiB: s3://b/x/dataset.manifest.json\n"
+    )
+    assert asked == [("clips", "s3://b/x", PackRules())]
+
+
+def test_every_flag_reaches_the_rules(
+    asked: list[Asked], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "--shard-mib 0.5 --name pets --missing-captions empty --overwrite --json"
+
+    assert main(["data", "pack", "clips", "--out", "x", *flags.split()]) == 0
+
+    assert json.loads(capsys.readouterr().out)["samples"] == 9
+    rules = PackRules(name="pets", shard_bytes=2**19, missing_captions="empty", overwrite=True)
+    assert asked == [("clips", "x", rules)]
+
+
+@pytest.mark.parametrize("flags", [["--shard-mib", "0"], ["--missing-captions", "x"], []])
+def test_other_values_are_a_wrong_use(flags: list[str], asked: list[Asked]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "pack", "clips", *flags])
+
+    assert ended.value.code == 2
+    assert asked == []
