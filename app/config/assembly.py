@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.config import upstream
-from app.config.arguments.row import arguments_of, filled
+from app.config.argument import arguments_of, filled
 from app.config.layers import Merged
 from app.config.problems import Problems
 from app.config.reader import Context

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from app.config.arguments.row import Argument
+from app.config.argument import Argument
 from app.config.arguments.table import ARGUMENTS
 from app.config.layers import OVERRIDE
 from app.config.problems import nearest

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Final
 
-from app.config.arguments.row import default_of
+from app.config.argument import default_of
 from app.config.kinds import Kind, choice, exactly
 from app.config.problems import Problems, nearest, suggestion
 from app.config.target import OWN, OWN_ROLES, Component, Registry, RegistryRow

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.config import upstream
+from app.config.argument import Argument, Disposition, arguments_of
 from app.config.arguments.data import SAMPLING
-from app.config.arguments.row import Argument, Disposition, arguments_of
 from app.config.arguments.table import ARGUMENTS
 from app.config.command_line import COMMAND_LINE, CommandLine
 from app.config.layers import Merged

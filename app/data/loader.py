@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from types import TracebackType
 
-from app.config.arguments.row import default_of
+from app.config.argument import default_of
 from app.config.schema.data import DataConfig, QuarantineConfig
 from app.data.batch import Batch, Collate, collate, with_names
 from app.data.order.cursor import Cursor

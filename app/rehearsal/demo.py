@@ -321,7 +321,7 @@ class Demo:
             ("the LoRA for diffusers and PEFT", str(self._local(lora_file))),
             ("logs of the pods", str(self.plan.out / "logs")),
         ]
-        self.audience.table("what lies where", ("what", "where"), places)
+        self.audience.table("what is where", ("what", "where"), places)
 
     def _local(self, url: str) -> Path:
         return self.plan.out / "s3" / url.removeprefix("s3://")

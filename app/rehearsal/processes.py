@@ -107,7 +107,7 @@ class LocalPods:
         Args:
             timeout_s: for the whole job.
             settle_s: how long the others may go on after one pod failed; then they are killed,
-                since a gang without one of its pods only waits.
+                since a job without one of its pods only waits.
 
         Raises:
             RetryableError: the time is over; every pod was killed.

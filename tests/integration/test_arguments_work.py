@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from app.config.arguments.row import Disposition
+from app.config.argument import Disposition
 from app.config.arguments.table import ARGUMENTS
 from tests.support.configs import ROOT
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.config.arguments.row import Disposition
+from app.config.argument import Disposition
 from app.config.arguments.table import ARGUMENTS
 from app.errors import CogvxError, ConfigErrors
 from app.run.arguments import get_args, leave_distributed

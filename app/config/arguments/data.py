@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.config.arguments.row import DATA, Argument, Disposition
+from app.config.argument import DATA, Argument, Disposition
 from app.config.kinds import Kind, boolean, choice, integer, optional, sequence, text
 
 FILES = "configuration files"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from app.config.argument import Argument, Disposition
 from app.config.arguments.data import UNUSED
-from app.config.arguments.row import Argument, Disposition
 from app.config.arguments.table import ARGUMENTS
 from app.config.values import plain, shown
 from app.errors import ConfigError

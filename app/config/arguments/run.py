@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.config.arguments.row import OPTIMIZER, PROCESSES, RUN, VALIDATION, Argument
+from app.config.argument import OPTIMIZER, PROCESSES, RUN, VALIDATION, Argument
 from app.config.kinds import Kind, boolean, integer, optional, sequence, text
 
 

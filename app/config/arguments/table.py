@@ -8,8 +8,8 @@ from it.
 
 from __future__ import annotations
 
+from app.config.argument import Argument, arguments_of
 from app.config.arguments.data import DATA_ARGUMENTS
-from app.config.arguments.row import Argument, arguments_of
 from app.config.arguments.run import RUN_ARGUMENTS
 from app.config.schema.data import DataConfig
 from app.config.schema.diffusion import SamplerConfig

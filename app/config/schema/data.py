@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from app.config.arguments.row import DATA, argument
+from app.config.argument import DATA, argument
 from app.config.kinds import integer, optional, sequence, text
 from app.errors import ConfigError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from app.config.arguments.row import VALIDATION, Disposition, argument
+from app.config.argument import VALIDATION, Disposition, argument
 from app.config.kinds import boolean
 from app.config.target import Component
 from app.errors import ConfigError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.config.arguments.row import OPTIMIZER, Disposition, argument, default_of
+from app.config.argument import OPTIMIZER, Disposition, argument, default_of
 from app.config.kinds import boolean, integer
 from app.config.schema.diffusion import DenoiserConfig, LossConfig, SamplerConfig
 from app.config.schema.encoders import ConditionerConfig, VAEConfig

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.config.arguments.row import COMPATIBILITY, Argument, argument, arguments_of, declared
+from app.config.argument import COMPATIBILITY, Argument, argument, arguments_of, declared
 from app.config.kinds import choice, optional
 from app.config.schema.data import DataConfig
 from app.config.schema.model import ModelConfig

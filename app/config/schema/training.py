@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from app.config.arguments.row import (
+from app.config.argument import (
     CHECKPOINTS,
     LOGGING,
     OPTIMIZER,

@@ -7,7 +7,7 @@ from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from app.config.arguments.row import arguments_of, default_of
+from app.config.argument import arguments_of, default_of
 from app.config.schema.data import DataConfig
 from app.config.schema.run import CompatConfig, compat_of
 from app.config.sections.data import cache_keys

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.config.arguments.row import default_of
+from app.config.argument import default_of
 from app.config.schema.data import DataConfig
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.video.mp4 import LARGEST_FRAME_PX, VideoHeader, read_header

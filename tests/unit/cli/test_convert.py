@@ -28,7 +28,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
         calls.append((source, target, request))
         return ConvertReport({"depth": 2, "width": None}, ["out/model.safetensors"], {}, ["note"])
 
-    monkeypatch.setattr(app.run.weights.convert, "convert", convert)
+    monkeypatch.setattr(app.run.weights.convert, "convert_weights", convert)
     return calls
 
 

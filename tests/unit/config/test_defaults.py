@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from app.config.argument import arguments_of
 from app.config.arguments.data import DATA_ARGUMENTS
-from app.config.arguments.row import arguments_of
 from app.config.arguments.run import RUN_ARGUMENTS
 from app.config.arguments.table import ARGUMENTS, SCHEMAS
 from app.config.kinds import integer

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from app.config.argument import Argument, Disposition, arguments_of
 from app.config.arguments.data import SAMPLING
 from app.config.arguments.page import as_records, with_table
-from app.config.arguments.row import Argument, Disposition, arguments_of
 from app.config.arguments.table import ARGUMENTS
 from app.config.command_line import make_parser
 from app.config.schema.run import CompatConfig, RunConfig
