@@ -68,9 +68,7 @@ def plan_start(
 
 
 def _master(layout: RankLayout) -> tuple[str, int] | None:
-    if not layout.node_rank:
-        return None
-    return layout.master_addr, layout.master_port
+    return (layout.master_addr, layout.master_port) if layout.node_rank else None
 
 
 def _plain_environment(layout: RankLayout, environ: Mapping[str, str]) -> dict[str, str]:

@@ -230,7 +230,10 @@ class Demo:
                 shown = {
                     k: facts[k] for k in ("checkpoint", "steps_done", "valid_loss") if k in facts
                 }
-                words = " ".join(f"{key}={_short(value)}" for key, value in shown.items())
+                words = " ".join(
+                    f"{key}={value:.4f}" if isinstance(value, float) else f"{key}={value}"
+                    for key, value in shown.items()
+                )
                 self.audience.detail(f"{run}: {facts['event']} {words}")
 
         return on_line
@@ -355,7 +358,3 @@ def _expect_success(codes: Mapping[str, int], logs: Path) -> None:
             where=str(logs),
             fix="look at the last lines of each pod's log",
         )
-
-
-def _short(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
