@@ -5,35 +5,32 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 def integer(least: int, most: int | None = None) -> Callable[[str], int]:
     """A reader of whole numbers in a range, for `type=` of an argument."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
-        if value < least or (most is not None and value > most):
-            limits = f"at least {least}" if most is None else f"{least} to {most}"
-            raise argparse.ArgumentTypeError(f"{value} is out of range; use {limits}")
-        return value
-
-    return read
+    return _reader(int, "a whole number", least, most)
 
 
 def number(least: float, most: float) -> Callable[[str], float]:
     """A reader of finite numbers in a range, for `type=` of an argument."""
+    return _reader(float, "a number", least, most)
 
-    def read(text: str) -> float:
+
+def _reader(
+    read: Callable[[str], Number], what: str, least: Number, most: Number | None
+) -> Callable[[str], Number]:
+    def checked(text: str) -> Number:
         try:
-            value = float(text)
+            value = read(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
-        if not (math.isfinite(value) and least <= value <= most):
-            limits = f"{least:.7g} to {most:.7g}"
+            raise argparse.ArgumentTypeError(f"'{text}' is not {what}") from None
+        if not least <= value <= (math.inf if most is None else most) or math.isinf(value):
+            limits = f"at least {least:.7g}" if most is None else f"{least:.7g} to {most:.7g}"
             raise argparse.ArgumentTypeError(f"{text} is out of range; use {limits}")
         return value
 
-    return read
+    return checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ def count_gpus(environ: Mapping[str, str], device_folder: Path = Path("/dev")) -
     The device files show what exists; a privileged container sees all of the host's, so the lists
     of the container runtime and of CUDA can only remove some.
     """
-    present = sum(1 for entry in _entries(device_folder) if _NODE.fullmatch(entry))
+    names = os.listdir(device_folder) if device_folder.is_dir() else []
+    present = sum(1 for name in names if _NODE.fullmatch(name))
     allotted = environ.get("NVIDIA_VISIBLE_DEVICES", "all").strip()
     if allotted in ("none", "void"):
         return 0
@@ -25,10 +27,6 @@ def count_gpus(environ: Mapping[str, str], device_folder: Path = Path("/dev")) -
     if visible is None:
         return present
     return min(present, _cuda_list_length(visible))
-
-
-def _entries(folder: Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
 def _cuda_list_length(visible: str) -> int:

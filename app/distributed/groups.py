@@ -67,8 +67,6 @@ def process_groups(
     """Join the process group, and leave it at the end.
 
     Args:
-        rank: this process.
-        device: of this process.
         backend: nccl or gloo; default: nccl on a GPU. Always gloo on a CPU.
         timeout_s: a collective that takes longer fails.
         join_s: how long to wait for the other ranks.

@@ -40,12 +40,9 @@ def plan_start(
 ) -> Start:
     """The process to start for `cogvx <command>` here.
 
-    Args:
-        layout: the resolved environment.
-        command: words after `cogvx`, e.g. ("train", "--base", "a.yaml").
-        environ: of this process; that of the child is made from it.
-        grace_s: the grace period of the pod; torchrun gives its workers a little less.
-        program: arguments with which the interpreter runs `cogvx`.
+    `command` is what follows `cogvx`, `environ` that of this process (the child's is made from it),
+    `grace_s` the grace period of the pod, of which torchrun gives its workers a little less, and
+    `program` the arguments with which the interpreter runs `cogvx`.
     """
     alone = (sys.executable, *program, *command)
     if command[0] not in DISTRIBUTED or layout.mode in ("inside", "single"):
@@ -56,9 +53,8 @@ def plan_start(
         variables = _plain_environment(layout, environ)
         return Start(alone, variables, _master(layout), wait_for_port=False)
     shutdown_s = max(1, round(grace_s) - RESERVE_S)
-    flags = _static_flags(layout) if layout.mode == "static" else _elastic_flags(layout)
     agent = (
-        *(sys.executable, "-m", "app.distributed.torchrun", *flags),
+        *(sys.executable, "-m", "app.distributed.torchrun", *_torchrun_flags(layout)),
         f"--nproc-per-node={layout.nproc_per_node}",
         *(*program, *command),
     )
@@ -72,9 +68,7 @@ def plan_start(
 
 
 def _master(layout: RankLayout) -> tuple[str, int] | None:
-    if not layout.node_rank:
-        return None
-    return layout.master_addr, layout.master_port
+    return (layout.master_addr, layout.master_port) if layout.node_rank else None
 
 
 def _plain_environment(layout: RankLayout, environ: Mapping[str, str]) -> dict[str, str]:
@@ -88,9 +82,11 @@ def _plain_environment(layout: RankLayout, environ: Mapping[str, str]) -> dict[s
     return variables
 
 
-def _static_flags(layout: RankLayout) -> tuple[str, ...]:
-    if layout.nodes == 1 and layout.master_port == ANY_PORT:
+def _torchrun_flags(layout: RankLayout) -> tuple[str, ...]:
+    if layout.standalone or (layout.mode == "static" and layout.master_port == ANY_PORT):
         return ("--standalone", "--nnodes=1")
+    if layout.mode == "elastic":
+        return ()  # torchrun itself reads PET_*
     return (
         f"--nnodes={layout.nodes}",
         f"--node-rank={layout.node_rank}",
@@ -98,11 +94,6 @@ def _static_flags(layout: RankLayout) -> tuple[str, ...]:
         f"--master-port={layout.master_port}",
         "--max-restarts=0",  # a pod is restarted as a whole, by the operator
     )
-
-
-def _elastic_flags(layout: RankLayout) -> tuple[str, ...]:
-    # Everything else comes from PET_*, which torchrun reads by itself.
-    return ("--standalone", "--nnodes=1") if layout.standalone else ()
 
 
 def _reachable(layout: RankLayout) -> str:

@@ -131,22 +131,23 @@ def end_descendants() -> None:
     me = os.getpid()
     for pid in descendants(me):
         _send(pid, signal.SIGTERM)
-    deadline = time.monotonic() + KILL_AFTER_S
-    while _alive_below(me) and time.monotonic() < deadline:
-        signal.sigtimedwait({signal.SIGCHLD}, 0.1)
-    killed = _alive_below(me)
-    for pid in killed:
+    left = _left_below(me)
+    for pid in left:
         _send(pid, signal.SIGKILL)
-    if killed:
-        log.warning("killed what the child left behind", extra={"processes": len(killed)})
+    if left:
+        log.warning("killed what the child left behind", extra={"processes": len(left)})
+        _left_below(me)
+
+
+def _left_below(root: int) -> list[int]:
+    """The descendants that have not ended after KILL_AFTER_S; those that have are reaped."""
     deadline = time.monotonic() + KILL_AFTER_S
-    while _alive_below(me) and time.monotonic() < deadline:
+    while True:
+        _reap()
+        left = descendants(root)
+        if not left or time.monotonic() >= deadline:
+            return left
         signal.sigtimedwait({signal.SIGCHLD}, 0.1)
-
-
-def _alive_below(root: int) -> list[int]:
-    _reap()
-    return descendants(root)
 
 
 def _parent_of(folder: Path) -> int | None:

@@ -44,13 +44,7 @@ def wait_for_master(
     pause: Pause,
     probe: Probe = connect_once,
 ) -> float:
-    """Return the seconds waited, once `probe` succeeds.
-
-    Args:
-        address: host and port.
-        deadline_s: how long to wait, in seconds.
-        pause: sleeps; says when a signal came.
-        probe: `connect_once` or `resolve_once`.
+    """Return the seconds waited, once `probe` (`connect_once` or `resolve_once`) succeeds.
 
     Raises:
         RetryableError: it failed until the deadline.

@@ -1,1 +1,1 @@
-"""Everything that lets a rendered job run on one machine, without a cluster or a bucket."""
+"""What runs a rendered job on one machine, without a cluster or a bucket."""

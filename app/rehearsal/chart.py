@@ -26,12 +26,7 @@ class Release:
 def render(
     chart: Path, values: Mapping[str, Any] | None = None, release: Release = Release()
 ) -> list[Document]:
-    """The objects that `helm template` prints, as dictionaries, in its order of files.
-
-    Args:
-        chart: folder of the chart.
-        values: over the chart's own.
-        release: name and namespace.
+    """The objects that `helm template` prints, as dictionaries, in its file order.
 
     Raises:
         ConfigError: the schema or the templates reject the values.
@@ -49,7 +44,7 @@ def render(
 def render_texts(
     chart: Path, values: Mapping[str, Any] | None = None, release: Release = Release()
 ) -> dict[str, str]:
-    """The same as texts by template path, NOTES.txt included.
+    """The same as text by template path, including NOTES.txt.
 
     Raises:
         ConfigError: the schema or the templates reject the values.

@@ -30,7 +30,7 @@ DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  
 SHAPES = ("circle", "square", "triangle", "diamond")
 BACKGROUNDS = ("cloudy", "striped", "checkered", "grainy")
 
-ENCODE_TIMEOUT_S = 60  # a clip takes a tenth of a second; a hung encoder must not hang us
+ENCODE_TIMEOUT_S = 60  # a clip takes a tenth of a second
 NUM_THREADS = 2
 MARGIN = 0.2  # the path of the shape's centre starts and ends this far from the borders
 
@@ -62,7 +62,7 @@ class MadeClip:
 
 
 def all_captions() -> list[str]:
-    """The caption of every scene there is; text for a tokenizer."""
+    """The captions of all scenes; text for a tokenizer."""
     scenes = product(SHAPES, COLOURS, DIRECTIONS, BACKGROUNDS)
     return [Scene(*facts).caption for facts in scenes]
 
@@ -78,7 +78,7 @@ def make_clips(
     """Write `folder`/videos/NNN.mp4 and `folder`/labels/NNN.txt.
 
     Args:
-        folder: made if it is not there; files of the same names are replaced.
+        folder: created if missing; files of the same names are replaced.
         count: clips; no scene is repeated among the first 96.
         size: rows, columns, in pixels, both even (4:2:0 colour).
         fps: frames per second.
@@ -86,13 +86,13 @@ def make_clips(
         seed: decides scenes, textures and paths.
 
     Raises:
-        ConfigError: an odd size, or a length of no frames.
+        ConfigError: an odd size, or no frames.
         DataError: ffmpeg failed or did not end in time.
     """
     num_frames = round(fps * seconds)
     if size[0] % 2 or size[1] % 2 or min(size) < 16 or num_frames < 1:
         raise ConfigError(
-            f"clips of {size[0]} x {size[1]} pixels with {num_frames} frames cannot be made",
+            f"cannot make clips of {size[0]} x {size[1]} pixels with {num_frames} frames",
             where="make_clips(size, fps, seconds)",
             fix="use even numbers of pixels, at least 16, and at least one frame",
         )
@@ -219,5 +219,5 @@ def _encode(frames: np.ndarray, fps: int, path: Path) -> None:
     raise DataError(
         f"ffmpeg could not write a clip: {reason}",
         where=str(path),
-        fix="check free space and rights of the folder",
+        fix="check the free space and permissions of the folder",
     )

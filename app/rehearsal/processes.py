@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from app.errors import RetryableError
 from app.launch.processes import descendants
@@ -23,7 +22,7 @@ POLL_S = 0.1
 
 OnLine = Callable[[str, str], None]  # pod, line
 
-# A pod gets SIGTERM when this process goes, however it goes; PID 1 then ends its tree.
+# A pod gets SIGTERM when this process ends, however it ends; PID 1 then ends its tree.
 _ASK_WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); "
     "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
@@ -31,11 +30,11 @@ _ASK_WITH_PARENT = (
 
 
 class LocalPods:
-    """The running pods of one job. A context manager: leaving it ends every process.
+    """The running pods of one job. A context manager, whose exit ends every process.
 
     Args:
-        processes: what to start, out of `substitutions.localize`.
-        log_folder: gets `<pod>.log`, appended to when a pod of that name was there before.
+        processes: what to start, from `substitutions.localize`.
+        log_folder: gets `<pod>.log`; a pod that is started again appends to it.
         on_line: called for each line of output, from a thread of that pod.
     """
 
@@ -54,19 +53,12 @@ class LocalPods:
             self.start(pod)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for pod in self._running:
-            self.kill(pod)
-        for reader in self._readers.values():
-            reader.join(timeout=10)
+    def __exit__(self, *_: object) -> None:
+        self._kill_all()
+        self._join_readers()
 
     def start(self, pod: str) -> None:
-        """Start a pod, or make it anew after its end, as the operator does with a retryable one."""
+        """Start a pod, or start it again after its end, as the operator does."""
         definition = self._definitions[pod]
         assert pod not in self._running or self._running[pod].poll() is not None
         process = subprocess.Popen(
@@ -78,7 +70,7 @@ class LocalPods:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C is for us; we end the pods in order
+            start_new_session=True,  # Ctrl-C is for this process, which ends the pods in order
         )
         self._running[pod] = process
         self._readers[pod] = threading.Thread(target=self._read, args=(pod, process), daemon=True)
@@ -86,7 +78,7 @@ class LocalPods:
         log.info("pod started", extra={"pod": pod, "pid": process.pid})
 
     def kill(self, pod: str) -> None:
-        """SIGKILL the whole tree of a pod at once, as a lost node does; waits until it is gone."""
+        """SIGKILL the process tree of a pod, as when its node is lost, and wait for its end."""
         process = self._running[pod]
         if process.poll() is None:
             _kill_tree(process.pid)
@@ -106,19 +98,18 @@ class LocalPods:
 
         Args:
             timeout_s: for the whole job.
-            settle_s: how long the others may go on after one pod failed; then they are killed,
-                since a job without one of its pods only waits.
+            settle_s: how long the others may continue after one pod failed; then they are killed,
+                since without it they only wait.
 
         Raises:
-            RetryableError: the time is over; every pod was killed.
+            RetryableError: the time is up; every pod was killed.
         """
         deadline = time.monotonic() + timeout_s
         failed_at: float | None = None
         while True:
             codes = self.exit_codes()
             if all(code is not None for code in codes.values()):
-                for reader in self._readers.values():
-                    reader.join(timeout=10)
+                self._join_readers()
                 return {pod: code for pod, code in codes.items() if code is not None}
             now = time.monotonic()
             if failed_at is None and any(codes.values()):
@@ -138,6 +129,10 @@ class LocalPods:
         for pod in self._running:
             self.kill(pod)
 
+    def _join_readers(self) -> None:
+        for reader in self._readers.values():
+            reader.join(timeout=10)
+
     def _read(self, pod: str, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         path = self._log_folder / f"{pod}.log"
@@ -154,7 +149,7 @@ def _exit_code(returncode: int | None) -> int | None:
 
 
 def _kill_tree(root: int) -> None:
-    # Stopped first, from the top, so that nobody starts or adopts a process while we count.
+    # Stopped first, from the top, so that none starts or adopts a process meanwhile.
     _send([root], signal.SIGSTOP)
     _send(descendants(root), signal.SIGSTOP)
     _send([*descendants(root), root], signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What a finished run left in its folder, for people."""
+"""Facts about a finished run, read from its folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_metrics(storage: Storage) -> list[dict[str, float]]:
 
 
 def read_run(storage: Storage) -> RunRecord:
-    """Read what a run left. A run without validation has NaN for its losses."""
+    """Read the folder of a run. Without validation, its losses are NaN."""
     records = read_metrics(storage)
     losses = {int(r["step"]): r["valid_loss"] for r in records if "valid_loss" in r}
     speeds = sorted(r["samples_per_s"] for r in records if r.get("samples_per_s"))

@@ -1,4 +1,4 @@
-"""A pod as a local process: everything from the manifest but what this one table replaces.
+"""A pod as a local process: everything is taken from the manifest but what this table replaces.
 
 | in the pod | here |
 |---|---|
@@ -7,8 +7,8 @@
 | weights in the image or on a volume | tiny ones, by path or by key=value overrides |
 
 `localize` returns the processes and the table as it was applied, to be printed. What Kubernetes
-itself does is done, not replaced: Secrets become variables, the image's own variables and entry
-point are there, the operator's variables come last.
+itself does is done as well: Secrets become variables, the image has its variables and entry point,
+and the operator's variables come last.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ IMAGE_ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 
-# Variables of this machine that would tell a pod something its manifest does not.
+# Variables of this machine that would affect a pod without being in its manifest.
 _NOT_INHERITED = re.compile(
     r"^(PET_|TORCHELASTIC_|OMPI_|SLURM_|AWS_|S3_|COGVX_|WANDB_|KUBERNETES_|PYTHON|VIRTUAL_ENV)"
     r"|^(RANK|WORLD_SIZE|MASTER_(ADDR|PORT)|(LOCAL|GROUP|ROLE)_\w*(RANK|WORLD_SIZE|NAME))$"
@@ -65,7 +65,7 @@ class Substitution:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Surroundings:
-    """What a cluster and an image would have provided."""
+    """What a cluster and an image would provide."""
 
     root: Path  # temporary; each pod gets a folder below it
     master_port: int  # a free one
@@ -96,8 +96,7 @@ def localize(documents: Sequence[Document], surroundings: Surroundings) -> Local
     """Turn the rendered objects of one release into local processes.
 
     Args:
-        documents: rendered objects with one PyTorchJob and the ConfigMaps that it mounts.
-        surroundings: temporary root, port, Secrets and tiny weights.
+        documents: one PyTorchJob and the ConfigMaps that it mounts.
 
     Raises:
         ConfigError: the job mounts or reads something that is not among the documents.
@@ -114,7 +113,7 @@ def localize(documents: Sequence[Document], surroundings: Surroundings) -> Local
 
 
 class _Pod:
-    """One pod while it is being made local."""
+    """One pod on its way to a local process."""
 
     def __init__(
         self,
@@ -130,7 +129,7 @@ class _Pod:
         self._surroundings = surroundings
         self._folder = surroundings.root / name
         self._volumes = {volume["name"]: volume for volume in self._spec.get("volumes", [])}
-        # /dev/shm is a memory folder of this machine too, and no path in the manifest names it.
+        # /dev/shm exists on this machine too, and no path in the manifest refers to it.
         self._mounts = {
             mount["mountPath"].rstrip("/"): self._folder / mount["mountPath"].strip("/")
             for mount in self._container.get("volumeMounts", [])
@@ -138,7 +137,7 @@ class _Pod:
         }
 
     def process(self, operator: Mapping[str, str]) -> LocalProcess:
-        """Make the folders, write the mounted files, put command line and environment together."""
+        """Create the folders and mounted files; assemble command line and environment."""
         self._make_volumes()
         command = tuple(self._container.get("command", ENTRYPOINT))
         words = (*command, *self._container.get("args", ()))
@@ -156,7 +155,7 @@ class _Pod:
         return LocalProcess(self._name, argv, _inherited() | environ, self._folder)
 
     def table(self, operator: Mapping[str, str]) -> list[Substitution]:
-        """The rows that were applied to this pod, with the pod's own folder as `<pod>`."""
+        """The rows that were applied to this pod, with `<pod>` for its folder."""
         rows = []
         if "MASTER_ADDR" in operator:
             address = f"{operator['MASTER_ADDR']}:{operator['MASTER_PORT']}"
@@ -237,21 +236,21 @@ class _Pod:
         return ConfigError(
             what,
             where=f"pod {self._name}: {where}",
-            fix="render it with the job, or give it to the rehearsal",
+            fix="render it with the job, or pass it to the rehearsal",
         )
 
     def _local(self, text: str) -> str:
-        """Replace the pod's paths in a word, a variable or a file; paths of here stay."""
+        """Replace the pod's paths in a word, a variable or a file; local paths stay."""
         weights = self._surroundings.weights
         here = {str(path): path for path in (self._surroundings.root, *weights.values())}
         paths = {**self._mounts, **weights, **here}
-        # In one pass, since a replacement may itself begin like a mount (/tmp); the longest first.
+        # In one pass, since a replacement may itself begin like a mount (/tmp); longest first.
         names = "|".join(re.escape(path) for path in sorted(paths, key=len, reverse=True))
         pattern = rf"(?<![\w./-])({names})(?![\w.-])"
         return re.sub(pattern, lambda match: str(paths[match[1]]), text)
 
 
 def _inherited() -> dict[str, str]:
-    """This machine's variables that do not matter to a pod, and where this program is."""
+    """The variables of this machine that do not affect a pod, and the path of this program."""
     kept = {key: value for key, value in os.environ.items() if not _NOT_INHERITED.search(key)}
     return kept | {"PYTHONPATH": str(Path(app.__file__).parents[1])}

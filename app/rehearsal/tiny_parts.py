@@ -1,10 +1,10 @@
-"""Random tiny weights in the real file formats: T5 folder, 3d-vae.pt, SAT transformer folder.
+"""Tiny random weights in the real file formats: T5 folder, 3d-vae.pt, SAT transformer folder.
 
 A program of its own (`python -m app.rehearsal.tiny_parts`), started as a child process, so that
 the rest of this package stays without torch.
 
-The VAE is not trained, and still a clip survives it as coloured blobs: its steps down and up are
-set to averaging and repeating, and the last layer of each half is fitted to a few painted scenes.
+The VAE is not trained, but a clip still survives it as coloured blobs: its steps down and up
+average and repeat, and the last layer of each half is fitted to a few painted scenes.
 
 Axes: B batch, T frames, C channels, H rows, W columns; t latent frames.
 """
@@ -46,18 +46,18 @@ from app.rehearsal.clips import (
 )
 
 SAT_ITERATION = "1"  # upstream's loader wants a folder named by an integer above zero
-POSTERIOR_LOGVAR = -8.0  # a deviation of 2% of the latents'
+POSTERIOR_LOGVAR = -8.0  # a standard deviation 2% of that of the latents
 SKETCH_SIZE = (48, 64)  # rows, columns of the scenes that the VAE is fitted to
 SKETCH_FRAMES = 5
 NUM_SKETCHES = 12
-NOISE = 0.1  # share of the random weights that is left where the picture passes
+NOISE = 0.1  # share of the random weights that is kept where the image passes
 END_GAIN = 5.0  # about the square root of the 27 taps that became one
 RIDGE = 1e-3  # of the mean square of the features
 
 
 @dataclass(frozen=True, slots=True)
 class TinyParts:
-    """Where the files lie."""
+    """Paths of the files."""
 
     t5: Path  # conditioner_config emb_models[0].params.model_dir
     vae: Path  # first_stage_config.params.ckpt_path
@@ -68,7 +68,7 @@ def write_tiny_parts(folder: Path, model: ModelConfig, seed: int) -> TinyParts:
     """Write all parts for a configuration; the sizes are the configuration's.
 
     Args:
-        folder: made if it is not there; gets `t5`, `vae` and `transformer`.
+        folder: created if missing; gets `t5`, `vae` and `transformer`.
         model: a small one.
         seed: decides every number.
     """
@@ -83,7 +83,7 @@ def write_tiny_parts(folder: Path, model: ModelConfig, seed: int) -> TinyParts:
 
 
 def _write_transformer(folder: Path, config: DiTConfig, seed: int) -> None:
-    """The network in SAT's layout, as a released one comes: without LoRA."""
+    """The network in SAT's layout, without LoRA, like a released one."""
     network = DiffusionTransformer(replace(config, lora=None))
     init_from_scratch(network, torch.Generator().manual_seed(seed))
     states = to_sat(network.state_dict(), config.patch)
@@ -105,16 +105,16 @@ def make_tiny_vae(config: VAEConfig, seed: int) -> VideoAutoencoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = VideoAutoencoder(config).requires_grad_(False)
-        _keep_the_picture(vae)
+        _keep_the_image(vae)
     clips = [_sketch(index, seed) for index in range(NUM_SKETCHES)]
     _fit_encoder(vae, clips)
     _fit_decoder(vae, clips)
     return vae
 
 
-def _keep_the_picture(vae: VideoAutoencoder) -> None:
-    """Let every pixel stay where it is: the shortcuts carry the picture, averaged on the way down
-    and repeated on the way up, and the layers at the ends look at one position only."""
+def _keep_the_image(vae: VideoAutoencoder) -> None:
+    """Keep every pixel in its place: the shortcuts carry the image, averaged on the way down and
+    repeated on the way up, and the layers at the ends use one position only."""
     for end in (vae.encoder.conv_in, vae.encoder.conv_out, vae.decoder.conv_in):
         point = end.conv.weight[:, :, -1, 1, 1] * END_GAIN  # the current frame comes last
         end.conv.weight.zero_()

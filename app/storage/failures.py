@@ -54,42 +54,25 @@ class StorageFailure(Exception):
         self.progressed = progressed
 
 
-_THROTTLED_CODES = frozenset(
-    {
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-        "ThrottledException",
-        "RequestLimitExceeded",
-        "TooManyRequests",
-        "TooManyRequestsException",
-        "RequestThrottled",
-        "ServiceUnavailable",
-    }
-)
-_CONNECTION_CODES = frozenset({"RequestTimeout", "IncompleteBody", "RequestTimeoutException"})
-_EXPIRED_CODES = frozenset(
-    {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
-)
-_MISSING_CODES = frozenset({"NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchUpload"})
-_WRONG_DATA_CODES = frozenset({"BadDigest", "XAmzContentSHA256Mismatch"})
+_CODES = {
+    FailureKind.THROTTLED: "SlowDown Throttling ThrottlingException ThrottledException "
+    "RequestLimitExceeded TooManyRequests TooManyRequestsException RequestThrottled "
+    "ServiceUnavailable",
+    FailureKind.CONNECTION: "RequestTimeout IncompleteBody RequestTimeoutException",
+    FailureKind.EXPIRED: "ExpiredToken ExpiredTokenException InvalidToken TokenRefreshRequired",
+    FailureKind.CLOCK: "RequestTimeTooSkewed",
+    FailureKind.WRONG_DATA: "BadDigest XAmzContentSHA256Mismatch",
+    FailureKind.MISSING: "NoSuchKey NoSuchBucket NotFound NoSuchUpload",
+    FailureKind.SERVER: "OperationAborted InternalError",
+}
+_KIND_OF_CODE = {code: kind for kind, codes in _CODES.items() for code in codes.split()}
 _DENIED_STATUS = (401, 403)
 
 
 def kind_of_answer(status: int, code: str) -> FailureKind:
     """Class of an error answer, from its HTTP status and S3 error code."""
-    by_code = (
-        (_THROTTLED_CODES, FailureKind.THROTTLED),
-        (_CONNECTION_CODES, FailureKind.CONNECTION),
-        (_EXPIRED_CODES, FailureKind.EXPIRED),
-        (frozenset({"RequestTimeTooSkewed"}), FailureKind.CLOCK),
-        (_WRONG_DATA_CODES, FailureKind.WRONG_DATA),
-        (_MISSING_CODES, FailureKind.MISSING),
-        (frozenset({"OperationAborted", "InternalError"}), FailureKind.SERVER),
-    )
-    for codes, kind in by_code:
-        if code in codes:
-            return kind
+    if code in _KIND_OF_CODE:
+        return _KIND_OF_CODE[code]
     if status in (429, 503):
         return FailureKind.THROTTLED
     if status >= 500 and status != 501:

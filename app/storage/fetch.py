@@ -17,7 +17,7 @@ from pathlib import Path
 
 from app.errors import ConfigError, InputMissingError
 from app.storage.objects import Entry, ObjectMissingError, Storage
-from app.storage.opening import is_remote, open_storage, split_s3_url
+from app.storage.opening import is_remote, local_path, open_storage, split_s3_url
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,7 @@ def fetch(url: str, cache_dir: Path) -> Path:
         DataError: a downloaded file differs in size from the listing.
     """
     if not is_remote(url):
-        path = Path(
-            url.removeprefix("file:").removeprefix("//") if url.startswith("file:") else url
-        )
+        path = local_path(url)
         if not path.exists():
             raise InputMissingError(
                 "there is no such file or folder",

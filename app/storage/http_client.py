@@ -25,12 +25,7 @@ _NO_HEAD = (403, 405, 501)  # servers and signed addresses that answer GET only
 
 
 class HttpClient:
-    """Objects below one address; safe to use from several threads.
-
-    Args:
-        root: http(s) URL without a slash at its end.
-        settings: timeouts and the authority for TLS.
-    """
+    """Objects below an http(s) URL (no slash at its end); safe to use from several threads."""
 
     def __init__(self, root: str, settings: StorageSettings) -> None:
         self._root = root

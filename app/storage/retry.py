@@ -97,7 +97,6 @@ class Retrier:
         refresh: Callable[[], None],
         throttled: Callable[[], None],
     ) -> None:
-        self.counts: Counter[str] = Counter()  # retries by class, for metrics
         self._deadline_s = deadline_s
         self._clock = clock
         self._refresh = refresh
@@ -140,7 +139,6 @@ class Retrier:
                 if left_s <= 0:
                     raise deadline_error(failure, what, where, elapsed_s) from failure
                 wait_s = min(wait_s, left_s)  # the last try comes at the deadline
-                self.counts[failure.kind.value] += 1
                 log.info(
                     "storage request repeated",
                     extra={

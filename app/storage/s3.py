@@ -57,14 +57,7 @@ class PerProcess(Generic[T]):
 
 
 class S3Storage:
-    """`s3://bucket/prefix` as a Storage.
-
-    Args:
-        bucket: name of the bucket.
-        prefix: whole-key prefix without slashes at its ends; empty for the whole bucket.
-        settings: endpoint, sizes, deadlines.
-        clock: time and chance of the retries.
-    """
+    """`s3://bucket/prefix` as a Storage; an empty prefix is the whole bucket."""
 
     def __init__(
         self, bucket: str, prefix: str, settings: StorageSettings, clock: Clock | None = None
@@ -82,11 +75,6 @@ class S3Storage:
         self._bulk = PerProcess(lambda: BulkClient(settings, bucket))
         self._transfers = Transfers(settings, self._retrier, self._streams, self._bulk.get)
         self._fresh: dict[str, None] = {}
-
-    @property
-    def retries(self) -> dict[str, int]:
-        """Requests repeated so far, by class of failure."""
-        return dict(self._retrier.counts)
 
     def list(self, prefix: str = "") -> list[Entry]:
         """See Storage.list."""

@@ -32,14 +32,8 @@ class Sink(Protocol):
 
 
 class Transfers:
-    """Moves the bytes of one bucket, with this process's retries and streams.
-
-    Args:
-        settings: sizes and counts of ranges, parts, streams.
-        retrier: repeats single requests.
-        streams: bounds the requests in flight over all transfers of the process.
-        client: gives the bulk client of this process.
-    """
+    """Moves the bytes of one bucket: `retrier` repeats single requests, `streams` bounds the ones
+    in flight over all transfers, `client` gives the client of this process."""
 
     def __init__(
         self,

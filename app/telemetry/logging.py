@@ -120,7 +120,6 @@ def logging_for(
     """Send the log to a stream, and to a file if there is a path, until the end of the block.
 
     Args:
-        context: rank and step of this process.
         level: of rank 0; other ranks show warnings only, unless it is DEBUG.
         json_lines: None: text on a terminal, JSON elsewhere.
         stream: standard error by default.

@@ -91,7 +91,7 @@ def test_scenes_do_not_repeat_before_all_were_shown(tmp_path: Path) -> None:
 def test_clips_that_cannot_be_made_are_refused(
     tmp_path: Path, size: tuple[int, int], seconds: float
 ) -> None:
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match="cannot make clips"):
         make_clips(tmp_path, 1, size=size, seconds=seconds)
 
 
