@@ -67,4 +67,4 @@ def test_a_run_without_bad_samples(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_folder_that_is_no_run_is_66(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "quarantine", str(tmp_path)]) == 66
-    assert "no run lies here" in capsys.readouterr().err
+    assert "there is no run here" in capsys.readouterr().err
