@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from app.storage.keys import check_own_key
+from app.storage.objects import check_own_key
 
 RUN = "run.json"
 COMPLETE = "complete.json"

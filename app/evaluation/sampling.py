@@ -85,6 +85,6 @@ def sample_latents(
     return drop_padding(latents.to(job.dtype), shape.padding) / job.scale_factor
 
 
-def scale_pixels(pixels: Tensor) -> Tensor:
+def to_unit_range(pixels: Tensor) -> Tensor:
     """Pixels in [-1, 1], any dtype, as fp32 in [0, 1]; values outside are clamped."""
     return ((pixels.float() + 1) / 2).clamp(0, 1)

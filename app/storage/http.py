@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 from app.errors import AccessDeniedError, ConfigError
 from app.storage.failures import StorageFailure, size_error
 from app.storage.http_client import HttpClient
-from app.storage.keys import check_key, check_prefix
-from app.storage.objects import Entry, ObjectMissingError, Receipt, Upload
+from app.storage.objects import Entry, ObjectMissingError, Receipt, Upload, check_key, check_prefix
 from app.storage.retry import Clock, Retrier, Streams
 from app.storage.s3_bulk import BulkClient
 from app.storage.settings import StorageSettings

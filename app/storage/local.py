@@ -14,8 +14,15 @@ from pathlib import Path
 from app.errors import AccessDeniedError, DataError, InputMissingError
 from app.storage.digests import file_digests, wrong_piece
 from app.storage.failures import size_error
-from app.storage.keys import check_key, check_prefix
-from app.storage.objects import PIECE_BYTES, Entry, ObjectMissingError, Receipt, Upload
+from app.storage.objects import (
+    PIECE_BYTES,
+    Entry,
+    ObjectMissingError,
+    Receipt,
+    Upload,
+    check_key,
+    check_prefix,
+)
 
 # `.<name>.part-<id>`: an unfinished write, which a killed process leaves behind.
 _PART = re.compile(r"\.(?P<name>.+)\.part-(?P<id>[0-9]+-[0-9a-f]{8})")

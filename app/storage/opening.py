@@ -8,9 +8,8 @@ from pathlib import Path
 
 from app.errors import ConfigError
 from app.storage.http import SCHEMES, HttpStorage
-from app.storage.keys import check_key
 from app.storage.local import LocalStorage
-from app.storage.objects import Storage
+from app.storage.objects import Storage, check_key
 from app.storage.s3 import S3Storage
 from app.storage.settings import StorageSettings
 

@@ -11,8 +11,7 @@ from typing import Generic, TypeVar
 
 from app.errors import DataError, InputMissingError
 from app.storage.failures import FailureKind, StorageFailure, size_error
-from app.storage.keys import check_key, check_prefix
-from app.storage.objects import Entry, ObjectMissingError, Receipt, Upload
+from app.storage.objects import Entry, ObjectMissingError, Receipt, Upload, check_key, check_prefix
 from app.storage.retry import Clock, Retrier, Streams
 from app.storage.s3_bulk import BulkClient, credential_provider
 from app.storage.s3_control import ControlClient

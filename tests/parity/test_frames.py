@@ -69,15 +69,15 @@ def test_shard_rule_picks_the_recorded_frames(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("row", rows("resize_crop"))
 def test_sizes_and_crops_are_the_recorded_ones(row: dict[str, Any]) -> None:
-    wanted = tuple(row["target_hw"])
+    target = tuple(row["target_hw"])
     dice = None if row["mode"] == "center" else np.random.RandomState(row["numpy_seed"])
 
-    size = resized_size(tuple(row["in_hw"]), wanted)
-    top, left = crop_origin(size, wanted, dice)
+    size = resized_size(tuple(row["in_hw"]), target)
+    top, left = crop_origin(size, target, dice)
 
     assert list(size) == row["resized"]
-    assert [top, left, *wanted] == row["crop"]
-    assert list(wanted) == row["out_hw"]
+    assert [top, left, *target] == row["crop"]
+    assert list(target) == row["out_hw"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=golden.name_of)
@@ -87,10 +87,10 @@ def test_pixels_are_the_recorded_ones(case: Case) -> None:
         for group in sorted({name.split("/")[1] for name in case.names("pixels/")}):
             pixels = case.tensor(f"pixels/{group}/input")
             expected = case.tensor(f"pixels/{group}/output_uint8")
-            wanted = (expected.shape[-2], expected.shape[-1])
+            target = (expected.shape[-2], expected.shape[-1])
 
-            actual = resize_and_crop(pixels, wanted)
-            one_by_one = torch.cat([resize_and_crop(frame[None], wanted) for frame in pixels])
+            actual = resize_and_crop(pixels, target)
+            one_by_one = torch.cat([resize_and_crop(frame[None], target) for frame in pixels])
 
             assert actual.dtype == torch.uint8
             assert (actual.int() - expected.int()).abs().max() <= levels
@@ -99,10 +99,10 @@ def test_pixels_are_the_recorded_ones(case: Case) -> None:
             case.assert_close(scale_pixels(actual), normalised, "normalized")
             floats = case.tensor(f"pixels/{group}/output_float_input")
             torch.testing.assert_close(
-                resize_and_crop(pixels.float(), wanted), floats, rtol=1e-5, atol=1e-3
+                resize_and_crop(pixels.float(), target), floats, rtol=1e-5, atol=1e-3
             )
             aliased = case.tensor(f"pixels/{group}/output_uint8_no_antialias")
-            ours = resize_and_crop(pixels, wanted, antialias=False)
+            ours = resize_and_crop(pixels, target, antialias=False)
             assert (ours.int() - aliased.int()).abs().max() <= levels
 
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from app.data.check.sample import Problem, Sample, text_of
+from app.data.check.sample import Problem, Sample
 from app.data.shards.manifest import MANIFEST_NAME
 from app.data.shards.urls import SUFFIX
 from app.data.sources.sft import LABELS, VIDEO_SUFFIX, VIDEOS, is_video, label_key
+from app.data.video.clip import caption_text
 from app.storage.objects import Entry, Storage
 from app.storage.opening import is_remote
 
@@ -70,7 +71,7 @@ def folder_samples(
 
     def words(key: str) -> str | None:
         label = label_key(key)
-        return text_of(storage.read_small(label) if label in entries else None)
+        return caption_text(storage.read_small(label)) if label in entries else None
 
     samples = [
         Sample(

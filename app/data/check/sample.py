@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from app.data.bad_clip import BadClipError
-from app.data.video.clip import caption_text
 from app.data.video.decoder import VideoDecoder, VideoFacts
 from app.data.video.mp4 import LARGEST_FILE_BYTES
 from app.data.video.sizes import ClipSize
@@ -229,8 +228,3 @@ def _seconds(facts: VideoFacts) -> float:
     if facts.frames < 2 or facts.fps <= 0:
         return facts.header.duration_s
     return float(facts.times[-1] - facts.times[0] + 1 / facts.fps)
-
-
-def text_of(data: bytes | None) -> str | None:
-    """A caption file's text; None stays None."""
-    return None if data is None else caption_text(data)

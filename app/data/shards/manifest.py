@@ -16,8 +16,7 @@ from typing import Any
 
 from app.data.json_files import parsed
 from app.errors import DataError, InputMissingError
-from app.storage.keys import OWN_KEY
-from app.storage.objects import Entry
+from app.storage.objects import OWN_KEY, Entry
 
 MANIFEST_NAME = "dataset.manifest.json"
 MANIFEST_VERSION = 1

@@ -26,7 +26,7 @@ from app.distributed.rank_group import ALONE, RankGroup, world
 from app.distributed.seeding import KeyedDraws
 from app.evaluation.grid import tiled
 from app.evaluation.metrics import VALIDATION_SEED, LossSums, ValidationBatch, validation_loss
-from app.evaluation.sampling import LatentShape, SamplingJob, sample_latents, scale_pixels
+from app.evaluation.sampling import LatentShape, SamplingJob, sample_latents, to_unit_range
 from app.evaluation.video_file import to_uint8, write_video
 from app.models.conditioning import Conditioning
 from app.storage.objects import Storage
@@ -182,7 +182,7 @@ class Evaluator:
         video = None
         if not self.config.only_latents:
             decoded = model.decode(latents * model.config.scale_factor)
-            video = to_uint8(scale_pixels(decoded))[0].cpu()
+            video = to_uint8(to_unit_range(decoded))[0].cpu()
         return Sampled(position, captions[0], video, latents[0])
 
     def _write(self, step: int, samples: Sequence[Sampled]) -> None:

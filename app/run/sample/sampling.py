@@ -36,7 +36,7 @@ from app.evaluation.sampling import (
     SamplingJob,
     positions_of_rank,
     sample_latents,
-    scale_pixels,
+    to_unit_range,
 )
 from app.evaluation.video_file import read_image, to_uint8
 from app.models.conditioning import Conditioning
@@ -209,7 +209,7 @@ class RankSampler:
         latents = sample_latents(model.sampler, model.network, job, draws, progress)
         video = None
         if request.decodes:
-            video = to_uint8(scale_pixels(model.decode(latents * model.config.scale_factor)))[0]
+            video = to_uint8(to_unit_range(model.decode(latents * model.config.scale_factor)))[0]
         kept = latents[0] if request.keeps_latents else None
         settings = {
             **self._settings(item),

@@ -5,7 +5,7 @@ import pytest
 from app.checkpoint import layout
 from app.checkpoint.layout import CheckpointRef
 from app.errors import DataError
-from app.storage.keys import OWN_KEY
+from app.storage.objects import OWN_KEY
 
 REF = CheckpointRef(attempt=7, step=1000)
 KEYS = [

@@ -46,8 +46,8 @@ def request(*paths: Path, **changes: object) -> LoaderRequest:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def captions(configuration: DataConfig, wanted: LoaderRequest, steps: int) -> list[str]:
-    with open_loader(configuration, wanted) as loader:
+def captions(configuration: DataConfig, loader_request: LoaderRequest, steps: int) -> list[str]:
+    with open_loader(configuration, loader_request) as loader:
         return [text for batch in loader.batches(0, steps) for text in batch["txt"]]
 
 
@@ -71,9 +71,9 @@ def test_two_paths_without_weights_are_one_epoch(folder: Path) -> None:
 
 def test_weights_repeat_a_dataset(folder: Path, tmp_path: Path) -> None:
     other = write_folder(tmp_path, {"x": "other"})
-    wanted = request(folder, other, weights=(1, 6))
+    loader_request = request(folder, other, weights=(1, 6))
 
-    with open_loader(config(), wanted) as loader:
+    with open_loader(config(), loader_request) as loader:
         cursor = loader.cursor(0)
 
     assert cursor.shares == (500, 500)  # 6 samples once, 1 sample six times

@@ -29,9 +29,9 @@ def contents(out: Path) -> dict[str, str]:
 
 
 def test_shards_index_and_manifest(folder: Path, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
 
-    report = pack(str(folder), str(tmp_path), PackRules(), lambda *n: told.append(n))
+    report = pack(str(folder), str(tmp_path), PackRules(), lambda *n: reported.append(n))
 
     manifest = json.loads((tmp_path / MANIFEST_NAME).read_text())
     shard = manifest["shards"][0]
@@ -49,7 +49,7 @@ def test_shards_index_and_manifest(folder: Path, tmp_path: Path) -> None:
     assert (description["width"], description["height"]) == (64, 48)
     assert description["fps"] == pytest.approx(8.0)
     assert description["caption_sha256"] == hashlib.sha256(b"second").hexdigest()
-    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert reported == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_the_same_folder_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:

@@ -350,9 +350,9 @@ def test_the_last_good_sample_is_found_though_others_are_known_twice() -> None:
 def test_a_run_ends_when_the_share_of_bad_samples_is_too_large(
     quarantined: int, seen: int, samples: int, stops: bool
 ) -> None:
-    wanted = pytest.raises(TooManyBadError, match="cannot be used") if stops else nullcontext()
+    outcome = pytest.raises(TooManyBadError, match="cannot be used") if stops else nullcontext()
 
-    with wanted as caught:
+    with outcome as caught:
         ids = [("a.tar", f"{number:03}") for number in range(quarantined)]
         check_share(ids, seen, samples, QuarantineConfig())
 
@@ -395,7 +395,7 @@ def test_replacements_come_from_the_written_rule() -> None:
     order = EpochOrder([10], seed=3, batch=4, window=5)
     source.bad = {order.index(0): "x"}
     base = order.index(0)  # of one shard base position and index are the same
-    wanted = next(i for k in range(99) if (i := mix(3, 3, 0, base, k) % 10) not in source.bad)
+    replacement = next(i for k in range(99) if (i := mix(3, 3, 0, base, k) % 10) not in source.bad)
 
     with loader_of(source) as loader:
-        assert used(loader, 0, 1)[0] == f"{wanted}@0"
+        assert used(loader, 0, 1)[0] == f"{replacement}@0"

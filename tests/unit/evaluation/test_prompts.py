@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from app.errors import DataError
 from app.evaluation.prompts import MOST_BYTES, MOST_CHARACTERS, Prompt, folder_name, read_prompts
-from app.storage.keys import check_key
+from app.storage.objects import check_key
 
 
 def test_a_prompt_keeps_the_number_of_its_line_and_blank_lines_are_passed_over() -> None:

@@ -15,7 +15,7 @@ from app.evaluation.sampling import (
     SamplingJob,
     positions_of_rank,
     sample_latents,
-    scale_pixels,
+    to_unit_range,
 )
 from app.models.conditioning import Conditioning
 
@@ -113,4 +113,4 @@ def test_latents_come_in_the_dtype_of_the_vae() -> None:
 def test_unit_range_maps_minus_one_to_zero_and_cuts_the_rest() -> None:
     pixels = torch.tensor([-1.5, -1.0, 0.0, 1.0, 2.0])
 
-    assert scale_pixels(pixels).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+    assert to_unit_range(pixels).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]

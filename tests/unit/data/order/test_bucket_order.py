@@ -39,7 +39,7 @@ def test_each_clip_comes_once_per_epoch_of_its_bucket_over_many_kills(data: st.D
 
 
 def check_exactly_once(data: st.DataObject) -> None:
-    """A run killed again and again, each time continued by another gang."""
+    """A run killed again and again, each time continued by another number of ranks."""
     counts = data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=6))
     counts[0] += 1
     buckets = data.draw(st.integers(1, 4))

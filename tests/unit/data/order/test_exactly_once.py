@@ -1,4 +1,4 @@
-"""Whole loaders, killed and continued by other gangs: plain, weighted, split and in buckets."""
+"""Whole loaders, killed and continued on other ranks: plain, weighted, split and in buckets."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_each_sample_comes_once_per_epoch_over_many_kills(data: st.DataObject) -
 
 
 def check_exactly_once(data: st.DataObject) -> None:
-    """A run killed again and again, each time continued by another gang."""
+    """A run killed again and again, each time continued by another number of ranks."""
     counts = data.draw(st.lists(st.integers(0, 37), min_size=1, max_size=12))
     if sum(counts) == 0:
         counts.append(1)
@@ -201,8 +201,8 @@ def test_a_replacement_follows_the_written_rule() -> None:
     for position, epoch in ((0, 0), (5, 0), (10, 0), (13, 1), (15, 1)):
         bases = base_positions(epoch)
         base = bases.index(order.index(position))
-        wanted = [bases[mix(seed, 3, epoch, base, k) % 12] for k in range(6)]
-        assert [order.replacement(position, k) for k in range(6)] == wanted
+        expected = [bases[mix(seed, 3, epoch, base, k) % 12] for k in range(6)]
+        assert [order.replacement(position, k) for k in range(6)] == expected
 
 
 def test_a_replacement_comes_from_the_same_dataset() -> None:

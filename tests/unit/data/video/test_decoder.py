@@ -14,7 +14,7 @@ import pytest
 
 from app.data.bad_clip import BadClipError
 from app.data.video import decoder as decode
-from app.data.video import worker as decode_worker
+from app.data.video import worker
 from app.data.video.decoder import DecodeLimits, DecoderOfThread, VideoDecoder
 from tests.support.clip_files import encode, number_of, run_ffmpeg
 from tests.support.decoding import Workers, frames_of, worker_pids
@@ -48,12 +48,12 @@ def test_frames_in_pieces_equal_frames_at_once(
 ) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(video)
-    wanted = [0, 3, 4, 9, 10, 11, 20, 29]
-    whole = decord.VideoReader(str(path), num_threads=1).get_batch(wanted).asnumpy()
-    monkeypatch.setattr(decode_worker, "CHUNK_BYTES", 3 * whole[0].nbytes)
+    chosen = [0, 3, 4, 9, 10, 11, 20, 29]
+    whole = decord.VideoReader(str(path), num_threads=1).get_batch(chosen).asnumpy()
+    monkeypatch.setattr(worker, "CHUNK_BYTES", 3 * whole[0].nbytes)
 
     reader = decord.VideoReader(str(path), num_threads=1)
-    parts = list(decode_worker.pieces(reader, wanted))
+    parts = list(worker.pieces(reader, chosen))
 
     assert [len(part) for part in parts] == [1, 3, 3, 1]
     np.testing.assert_array_equal(np.concatenate(parts), whole)

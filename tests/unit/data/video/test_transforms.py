@@ -14,16 +14,16 @@ from app.errors import ShapeError
 
 
 @pytest.mark.parametrize(
-    ("size", "wanted"), [((1080, 1920), (480, 720)), ((500, 300), (32, 48)), ((33, 49), (33, 49))]
+    ("size", "target"), [((1080, 1920), (480, 720)), ((500, 300), (32, 48)), ((33, 49), (33, 49))]
 )
 def test_resized_frame_covers_the_wanted_size(
-    size: tuple[int, int], wanted: tuple[int, int]
+    size: tuple[int, int], target: tuple[int, int]
 ) -> None:
-    rows, columns = resized_size(size, wanted)
+    rows, columns = resized_size(size, target)
 
-    assert rows >= wanted[0]
-    assert columns >= wanted[1]
-    assert rows == wanted[0] or columns == wanted[1]
+    assert rows >= target[0]
+    assert columns >= target[1]
+    assert rows == target[0] or columns == target[1]
 
 
 def test_a_frame_of_the_right_size_passes_unchanged() -> None:
