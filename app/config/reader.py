@@ -236,7 +236,7 @@ def _report_target(
     what = f"unknown target '{name}'" if row is None else f"target '{name}' is not a {role}"
     own = "a class of your own needs --register NAME=package.module:Class"
     if role not in OWN_ROLES:
-        own = f"a class of your own can be a {', a '.join(OWN_ROLES)}"
+        own = f"a class of your own (--register) can be a {', a '.join(OWN_ROLES)}"
         if row is not None and row.role == OWN:
             what = f"a class of your own cannot be a {role}: '{name}'"
     context.problems.add(

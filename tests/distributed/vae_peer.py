@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -25,13 +24,11 @@ from app.models.vae.autoencoder import VideoAutoencoder
 from app.models.vae.gaussian import Gaussian
 
 PART = VAEPartConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, z_channels=4)
-# Upstream's decoder of the 1.0 files; there the statistics of each rank are its own.
-UNGATHERED = replace(PART, gather_norm=False)
 
 
 def tiny(dtype: torch.dtype = torch.float32) -> VideoAutoencoder:
     torch.manual_seed(0)
-    vae = VideoAutoencoder(VAEConfig(encoder=PART, decoder=UNGATHERED))
+    vae = VideoAutoencoder(VAEConfig(encoder=PART, decoder=PART))
     return vae.eval().requires_grad_(False).to(dtype)
 
 

@@ -21,13 +21,14 @@ from app.cli.main import COMMANDS, command_parser, main
 from app.cli.sample import INFERENCE, make_sample_parser
 from app.config.command_line import CommandLine, read_command_line
 from app.config.load import config_of
-from app.config.runnable import check_encodable, check_runnable, check_samplable
+from app.config.runnable import encodable_run, samplable_run, trainable_run
 from app.errors import CogvxError
 from app.registry import TARGETS
-from app.rehearsal.chart import Release, merge_values, read_values, render
+from app.rehearsal.chart import Release, render
 from app.run.sample.request import OwnOptions, prompts_of, request_of
 from tests.docs.documents import Refused
 from tests.docs.pages import ROOT
+from tests.support.helm_values import overlaid, values_from
 
 SHELL_ONLY = {"echo", "source"}  # needs no judge
 _SEPARATORS = {"&&", "||", "|", ";"}
@@ -117,11 +118,11 @@ def _cogvx(words: Sequence[str], command: Command) -> None:
 
 
 def _start_train(words: Sequence[str]) -> None:
-    check_runnable(config_of(read_command_line(words), TARGETS))
+    trainable_run(config_of(read_command_line(words), TARGETS))
 
 
 def _start_encode(words: Sequence[str]) -> None:
-    check_encodable(config_of(read_command_line(words, make_encode_parser()), TARGETS))
+    encodable_run(config_of(read_command_line(words, make_encode_parser()), TARGETS))
 
 
 def _start_sample(words: Sequence[str]) -> None:
@@ -130,17 +131,16 @@ def _start_sample(words: Sequence[str]) -> None:
         if line.own["run"] is None:
             raise Refused("neither --base nor --run")
         return  # the run's own model file, which is not here
-    config = config_of(line, TARGETS)
-    check_samplable(config, has_run=line.own["run"] is not None)
+    config = samplable_run(config_of(line, TARGETS), has_run=line.own["run"] is not None)
     own = _own_options(line)
     request = request_of(config, own)
-    if own.prompts or own.image:
+    if own.prompt or own.image:
         prompts_of(config, own, (), with_images=request.with_images)
 
 
 def _own_options(line: CommandLine) -> OwnOptions:
     own = {name: line.own[name] for name in ("image", "size", "num_frames", "run", "step")}
-    return OwnOptions(prompts=tuple(line.own["prompt"] or ()), weights=line.own["weights"], **own)
+    return OwnOptions(prompt=tuple(line.own["prompt"] or ()), weights=line.own["weights"], **own)
 
 
 def _module(words: Sequence[str], command: Command) -> None:
@@ -176,13 +176,15 @@ def _helm(words: Sequence[str], command: Command) -> None:
     if not (chart / "Chart.yaml").is_file():
         raise Refused(f"no chart in '{parsed.chart}'")
     files = [ROOT / name for name in parsed.values]
-    stored = read_values([file for file in files if file.is_file()])
+    stored: dict[str, Any] = {}
+    for file in files:
+        if file.is_file():
+            stored = overlaid(stored, values_from(file.read_text(encoding="utf-8")))
     shown = command.values if any(not file.is_file() for file in files) else ({},)
     if not shown:
         raise Refused(f"neither the repository nor the page has {', '.join(parsed.values)}")
     for values in shown:
-        merged = merge_values(stored, values)
-        render(chart, merged, Release(parsed.release, parsed.namespace))
+        render(chart, overlaid(stored, values), Release(parsed.release, parsed.namespace))
 
 
 def _helm_parser() -> argparse.ArgumentParser:

@@ -13,12 +13,13 @@ import yaml
 from app.config.command_line import read_command_line
 from app.config.layers import SECTIONS
 from app.config.load import config_of
-from app.config.runnable import check_runnable
+from app.config.runnable import trainable_run
 from app.config.schema.run import RunConfig
 from app.registry import TARGETS
-from app.rehearsal.chart import lint, read_values, render
+from app.rehearsal.chart import render
 from tests.deploy.validation import complaints
 from tests.docs.pages import ROOT
+from tests.support.helm_values import lint, values_from
 
 CHART = ROOT / "deploy" / "helm"
 MOUNTED = "/etc/cogvx/config"
@@ -65,10 +66,7 @@ def judge_layer(text: str) -> None:
 
 def values_of(text: str) -> dict[str, Any]:
     """A block of values, read as Helm reads a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "values.yaml"
-        file.write_text(text, encoding="utf-8")
-        return read_values([file])
+    return values_from(text)
 
 
 def judge_values(values: Mapping[str, Any]) -> None:
@@ -85,14 +83,12 @@ def judge_values(values: Mapping[str, Any]) -> None:
         words = [word.replace(MOUNTED, folder) for word in container["args"]]
         assert words[0] == "train"
         config = config_of(read_command_line(words[1:]), TARGETS)
-    check_runnable(config)
+    config = trainable_run(config)
     _refuse([f"no pod has {path}" for path in _paths(config) if not path.startswith("s3://")])
 
 
 def _paths(config: RunConfig) -> list[str]:
     """What a run reads and writes. A pod of the chart has only empty volumes: no path is local."""
-    assert config.model is not None
-    assert config.data is not None
     named = [
         config.arguments["load"],
         config.arguments["save"],

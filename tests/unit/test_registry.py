@@ -12,7 +12,7 @@ import pytest
 from app.registry import TARGETS
 from tests.support.configs import CONFIGS
 
-IMPLEMENTED = {name: row for name, row in TARGETS.items() if row.implementation is not None}
+IMPLEMENTED = {name: row for name, row in TARGETS.items() if row.implementation}
 
 
 @pytest.mark.parametrize("name", IMPLEMENTED)

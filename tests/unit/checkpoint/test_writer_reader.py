@@ -285,7 +285,7 @@ def test_a_manifest_that_comes_back_changed_is_an_error(tmp_path: Path) -> None:
     [result] = save(storage, tmp_path / "s", step=3)
 
     assert isinstance(result, CheckpointError)
-    assert result.what == "the manifest came back changed"
+    assert result.what == "the manifest differs when it is read back"
     assert result.where.endswith("step-0000000003.000001/manifest.json")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from app.distributed.groups import ProcessGroups
 from app.training.engine import Engine, StepReport, load_deepspeed
-from app.training.fragments import EMA
+from app.training.zero_partitions import EMA
 from tests.unit.training.configs import training_config
 
 STAGES = (0, 1, 2, 3)

@@ -29,7 +29,7 @@ def video(frames: int, height: int = 16, width: int = 24) -> Tensor:
 
 
 def test_released_sizes_have_the_released_tensors() -> None:
-    config = VAEConfig(encoder=VAEPartConfig(), decoder=VAEPartConfig(gather_norm=False))
+    config = VAEConfig(encoder=VAEPartConfig(), decoder=VAEPartConfig())
     rows = [line.split() for line in RELEASED.read_text().splitlines()]
     released = {key: tuple(int(n) for n in shape.strip("(),").split(",")) for key, _, shape in rows}
 

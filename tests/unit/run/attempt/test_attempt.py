@@ -201,7 +201,7 @@ def test_numbers_of_a_validation_are_returned_and_the_best_remembered(
     saver: Any = SimpleNamespace(
         save=None,
         note_validation=lambda step, numbers: noted.append((step, numbers)),
-        loader=SimpleNamespace(quarantine=Quarantine(), source=None),
+        loader=SimpleNamespace(quarantine=Quarantine(), source=SimpleNamespace(left_out=list)),
     )
     evaluate: Any = lambda state: {"valid_loss": 0.5}  # noqa: E731
 
@@ -216,7 +216,7 @@ def test_numbers_of_a_validation_are_returned_and_the_best_remembered(
 
 def test_log_lines_rewrite_progress(groups: ProcessGroups, tmp_path: Path) -> None:
     made = attempt(groups, tmp_path)
-    loader = SimpleNamespace(quarantine=Quarantine(), source=None)
+    loader = SimpleNamespace(quarantine=Quarantine(), source=SimpleNamespace(left_out=list))
     saver: Any = SimpleNamespace(save=None, note_validation=None, loader=loader)
 
     with ExitStack() as stack:
@@ -232,7 +232,7 @@ def test_other_ranks_write_no_progress_and_have_no_trackers(
 ) -> None:
     second = replace(groups, rank=replace(groups.rank, rank=1, world_size=2))
     made = attempt(second, tmp_path)
-    loader = SimpleNamespace(quarantine=Quarantine(), source=None)
+    loader = SimpleNamespace(quarantine=Quarantine(), source=SimpleNamespace(left_out=list))
     saver: Any = SimpleNamespace(save=None, note_validation=None, loader=loader)
 
     with ExitStack() as stack:

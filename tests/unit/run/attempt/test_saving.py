@@ -139,10 +139,12 @@ def test_a_rank_leaves_a_save_only_when_all_have_come_and_the_manifest_is_there(
 ) -> None:
     storage = LocalStorage(tmp_path / "run")
     met: list[list[int]] = []  # steps of the complete checkpoints whenever a rank is at the barrier
-    monkeypatch.setattr(
-        "app.run.attempt.saving.barrier",
-        lambda: met.append([ref.step for ref, _ in complete_checkpoints(storage)]),
-    )
+
+    def barrier() -> None:
+        met.append([ref.step for ref, _ in complete_checkpoints(storage)])
+
+    all_ranks = SimpleNamespace(barrier=barrier)
+    monkeypatch.setattr("app.run.attempt.saving.world", lambda: all_ranks)
     first, second = (
         replace(
             saver("--keep-checkpoints", "1"),

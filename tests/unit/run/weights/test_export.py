@@ -23,7 +23,7 @@ from app.run.attempt.folder import open_run
 from app.run.build import choose_trainable
 from app.run.weights.export import ExportRequest, export_run
 from app.storage.local import LocalStorage
-from tests.support.configs import base, load
+from tests.support.configs import base, load_trainable
 from tests.support.ranks import run_ranks
 from tests.unit.run.folders import WORLD
 
@@ -49,8 +49,7 @@ def make_run(tmp_path: Path) -> Run:
         more: tuple[str, ...] = (),
     ) -> Tensors:
         words = ("--save", str(tmp_path / "runs"), "--run-id", "a", f"args.load={url}", *more)
-        config = load(*base(f"tiny/{model}", "tiny/tiny_train"), *words)
-        assert config.model is not None
+        config = load_trainable(*base(f"tiny/{model}", "tiny/tiny_train"), *words)
         assert open_run(config, 0, WORLD) is not None
         network = DiffusionTransformer(config.model.network.params)
         choose_trainable(network, config.model)
