@@ -35,7 +35,7 @@ def measured(folder: Path) -> tuple[list[Measurement], Path]:
     if not ON_GPU:
         tiny_lora = tiny("5b", lora=LoraConfig(rank=4))
         networks = [("2B, all weights", tiny("2b")), ("5B, LoRA", tiny_lora)]
-        clip, part = Clip(9, 64, 96), VAEPartConfig(ch=32, num_res_blocks=1)
+        clip, part = Clip(9, 16, 32), VAEPartConfig(ch=32, num_res_blocks=1)
     rows = measure_all(networks, part, clip, DEVICE, RUNS)
     gpu = torch.cuda.get_device_name(DEVICE).replace(" ", "-").lower() if ON_GPU else "cpu"
     path = folder / f"train_step_{gpu}_{time.strftime('%Y%m%d')}.md"
