@@ -1,12 +1,13 @@
 """Parts of the model of your own: a VAE, a text encoder and a sampler, as small as they can be.
 
-Run it in the folder above `examples`, with a dataset and weights that fit:
+Run it from the folder that contains `examples`, with a dataset and weights that fit:
 
-    PYTHONPATH=. cogvx train --base configs/tiny/tiny.yaml configs/tiny/tiny_sft.yaml \
-        examples/model_parts.yaml \
-        --register pooled=examples.model_parts:PooledVae \
-        --register words=examples.model_parts:WordHashes \
-        --register noisy=examples.model_parts:NoisyDdim
+```sh
+PYTHONPATH=. cogvx train --register pooled=examples.model_parts:PooledVae \
+    --register words=examples.model_parts:WordHashes --register noisy=examples.model_parts:NoisyDdim \
+    --base configs/tiny/tiny.yaml configs/tiny/tiny_train.yaml examples/model_parts.yaml \
+    --load s3://weights/tiny/transformer --train-data s3://clips/packed
+```
 
 docs/configuration.md, "Classes of your own", says what each class must offer.
 """

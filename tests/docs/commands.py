@@ -169,6 +169,23 @@ def _make(words: Sequence[str], command: Command) -> None:
             raise Refused(f"make: the Makefile has no '{name}'")
 
 
+def _pytest(words: Sequence[str], command: Command) -> None:
+    """Options that pytest has, paths that exist, and a `-k` that names something below them."""
+    parser = argparse.ArgumentParser("pytest", allow_abbrev=False)
+    for name in ("-k", "-m", "-n", "--dist", "-o"):
+        parser.add_argument(name)
+    for name in ("-x", "--pdb"):
+        parser.add_argument(name, action="store_true")
+    parser.add_argument("paths", nargs="+")
+    parsed = parser.parse_args(list(words))
+    paths = [ROOT / path for path in parsed.paths]
+    if missing := [str(path) for path in paths if not path.exists()]:
+        raise Refused(f"pytest: there is no {', '.join(missing)}")
+    texts = [path for path in paths if path.is_file()]
+    if parsed.k and texts and not any(parsed.k in path.read_text() for path in texts):
+        raise Refused(f"pytest: no test of {parsed.paths} is called '{parsed.k}'")
+
+
 def _helm(words: Sequence[str], command: Command) -> None:
     """The chart is there, and it renders with the values of the command."""
     parsed = _helm_parser().parse_args(list(words))
@@ -205,6 +222,7 @@ PROGRAMS: dict[str, Callable[[Sequence[str], Command], None]] = {
     "torchrun": _torchrun,
     "make": _make,
     "helm": _helm,
+    "pytest": _pytest,
 }
 _STARTS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _start_train,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import helm_python
 import yaml
 
 from app.config.command_line import read_command_line
@@ -66,7 +67,10 @@ def judge_layer(text: str) -> None:
 
 def values_of(text: str) -> dict[str, Any]:
     """A block of values, read as Helm reads a file."""
-    return values_from(text)
+    try:
+        return values_from(text)
+    except helm_python.HelmError as problem:
+        raise Refused(f"the values are not a map: {problem}") from None
 
 
 def judge_values(values: Mapping[str, Any]) -> None:

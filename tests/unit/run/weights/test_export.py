@@ -23,7 +23,7 @@ from app.run.attempt.folder import open_run
 from app.run.build import choose_trainable
 from app.run.weights.export import ExportRequest, export_run
 from app.storage.local import LocalStorage
-from tests.support.configs import base, load_trainable
+from tests.support.configs import base, load, load_trainable
 from tests.support.ranks import run_ranks
 from tests.unit.run.folders import WORLD
 
@@ -213,7 +213,7 @@ def test_a_lora_run_gives_a_whole_network_with_the_frozen_weights_it_began_with(
 def test_frozen_weights_that_lie_nowhere_are_an_error(make_run: Run, tmp_path: Path) -> None:
     make_run("tiny_lora")
 
-    with pytest.raises(InputMissingError, match="names no `load`") as caught:
+    with pytest.raises(InputMissingError, match="has no `load`") as caught:
         export(tmp_path, kind="safetensors")
 
     assert "--kind lora" in caught.value.fix
