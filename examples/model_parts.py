@@ -4,7 +4,8 @@ Run it from the folder that contains `examples`, with a dataset and weights that
 
 ```sh
 PYTHONPATH=. cogvx train --register pooled=examples.model_parts:PooledVae \
-    --register words=examples.model_parts:WordHashes --register noisy=examples.model_parts:NoisyDdim \
+    --register words=examples.model_parts:WordHashes \
+    --register noisy=examples.model_parts:NoisyDdim \
     --base configs/tiny/tiny.yaml configs/tiny/tiny_train.yaml examples/model_parts.yaml \
     --load s3://weights/tiny/transformer --train-data s3://clips/packed
 ```

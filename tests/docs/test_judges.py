@@ -156,7 +156,7 @@ def test_a_path_that_no_pod_has_is_refused() -> None:
 
 
 def test_values_are_a_map() -> None:
-    with pytest.raises(CogvxError, match="not a map"):
+    with pytest.raises(Refused, match="not a map"):
         values_of("- a\n")
 
 
