@@ -88,7 +88,7 @@ def test_a_file_that_the_cache_evicts_again_and_again_ends_with_an_error(
     class FullCache(ObjectCache):
         asked = 0
 
-        def get(self, wanted: CachedObject) -> Path:
+        def get(self, target: CachedObject, *, urgent: bool = True) -> Path:
             self.asked += 1
             return tmp_path / "evicted"
 

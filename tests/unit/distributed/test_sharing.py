@@ -22,7 +22,12 @@ made: list[list[int]] = []
 @pytest.fixture(autouse=True)
 def _groups_are_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     made.clear()
-    monkeypatch.setattr(dist, "new_group", lambda ranks: made.append(ranks) or ranks)
+
+    def new_group(ranks: list[int]) -> list[int]:
+        made.append(ranks)
+        return ranks
+
+    monkeypatch.setattr(dist, "new_group", new_group)
 
 
 def process(rank: int, world_size: int) -> ProcessGroups:
@@ -32,19 +37,30 @@ def process(rank: int, world_size: int) -> ProcessGroups:
     return ProcessGroups(info, torch.device("cpu"), dist.HashStore())
 
 
+def ranks_of(group: RankGroup) -> Any:
+    return group.handle
+
+
 def test_ranks_of_a_network_are_neighbours_and_their_copies_are_apart() -> None:
     groups = [split_ranks(process(rank, 6), 2) for rank in range(6)]
 
-    assert [one.tensor.handle for one in groups] == [[0, 1], [0, 1], [2, 3], [2, 3], [4, 5], [4, 5]]
+    assert [ranks_of(one.tensor) for one in groups] == [
+        [0, 1],
+        [0, 1],
+        [2, 3],
+        [2, 3],
+        [4, 5],
+        [4, 5],
+    ]
     assert [one.tensor.rank for one in groups] == [0, 1, 0, 1, 0, 1]
-    assert [one.copies.handle for one in groups] == [[0, 2, 4], [1, 3, 5]] * 3
+    assert [ranks_of(one.copies) for one in groups] == [[0, 2, 4], [1, 3, 5]] * 3
     assert [one.copies.rank for one in groups] == [0, 0, 1, 1, 2, 2]
 
 
 def test_ranks_that_share_clips_are_neighbours() -> None:
     groups = [share_clips(process(rank, 6), 3) for rank in range(6)]
 
-    assert [one.clips.handle for one in groups] == [[0, 1, 2]] * 3 + [[3, 4, 5]] * 3
+    assert [ranks_of(one.clips) for one in groups] == [[0, 1, 2]] * 3 + [[3, 4, 5]] * 3
     assert [one.clips.rank for one in groups] == [0, 1, 2, 0, 1, 2]
 
 

@@ -58,8 +58,7 @@ def test_attention_is_a_mean_of_values_weighed_by_softmax_of_scores() -> None:
         part = slice(16 * head, 16 * head + 16)
         for s in range(3):
             weights = [math.exp(float(q[s, part] @ k[t, part]) / 4) for t in range(3)]
-            mean = sum(w * v[t, part] for t, w in enumerate(weights))
-            mixed[s, part] = mean / sum(weights)
+            mixed[s, part] = torch.tensor(weights, dtype=torch.float64) @ v[:, part] / sum(weights)
     torch.testing.assert_close(found, attention.out(mixed))
 
 
