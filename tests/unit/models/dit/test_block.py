@@ -71,8 +71,8 @@ def test_a_turn_of_queries_and_keys_alike_changes_nothing_and_norms_bound_the_sc
     same = attention(tokens, Rotation(angle.cos(), angle.sin()))
 
     torch.testing.assert_close(same, attention(tokens, None))
-    attention.q.weight *= 1000  # the norm of queries takes this away, all but its epsilon
-    attention.q.bias *= 1000
+    attention.q.weight.mul_(1000)  # the norm of queries takes this away, all but its epsilon
+    attention.q.bias.mul_(1000)
     torch.testing.assert_close(attention(tokens, None), same, rtol=1e-4, atol=1e-5)
 
 
