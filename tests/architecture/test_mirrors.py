@@ -33,6 +33,7 @@ def mirror_of(module: str) -> str:
 def uses(file: str) -> frozenset[str]:
     """Files of the product and of the tests that a file imports, or names in a text."""
     names: set[str] = set()
+    files: set[str] = set()
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
@@ -40,7 +41,9 @@ def uses(file: str) -> frozenset[str]:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             names |= {match[1] for match in NAMED.finditer(node.value)}
-    files = {name.replace(".", "/") + ".py" for name in names}
+            if node.value.endswith(".py"):  # a script that ranks run: tests/distributed/peer.py
+                files.add(node.value)
+    files |= {name.replace(".", "/") + ".py" for name in names}
     return frozenset(file for file in files if (ROOT / file).is_file())
 
 
