@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,20 +29,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--lora-steps", type=int, default=40, help="steps of the LoRA run (default: %(default)s)"
     )
     parser.add_argument(
-        "--precision", choices=("bf16", "fp32"), default="bf16", help="default: %(default)s"
+        "--precision",
+        choices=("bf16", "fp32"),
+        help="of training (default: bf16 if a GPU or the CPU supports it, else fp32)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; 0 if every check passes, else 1."""
-    from app.rehearsal.demo import Demo, DemoPlan
+    from app.rehearsal.demo import Demo, DemoPlan, fast_precision
 
     plan = DemoPlan(
         out=args.out,
         steps=args.steps,
         lr=args.lr,
         lora_steps=args.lora_steps,
-        precision=args.precision,
+        precision=args.precision or fast_precision(os.environ),
         program=sys.argv[0] if sys.argv[0].endswith("cogvx") else "cogvx",
     )
     failures = Demo(plan, Terminal()).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,10 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[DemoPlan]:
 def test_checks_that_hold_are_0(plans: list[DemoPlan], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo"]) == 0
     assert capsys.readouterr().out == "all checks passed\n"
-    assert (plans[0].out, plans[0].precision) == (Path("demo-output"), "bf16")
+    assert (plans[0].out, plans[0].precision) == (
+        Path("demo-output"),
+        app.rehearsal.demo.fast_precision(os.environ),
+    )
 
 
 def test_flags_reach_the_plan_and_failed_checks_are_1(
