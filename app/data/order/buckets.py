@@ -44,8 +44,8 @@ def best_bucket(
 
 def crop_loss(clip: ClipSize, bucket: Bucket) -> float:
     """Share of a frame that resizing over the short side and cropping takes away."""
-    ratio = (clip.columns / clip.rows) / (bucket.columns / bucket.rows)
-    return 1.0 - min(ratio, 1 / ratio)
+    own, target = clip.columns / clip.rows, bucket.columns / bucket.rows
+    return 1.0 - min(own / target, target / own)  # two divisions: 1 / ratio rounds otherwise
 
 
 def training_bucket(

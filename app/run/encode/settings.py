@@ -78,7 +78,7 @@ def cache_settings(config: EncodableRun, root: Storage, *, keeps: bool = False) 
         "vae_weights": weights_sha256(_vae_path(model), root, keeps=keeps),
         "vae": _vae(model),
         "text_weights": weights_sha256(conditioner.text.model_dir or None, root, keeps=keeps),
-        "text": {"class": conditioner.implementation, "params": conditioner.params},
+        "text": {"class": conditioner.implementation, "params": conditioner.params or {}},
         "max_length": conditioner.text.max_length,
         "dtype": config.training.precision,
         "frame_rule": config.compat.frame_rule,
@@ -184,7 +184,7 @@ def _vae(model: ModelConfig) -> dict[str, object]:
     params: object = model.first_stage.params
     found: dict[str, object] = {"class": model.first_stage.implementation, "encoder": params}
     if isinstance(params, VAEConfig):
-        found["encoder"] = asdict(params.encoder)
+        found["encoder"] = asdict(params.encoder) | {"dropout": 0.0, "gather_norm": True}
         # Chunks in time and ranks that share a clip change nothing; tiles change their seams.
         memory = getattr(params, "memory", None)
         tile = getattr(memory, "tile_size", None)
