@@ -20,6 +20,8 @@ from app.storage.objects import Storage
 
 # Version of decoding, resizing and encoding: raised when a change of code changes the latents.
 METHOD = 1
+# Keys that nothing reads any more: part of the digest of caches, whose latents are the same.
+UNREAD_OF_ENCODER = {"dropout": 0.0, "gather_norm": True}
 FIRST_STAGE = "model.first_stage_config"
 TEXT = "model.conditioner_config.params.emb_models.0"
 
@@ -184,7 +186,7 @@ def _vae(model: ModelConfig) -> dict[str, object]:
     params: object = model.first_stage.params
     found: dict[str, object] = {"class": model.first_stage.implementation, "encoder": params}
     if isinstance(params, VAEConfig):
-        found["encoder"] = asdict(params.encoder) | {"dropout": 0.0, "gather_norm": True}
+        found["encoder"] = asdict(params.encoder) | UNREAD_OF_ENCODER
         # Chunks in time and ranks that share a clip change nothing; tiles change their seams.
         memory = getattr(params, "memory", None)
         tile = getattr(memory, "tile_size", None)

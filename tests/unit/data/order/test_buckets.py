@@ -152,3 +152,19 @@ def test_a_batch_too_small_for_equal_times_names_one_that_does() -> None:
         batches_by_cost([3.0, 2.0], batch=8, parts=8)
 
     assert "use batch_size 2 (batches [16, 24])" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "sizes", "which"),
+    [
+        (1080, 1920, ((384, 432), (432, 480)), 1),
+        (240, 320, ((480, 400), (480, 384)), 0),
+    ],
+)
+def test_a_loss_between_two_steps_keeps_its_side(
+    rows: int, columns: int, sizes: tuple[tuple[int, int], ...], which: int
+) -> None:
+    """The bucket is part of the data's identity: a run continues only with the same one."""
+    buckets = [Bucket(49, *size) for size in sizes]
+
+    assert best_bucket(ClipSize(rows, columns, 80, 8.0), buckets, 8.0) == which
