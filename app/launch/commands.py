@@ -98,4 +98,6 @@ def _torchrun_flags(layout: RankLayout) -> tuple[str, ...]:
 
 def _reachable(layout: RankLayout) -> str:
     # A single pod need not resolve its own name, which the DNS lists only once it is ready.
-    return LOOPBACK if layout.nodes == 1 else layout.master_addr
+    # A number of processes that was only guessed must not move a master that was named.
+    is_guess = layout.world_size > 1 and layout.sources.get("nproc_per_node") == "default"
+    return LOOPBACK if layout.nodes == 1 and not is_guess else layout.master_addr

@@ -166,13 +166,14 @@ def open_weights_source(
     run_url, step = run
     recorded = describe_section(run_model_section(run_url), f"{run_url}: model")
     description = given or recorded
-    if description.network is None:
+    network = description.network or (recorded.network if part == "vae" else None)
+    if network is None:
         raise ConfigError(
             "these files describe no network",
             where=", ".join(request.base) or run_url,
             fix="name the model's file first: --base configs/<model>.yaml",
         )
-    checkpoint = RunCheckpoint(run_url, step, description.network)
+    checkpoint = RunCheckpoint(run_url, step, network)
     return WeightsSource(url, request, description, checkpoint, cache_dir)
 
 
