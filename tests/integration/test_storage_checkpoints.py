@@ -31,6 +31,9 @@ FILES = (
     "manifest.json",
 )
 
+# rclone answers 500 now and then to two ranks that make the same folder: not the fault under test.
+TRIES = 5
+
 
 @pytest.fixture(params=["rclone", "moto"])
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> RunningServer:
@@ -68,9 +71,12 @@ def test_an_upload_cut_at_any_byte_leaves_the_previous_checkpoint(
             proxy.set_rules(
                 [{"kind": "cut_upload", "match": f"^PUT .*/{file}", "after_bytes": cut}]
             )
-            results = save(dying, tmp_path / "s", step=step, world_size=2, rng={})
+            for _ in range(TRIES):
+                results = save(dying, tmp_path / "s", step=step, world_size=2, rng={})
+                assert isinstance(results[0], RetryableError)
+                if "cut_upload" in proxy.stats():
+                    break
 
-            assert isinstance(results[0], RetryableError)
             assert proxy.stats()["cut_upload"] >= 1
             proxy.set_rules([])
             assert find_newest(storage) == first
