@@ -108,3 +108,18 @@ def test_a_command_that_trains_nothing_is_one_process_anywhere() -> None:
 
     assert plan.argv == (sys.executable, "-m", "app", "doctor", "--json")
     assert plan.wait_for is None
+
+
+def test_a_guessed_number_of_processes_does_not_move_a_named_master() -> None:
+    """Two nodes with one process each, by a spawner that does not set LOCAL_WORLD_SIZE."""
+    environ = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "node0"}
+
+    assert start(environ).environ["MASTER_ADDR"] == "node0"
+
+
+def test_a_known_number_of_processes_on_one_node_meets_at_the_loopback() -> None:
+    environ = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "node0"}
+
+    plan = start({**environ, "LOCAL_WORLD_SIZE": "2"})
+
+    assert plan.environ["MASTER_ADDR"] == "127.0.0.1"
