@@ -39,6 +39,10 @@ def resolve_layout(environ: Mapping[str, str], gpus: CountGpus = count_gpus) -> 
         reading = _process(env, "inside", TORCHRUN)
     elif env.has(OPENMPI.local_rank):
         reading = _inside_openmpi(env)
+    elif all(env.has(name) for name in (SPAWNED.rank, SPAWNED.world, SPAWNED.local_rank)):
+        # Only what starts the processes themselves knows all three: the pod's PET_* variables,
+        # which say what to start, have been followed already.
+        reading = _process(env, "plain", SPAWNED)
     elif "PET_STANDALONE" in environ:
         reading = _standalone(env, gpus)
     elif env.has("PET_RDZV_ENDPOINT"):
@@ -74,6 +78,7 @@ class _Names:
 
 
 PLAIN = _Names("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "", "PET_NNODES")
+SPAWNED = _Names("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 TORCHRUN = _Names(
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"
 )
@@ -147,8 +152,10 @@ def _processes_per_node(
     env: Variables, mode: Mode, names: _Names, world: Sourced[int]
 ) -> Sourced[int]:
     local = env.count(names.local_world)
-    if local is None and mode == "plain":
+    if local is None and names is PLAIN:
         local = env.count("PET_NPROC_PER_NODE")
+    elif local is None and names is SPAWNED:
+        local = _share_of_pod(env, world)
     if local is None:
         return default(min(world.value, MOST_GUESSED) if env.has(names.local_rank) else 1)
     # mpirun and an elastic torchrun may place unlike numbers on unlike nodes.
@@ -158,6 +165,18 @@ def _processes_per_node(
             f"{world.source} and {local.source}",
         )
     return local
+
+
+def _share_of_pod(env: Variables, world: Sourced[int]) -> Sourced[int] | None:
+    """Processes of one pod, where a spawner does not say it; only from what all pods share."""
+    least, most = env.node_range("PET_NNODES")
+    is_given = env.has("PET_NNODES") and least.value == most.value
+    if is_given and world.value % most.value == 0:
+        return derived(world.value // most.value, world, most)
+    word = env.environ.get("PET_NPROC_PER_NODE", "").strip()
+    if word.isdecimal() and int(word) > 0 and world.value % int(word) == 0:
+        return Sourced(int(word), "PET_NPROC_PER_NODE")
+    return None
 
 
 def _standalone(env: Variables, gpus: CountGpus) -> Reading:

@@ -226,6 +226,30 @@ def test_a_launcher_that_sets_ranks_of_processes_is_plain() -> None:
     assert facts(layout) == ("plain", 1, 2, 4, 8, "node0", 6000)
 
 
+SPAWNED = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node0"}
+
+
+@pytest.mark.parametrize(
+    ("pod", "nodes", "nproc"),
+    [
+        ({"PET_NNODES": "2", "PET_NPROC_PER_NODE": "4"}, 2, 4),
+        ({"PET_NNODES": "2", "PET_NPROC_PER_NODE": "auto"}, 2, 4),
+        ({"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1"}, 2, 4),  # one spawner per pod
+        ({"PET_NNODES": "1:2", "PET_NPROC_PER_NODE": "4"}, 2, 4),
+        ({"PET_NPROC_PER_NODE": "4"}, 2, 4),
+        ({"PET_NPROC_PER_NODE": "16"}, 1, 8),  # half of the pod's GPUs
+        ({"PET_NNODES": "3", "PET_NPROC_PER_NODE": "4", "LOCAL_WORLD_SIZE": "2"}, 4, 2),
+    ],
+)
+def test_the_processes_of_a_spawner_in_a_pod_are_counted_by_what_all_pods_share(
+    pod: dict[str, str], nodes: int, nproc: int
+) -> None:
+    layout = resolve(**SPAWNED, **pod)
+
+    assert facts(layout)[2:6] == (nodes, nproc, 8, "node0")
+    assert (layout.mode, layout.rank, layout.local_rank) == ("plain", 5, 1)
+
+
 def test_several_processes_on_one_node_need_no_address() -> None:
     assert facts(resolve(PET_NPROC_PER_NODE="8"))[:6] == ("static", 0, 1, 8, 8, "127.0.0.1")
 

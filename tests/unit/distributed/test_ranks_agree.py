@@ -29,6 +29,12 @@ TEXTS = {
     "plain": "RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1",
     "plain, several per node": "RANK=5 WORLD_SIZE=8 LOCAL_RANK=1 LOCAL_WORLD_SIZE=4 "
     "MASTER_ADDR=node0 MASTER_PORT=6000",
+    "spawner in a pod of the operator": OPERATOR + "8 WORLD_SIZE=32 RANK=13 LOCAL_RANK=5 "
+    "PET_NODE_RANK=1",
+    "spawner in a pod of an elastic job": "RANK=9 WORLD_SIZE=16 LOCAL_RANK=1 MASTER_ADDR=node0 "
+    "PET_NPROC_PER_NODE=8 PET_RDZV_ENDPOINT=cogvx-worker-0:23456 PET_NNODES=2:4",
+    "spawner in a standalone pod": "RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 PET_STANDALONE= "
+    "PET_NPROC_PER_NODE=4",
     "upstream's script for one GPU": "WORLD_SIZE=1 RANK=0 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1",
     "torchrun": "TORCHELASTIC_RUN_ID=none RANK=11 WORLD_SIZE=16 LOCAL_RANK=3 LOCAL_WORLD_SIZE=8 "
     "GROUP_RANK=1 GROUP_WORLD_SIZE=2 MASTER_ADDR=10.0.0.7 MASTER_PORT=23456",
@@ -118,6 +124,12 @@ def check(environ: Mapping[str, str]) -> None:
     if table["mode"] == "elastic":
         assert ranks.pop().world_size == 1  # nothing but the rendezvous gives it a rank
     ranks += [RankInfo.from_environment(found) for found in trainers(start, table)]
+    own = [environ.get(name, "").strip() for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if all(own) and table["mode"] != "inside":  # torchrun and OpenMPI have variables of their own
+        assert all(
+            [rank.rank, rank.world_size, rank.local_rank] == [int(word) for word in own]
+            for rank in ranks
+        )
     for rank in ranks:
         assert rank.world_size == table["world_size"]
         assert rank.local_world_size == table["nproc_per_node"]
@@ -132,6 +144,19 @@ def test_doctor_launcher_and_trainer_agree_on_every_row(row: str) -> None:
     check(ROWS[row])
 
     assert doctor(ROWS[row])[1] is not None
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if "spawner" in row])
+def test_a_spawned_process_has_the_place_that_its_spawner_gave_it(row: str) -> None:
+    given = {name: int(ROWS[row][name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    start = plan_start(resolve_layout(ROWS[row]), ("train",), ROWS[row], grace_s=300)
+
+    places = [RankInfo.from_environment(environ) for environ in (ROWS[row], start.environ)]
+
+    assert "app.distributed.torchrun" not in start.argv
+    for place in places:
+        found = {"RANK": place.rank, "WORLD_SIZE": place.world_size, "LOCAL_RANK": place.local_rank}
+        assert found == given
 
 
 @settings(deadline=None, max_examples=150)
