@@ -11,6 +11,7 @@ from app.data.bad_clip import BadClipError
 from app.data.json_files import UNREADABLE, parsed_lines
 from app.data.shards.index import Member
 from app.data.video.clip import caption_text
+from app.errors import DataError
 from app.storage.objects import ObjectMissingError, Storage
 
 log = logging.getLogger(__name__)
@@ -36,12 +37,14 @@ def metadata(
     """Fields of the sample's JSON member, and above them those of the sidecar file.
 
     Raises:
-        BadClipError: the JSON member is not a readable object.
+        BadClipError: the JSON member cannot be read, or is not an object.
     """
     facts: dict[str, object] = {}
     if "json" in sample:
         try:
             facts |= _json_object(read(sample["json"]))
+        except DataError as problem:
+            raise BadClipError("bad_metadata", problem.what) from problem
         except UNREADABLE as problem:
             detail = f"the metadata is not readable JSON: {problem}"
             raise BadClipError("bad_metadata", detail) from problem

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from app.data.bad_clip import BadClipError
 from app.data.shards.captions import TextRules, caption, metadata, sidecar_records
 from app.data.shards.index import index_shard
+from app.data.shards.opened import OpenShard
 from tests.support.shards import tar_bytes
 
 RULES = TextRules()
@@ -49,6 +52,28 @@ def test_a_member_of_zeros_or_of_another_encoding_is_a_bad_clip(data: bytes) -> 
         caption_of(txt=data)
 
     assert caught.value.reason == "bad_caption"
+
+
+def test_a_metadata_member_that_is_cut_in_the_shard_is_one_bad_clip(tmp_path: Path) -> None:
+    """The file is shorter than its index says: what `OpenShard.read` raises ends only a sample."""
+    whole = tar_bytes([("a.mp4", b"v"), ("a.txt", b"words"), ("a.json", b'{"fps": 8}')])
+    index = index_shard(io.BytesIO(whole), len(whole), "x.tar")
+    (sample,) = index.samples()
+    (tmp_path / "x.tar").write_bytes(whole[: sample["json"].offset + 4])
+    shard = OpenShard("x.tar", os.open(tmp_path / "x.tar", os.O_RDONLY), index)
+
+    with pytest.raises(BadClipError) as caught:
+        metadata(sample, shard.read, dict, RULES)
+
+    assert (caught.value.reason, caught.value.detail) == ("bad_metadata", "member a.json is cut")
+
+
+@pytest.mark.parametrize("data", [b'{"fps": ', b"\xff\xfe", b"[1]", b"9" * 5000, b""])
+def test_a_metadata_member_that_is_not_an_object_is_one_bad_clip(data: bytes) -> None:
+    with pytest.raises(BadClipError) as caught:
+        caption_of(json=data, txt=b"words")
+
+    assert caught.value.reason == "bad_metadata"
 
 
 @pytest.mark.parametrize("value", [None, "", " \n"])
