@@ -142,16 +142,43 @@ def test_a_bug_of_ours_keeps_its_traceback_and_leaves_a_cause(
     assert "ZeroDivisionError: division by zero" in cause["what"]
 
 
-def test_an_interrupt_is_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("library", ["braceexpand", "PIL"])
+def test_a_missing_library_names_its_extra_and_leaves_a_cause(
+    library: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        raise ModuleNotFoundError(f"No module named '{library}.x'", name=f"{library}.x")
+
+    command(monkeypatch, run)
+    monkeypatch.setenv("COGVX_STATUS_FILE", str(tmp_path / "status"))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+    assert main(["doctor"]) == 66
+
+    shown = capsys.readouterr().err
+    assert f"'cogvx doctor' needs {library}.x, which is not installed" in shown
+    assert "pip install 'cogvx-train[train]'" in shown
+    cause = json.loads((tmp_path / "status.0").read_text())
+    assert cause["exit_code"] == 66
+    assert "cogvx-train[train]" in cause["fix"]
+
+
+def test_an_interrupt_is_130_and_leaves_a_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt
 
     command(monkeypatch, run)
+    monkeypatch.setenv("COGVX_STATUS_FILE", str(tmp_path / "status"))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
 
     assert main(["doctor"]) == 130
     assert "interrupted" in capsys.readouterr().err
+    assert json.loads((tmp_path / "status.0").read_text())["exit_code"] == 130
 
 
 def test_help_and_unknown_commands_need_no_torch() -> None:
