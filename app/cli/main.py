@@ -12,6 +12,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 
 from app import __version__
@@ -102,6 +103,21 @@ def _run_words(module: ModuleType, words: Sequence[str]) -> int:
     return 0
 
 
+def _run(name: str, module: ModuleType, words: Sequence[str]) -> int:
+    """Run one command. A class of the user's may call sys.exit(); our own code does not."""
+    if hasattr(module, "run_words"):
+        work = partial(_run_words, module, words)
+    else:
+        # Ends the process itself, with its own message: the help, or a wrong flag.
+        work = partial(module.run, command_parser(name, module).parse_args(words))
+    try:
+        return int(work())
+    except SystemExit as problem:
+        cause = record_cause(problem)
+        output.note(f"error: {cause.text()}")
+        return cause.exit_code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -119,10 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     module = importlib.import_module(COMMANDS[name][0])
     try:
-        if hasattr(module, "run_words"):
-            return _run_words(module, arguments[1:])
-        parsed = command_parser(name, module).parse_args(arguments[1:])
-        return int(module.run(parsed))
+        return _run(name, module, arguments[1:])
     except CogvxError as problem:
         record_cause(problem)
         output.error(problem)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from app.errors import CogvxError, RetryableError
-from app.launch.exit_codes import UNKNOWN, is_permanent
+from app.launch.exit_codes import UNKNOWN, exit_code_of, is_permanent
 
 STATUS_FILE = "COGVX_STATUS_FILE"
 
@@ -53,10 +54,10 @@ def cause_of(problem: BaseException) -> Cause:
     """Classify an exception by its type, then by its message."""
     if isinstance(problem, CogvxError):
         return Cause(problem.exit_code, problem.what, problem.where, problem.fix)
-    if isinstance(problem, SystemExit | KeyboardInterrupt):
-        code = problem.code if isinstance(problem, SystemExit) else 130
-        number = code if isinstance(code, int) else int(code is not None)
-        return Cause(number, f"ended with {number}", "the trainer", "read the log above")
+    if isinstance(problem, SystemExit):
+        return _early_end(problem)
+    if isinstance(problem, KeyboardInterrupt):
+        return Cause(130, "interrupted", "the trainer", "start it again: a run resumes")
     names = {kind.__name__ for kind in type(problem).__mro__}
     message = str(problem).strip() or type(problem).__name__
     first_line = message.splitlines()[0][:500]
@@ -70,6 +71,17 @@ def cause_of(problem: BaseException) -> Cause:
         return Cause(RetryableError.exit_code, first_line, "communication with a peer", fix)
     fix = "this is a bug in cogvx: report it with the traceback in the log"
     return Cause(UNKNOWN, f"{type(problem).__name__}: {first_line}", "the trainer", fix)
+
+
+def _early_end(problem: SystemExit) -> Cause:
+    """Code that called sys.exit() in the middle of the work: never a success, whatever it gave."""
+    code = problem.code
+    number = exit_code_of(code) if isinstance(code, int) and 0 < code < 256 else UNKNOWN
+    given = repr(code) if code is None or isinstance(code, int) else f"'{code}'"
+    frames = traceback.extract_tb(problem.__traceback__)
+    where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else "the trainer"
+    fix = "raise an error that says what is wrong, in place of sys.exit()"
+    return Cause(number, f"the work was ended by SystemExit({given})", where, fix)
 
 
 def record_cause(problem: BaseException, environ: Mapping[str, str] = os.environ) -> Cause:

@@ -142,6 +142,45 @@ def test_a_bug_of_ours_keeps_its_traceback_and_leaves_a_cause(
     assert "ZeroDivisionError: division by zero" in cause["what"]
 
 
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [(0, 1), (None, 1), (7, 1), (66, 66), ("no clips", 1)],
+)
+def test_a_class_of_the_user_that_ends_the_process_leaves_a_cause_and_does_not_succeed(
+    given: object,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        sys.exit(given)  # type: ignore[arg-type]
+
+    command(monkeypatch, run)
+    monkeypatch.setenv("COGVX_STATUS_FILE", str(tmp_path / "status"))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+    assert main(["doctor"]) == code
+
+    cause = json.loads((tmp_path / "status.0").read_text())
+    assert cause["exit_code"] == code
+    assert "SystemExit" in cause["what"]
+    assert Path(__file__).name in cause["where"]
+    assert cause["what"] in capsys.readouterr().err
+
+
+def test_so_does_one_in_a_command_with_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = SimpleNamespace(run_words=lambda words: sys.exit(0))
+    monkeypatch.setattr(entry.importlib, "import_module", lambda name: module)
+    monkeypatch.setenv("COGVX_STATUS_FILE", str(tmp_path / "status"))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+    assert main(["train", "--base", "a.yaml"]) == 1
+    assert json.loads((tmp_path / "status.0").read_text())["exit_code"] == 1
+
+
 @pytest.mark.parametrize("library", ["braceexpand", "PIL"])
 def test_a_missing_library_names_its_extra_and_leaves_a_cause(
     library: str,

@@ -45,6 +45,12 @@ class OutOfMemoryError(RuntimeError):
         (AssertionError(), 1),
         (SystemExit(2), 2),
         (SystemExit("text"), 1),
+        (SystemExit(None), 1),  # 0 would say that the run has finished
+        (SystemExit(0), 1),
+        (SystemExit(3), 1),  # has no row in docs/exit_codes.md
+        (SystemExit(143), 143),
+        (SystemExit(256), 1),  # the shell would see 0
+        (SystemExit(-1), 1),
         (KeyboardInterrupt(), 130),
     ],
 )

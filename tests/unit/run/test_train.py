@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from app.run.train import SATVideoDiffusionEngine, training_main, world_sizes
 from app.training.forward import forward_step
 from app.training.step import DiffusionModel
 from tests.support.configs import TINY, load
+from tests.support.numbered_clips import NumberedClips
 from tests.unit.run.folders import read_json
 
 Start = Callable[..., int]
@@ -217,3 +219,40 @@ def test_the_command_loads_and_checks_its_configuration_once(
     assert main(["train", *TINY, "--save", str(tmp_path / "runs"), "--run-id", "a"]) == 0
 
     assert calls == ["merge_layers", "_placeholders"]
+
+
+class EndingDataset(NumberedClips):
+    """A user's dataset that ends the process when it is read, as if all were well."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sys.exit(0)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_registered_dataset_that_ends_the_process_does_not_finish_the_run(
+    workers: str, groups: ProcessGroups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def join(args: Namespace) -> None:
+        args.groups = groups
+
+    def read_a_batch(self: Attempt, seams: Seams, init: object) -> str:
+        with self.loader(seams) as loader:
+            next(loader.batches(0, 1))
+        return "finished"
+
+    monkeypatch.setattr(module, "prepare_process", lambda **how: None)
+    monkeypatch.setattr(module, "start_distributed", join)
+    monkeypatch.setattr(Attempt, "train", read_a_batch)
+    monkeypatch.setattr(command, "count_gpus", lambda environ: 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COGVX_STATUS_FILE", str(tmp_path / "status"))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    registered = ("--register", f"ending={__name__}:EndingDataset", "data.target=ending")
+    own = (*registered, "data.params={count: 8}", "--num-workers", workers, "args.valid_data=[]")
+
+    code = main(["train", *TINY, *own, "--save", str(tmp_path / "runs"), "--run-id", "a"])
+
+    assert code == 1
+    cause = json.loads((tmp_path / "status.0").read_text())
+    assert (cause["exit_code"], cause["what"]) == (1, "the work was ended by SystemExit(0)")
+    assert "test_train.py" in cause["where"]
