@@ -17,8 +17,8 @@ from app.errors import ConfigError
 
 MOST_NAMES = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
-# `1..20` or `a..f`, with or without a step.
-_RANGE = re.compile(r"(?:(-?\d+)\.\.(-?\d+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.-?\d+)?")
+# `1..20` or `a..f`, with or without a step. braceexpand forgives a line break at the end.
+_RANGE = re.compile(r"(?:(-?\d+)\.\.(-?\d+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.-?(\d+))?\n?")
 _COUNT = re.compile("\0([0-9]+)\0")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):(//)?")
 _GLOB = re.compile(r"[*?\[]")
@@ -70,29 +70,44 @@ def expand_braces(text: str) -> list[str]:
     """`a{0..2}{x,y}` -> a0x a0y a1x a1y a2x a2y, as a shell does.
 
     Raises:
-        ConfigError: a brace without its partner, or more than a million names.
+        ConfigError: a brace without its partner, more than a million names, or a number or nesting
+            that cannot be read.
     """
-    if _name_count(text) > MOST_NAMES:  # before any of them is made
+    try:
+        count = _name_count(text)  # before any name is made
+    except ValueError as problem:  # a number of thousands of digits
+        raise _unreadable(text, problem) from problem
+    if count > MOST_NAMES:
         raise ConfigError(
             f"the braces stand for more than {MOST_NAMES} names", where=text, fix="use a glob"
         )
     try:
         return list(dict.fromkeys(braceexpand(text, escape=False)))
+    except RecursionError as problem:
+        raise _unreadable(text, problem) from problem
     except ValueError as problem:  # UnbalancedBracesError
         raise ConfigError("a brace has no partner", where=text, fix="write {000..123}") from problem
 
 
+def _unreadable(text: str, problem: Exception) -> ConfigError:
+    return ConfigError(f"the braces cannot be read: {problem}", where=text, fix="write {000..123}")
+
+
 def _name_count(text: str) -> int:
-    """Names that a text with braces stands for, at most: inner braces become their counts first."""
+    """Names that a text with braces stands for, at most: inner braces become their counts first.
+
+    Counts stop just above the limit, so that they stay short.
+    """
     counted = text.replace("\0", "")
     while (match := _BRACES.search(counted)) is not None:
         ends = _RANGE.fullmatch(match[1])
         if ends is None:
             count = sum(prod(map(int, _COUNT.findall(part))) for part in match[1].split(","))
-        elif ends[1] is not None:
-            count = abs(int(ends[2]) - int(ends[1])) + 1
         else:
-            count = abs(ord(ends[4]) - ord(ends[3])) + 1
+            step = int(ends[5] or 1) or 1  # 0 means 1, as in a shell
+            pair = (int(ends[1]), int(ends[2])) if ends[1] else (ord(ends[3]), ord(ends[4]))
+            count = abs(pair[1] - pair[0]) // step + 1
+        count = min(count, MOST_NAMES + 1)
         counted = f"{counted[: match.start()]}\0{count}\0{counted[match.end() :]}"
     return prod(map(int, _COUNT.findall(counted)))
 

@@ -13,6 +13,38 @@ def test_braces_count_and_keep_zeros() -> None:
     assert sorted(expand_braces("x{a,b{1..2}}")) == ["xa", "xb1", "xb2"]
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),  # what bash 5.2 makes of them
+    [
+        ("{0..10..5}", "0 5 10"),
+        ("{10..0..5}", "10 5 0"),
+        ("{0..10..-5}", "0 5 10"),
+        ("{0..11..5}", "0 5 10"),
+        ("{001..010..4}", "001 005 009"),
+        ("{0..2..0}", "0 1 2"),
+        ("{c..a}", "c b a"),
+        ("{a..g..3}", "a d g"),
+        ("{a..c..0}", "a b c"),
+    ],
+)
+def test_steps_and_letters_are_those_of_a_shell(text: str, names: str) -> None:
+    assert expand_braces(text) == names.split()
+
+
+def test_names_that_a_step_leaves_out_do_not_count() -> None:
+    names = expand_braces("x-{0..9999999..1000}.tar")
+
+    assert (len(names), names[0], names[-1]) == (10_000, "x-0.tar", "x-9999000.tar")
+
+
+@pytest.mark.parametrize(
+    "text", [f"{{0..{'9' * 5000}}}", f"{{0..9..{'9' * 5000}}}", "{" * 3000 + "}" * 3000]
+)
+def test_braces_that_cannot_be_read_are_an_error(text: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        expand_braces(text)
+
+
 @pytest.mark.parametrize("text", ["{a", "a}", "x{1..2}}"])
 def test_a_brace_without_partner_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match="partner"):
@@ -20,7 +52,16 @@ def test_a_brace_without_partner_is_an_error(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{0..999999999}", "{0..999}{0..999}{0,1}", "{a,x{b,{0..9999}{0..9999}}}"]
+    "text",
+    [
+        "{0..999999999}",
+        "{0..999999999..0}",
+        "{0..9999999999..1000}",
+        "{0..999999999\n}",
+        "{0..9}" * 5000,
+        "{0..999}{0..999}{0,1}",
+        "{a,x{b,{0..9999}{0..9999}}}",
+    ],
 )
 def test_braces_for_more_than_a_million_names_are_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match="more than"):
