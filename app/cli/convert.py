@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,9 +124,9 @@ def run(args: argparse.Namespace) -> int:
     """Convert; print what was written and what the comparison found."""
     from app.run.weights.convert import convert_weights
 
-    if args.shards < 1 or args.max_shard_gib <= 0:
+    if args.shards < 1 or not 0 < args.max_shard_gib * GIB < math.inf:
         raise UsageError(
-            "--shards and --max-shard-gib must be above zero",
+            "--shards and --max-shard-gib must be above zero and finite",
             where="cogvx convert",
             fix="omit them for one SAT file and files of 5 GiB",
         )

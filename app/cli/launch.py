@@ -11,18 +11,20 @@ import logging
 import os
 
 from app.cli import output
+from app.cli.numbers import number
 from app.errors import UsageError
 from app.launch.launcher import LaunchOptions, launch
 from app.telemetry.logging import JsonFormatter, LogContext, SecretsFilter
 
 GRACE_VARIABLE = "COGVX_GRACE_PERIOD_S"
+LONGEST_S = 366 * 24 * 3600
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of PID 1, and the rest of the line."""
     parser.add_argument(
         "--wait-for-master-s",
-        type=float,
+        type=number(0, LONGEST_S),
         default=1800.0,
         metavar="S",
         help="seconds to wait for the pod of node rank 0 (default: %(default)g); then the exit "
@@ -30,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--grace-period-s",
-        type=float,
+        type=number(0, LONGEST_S),
         default=None,
         metavar="S",
         help=f"seconds between SIGTERM and SIGKILL (default: {GRACE_VARIABLE}, else 300)",
@@ -67,10 +69,10 @@ def _grace_s(flag: float | None) -> float:
         return flag
     word = os.environ.get(GRACE_VARIABLE, "").strip() or "300"
     try:
-        return float(word)
-    except ValueError:
+        return number(0, LONGEST_S)(word)
+    except argparse.ArgumentTypeError as problem:
         raise UsageError(
-            f"'{word}' is not a number of seconds",
+            f"the grace period cannot be used: {problem}",
             where=f"environment: {GRACE_VARIABLE}",
             fix="write a number, e.g. 300",
         ) from None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import math
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 Number = TypeVar("Number", int, float)
 
 
-def integer(least: int, most: int | None = None) -> Callable[[str], int]:
+def integer(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
     """A reader of whole numbers in a range, for `type=` of an argument."""
     return _reader(int, "a whole number", least, most)
 
@@ -21,15 +21,15 @@ def number(least: float, most: float) -> Callable[[str], float]:
 
 
 def _reader(
-    read: Callable[[str], Number], what: str, least: Number, most: Number | None
+    read: Callable[[str], Number], what: str, least: Number, most: Number
 ) -> Callable[[str], Number]:
     def checked(text: str) -> Number:
         try:
             value = read(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not {what}") from None
-        if not least <= value <= (math.inf if most is None else most) or math.isinf(value):
-            limits = f"at least {least:.7g}" if most is None else f"{least:.7g} to {most:.7g}"
+        if not least <= value <= most:  # neither holds for NaN
+            limits = f"at least {least}" if most == sys.maxsize else f"{least:.7g} to {most:.7g}"
             raise argparse.ArgumentTypeError(f"{text} is out of range; use {limits}")
         return value
 

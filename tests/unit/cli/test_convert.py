@@ -74,7 +74,13 @@ def test_every_flag_reaches_the_request(
     )
 
 
-@pytest.mark.parametrize("flag", [["--shards", "0"], ["--max-shard-gib", "0"]])
-def test_sizes_must_be_above_zero(flag: list[str], asked: list[Asked]) -> None:
+@pytest.mark.parametrize(
+    "flag",
+    [
+        ["--shards", "0"],
+        *(["--max-shard-gib", size] for size in ("0", "nan", "inf", "1e308", "1" + "0" * 400)),
+    ],
+)
+def test_sizes_must_be_above_zero_and_finite(flag: list[str], asked: list[Asked]) -> None:
     assert main(["convert", "src", "dst", "--to", "sat", *flag]) == 2
     assert asked == []

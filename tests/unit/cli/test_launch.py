@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from app.cli.main import main
+
 
 def launch(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
@@ -71,6 +73,23 @@ def test_a_contradiction_is_78_with_three_lines() -> None:
 
 def test_a_grace_period_that_is_no_number_is_refused() -> None:
     assert launch("doctor", COGVX_GRACE_PERIOD_S="soon").returncode == 2
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "1" + "0" * 400])
+def test_seconds_that_nobody_waits_are_a_wrong_use(seconds: str) -> None:
+    for flag in ("--grace-period-s", "--wait-for-master-s"):
+        with pytest.raises(SystemExit) as ended:
+            main(["launch", f"{flag}={seconds}", "doctor"])
+        assert ended.value.code == 2
+
+
+def test_a_grace_period_of_the_environment_that_nobody_waits_is_one_as_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COGVX_GRACE_PERIOD_S", "inf")
+
+    assert main(["launch", "doctor"]) == 2
+    assert "COGVX_GRACE_PERIOD_S" in capsys.readouterr().err
 
 
 def test_a_secret_in_the_command_is_masked_in_the_log() -> None:

@@ -24,6 +24,14 @@ def test_other_whole_numbers_are_refused(text: str, says: str) -> None:
         integer(1, 7)(text)
 
 
+@pytest.mark.parametrize("text", ["1" + "0" * 400, "9" * 19])
+def test_a_whole_number_that_nothing_counts_to_is_out_of_range(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"out of range; use at least 1$"):
+        integer(1)(text)
+    with pytest.raises(ArgumentTypeError, match=r"out of range; use 1 to 7$"):
+        integer(1, 7)(text)
+
+
 @pytest.mark.parametrize("text", ["x", "nan", "inf", "0.4", "2.1", ""])
 def test_other_numbers_are_refused(text: str) -> None:
     with pytest.raises(ArgumentTypeError):
