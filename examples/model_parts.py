@@ -69,7 +69,10 @@ class PooledVae(nn.Module):
 
 
 class WordHashes(nn.Module):
-    """A token is a word, its embedding a random vector that follows from its letters."""
+    """A token is a word, its embedding a random vector that follows from its letters.
+
+    `max_length` is the n of the contract; a class that calls it `length` is understood as well.
+    """
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         super().__init__()

@@ -185,6 +185,9 @@ def _embedder(node: object, where: str, context: Context) -> ConditionerConfig |
     if part.registered:
         values["params"] = dict(part.params.values)
         part.params.values.setdefault("model_dir", "")  # it may have no files
+        length = values["params"].get("length")  # another name for max_length
+        if type(length) is int and length > 0:
+            part.params.values.setdefault("max_length", length)
     else:
         part.params.dead(upstream.DEAD_EMBEDDER_PARAMS)
     found = part.params.fields(T5)

@@ -173,3 +173,27 @@ def test_registered_classes_keep_their_params_unchecked() -> None:
 
     assert (vae.implementation, vae.params) == ("my.vae:VAE", {"a": 1})
     assert (text.implementation, text.params, text.ucg_rate) == ("my.t:T", {"width": 3}, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("params", "tokens"),
+    [
+        ({"max_length": 100}, 100),
+        ({"length": 100}, 100),
+        ({"length": 100, "max_length": 50}, 50),
+        ({"length": "long"}, 77),  # its own business
+        ({"length": 0}, 77),
+        ({"length": True}, 77),
+        ({}, 77),
+    ],
+)
+def test_a_registered_text_encoder_says_its_number_of_tokens(
+    params: dict[str, object], tokens: int
+) -> None:
+    table = {**TARGETS, "mine.T": RegistryRow(dict, "my.t:T")}
+    embedder = {"target": "mine.T", "params": dict(params)}
+    node = {"target": "sgm.modules.GeneralConditioner", "params": {"emb_models": [embedder]}}
+
+    found = parse_conditioner(node, "x", table)
+
+    assert (found.text.max_length, found.params) == (tokens, params)
