@@ -176,7 +176,7 @@ class RankSampler:
         if not mine:
             return
         conditioner = self.model.conditioner
-        captions = [item.prompt.text for item in mine]
+        captions = dict.fromkeys(item.prompt.text for item in mine)
         texts = {caption: conditioner.embed([caption], None) for caption in captions}
         if not keeps_text_encoder:
             del conditioner.encoder  # its memory is for the network

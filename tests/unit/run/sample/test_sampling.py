@@ -85,7 +85,8 @@ def test_samples_that_exist_are_skipped_with_their_captions(
     assert sampler.skipped == cat
     assert [record["k"] for _, record, _ in sampler.made] == [0, 1]
     assert {record["prompt"] for _, record, _ in sampler.made} == {"a big dog"}
-    assert set(conditioner.captions) == {"a big dog"}  # those of what exists are not embedded
+    # Once for two samples, and those of what exists not at all.
+    assert conditioner.captions == ["a big dog"]
     assert not hasattr(conditioner, "encoder")  # its memory is for the network
     assert steps == [(1, 4, "sample 1 of 2"), (3, 4, "sample 2 of 2")]
     assert all((tmp_path / f"1_a_big_dog/{k}" / LATENT).stat().st_size for k in (0, 1))
