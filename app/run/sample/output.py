@@ -66,10 +66,11 @@ class Output:
             found = json.loads(data)
         except ValueError:
             found = {}
-        differs = [name for name, value in settings.items() if found.get(name) != value]
-        if differs:
+        others = [name for name, value in settings.items() if found.get(name) != value]
+        if others:
+            verb = "differs" if len(others) == 1 else "differ"
             raise ConfigError(
-                f"another sample is there: its {', '.join(differs)} differ",
+                f"another sample is there: its {', '.join(others)} {verb}",
                 where=f"{self.storage.url}/{item.folder}",
                 fix="give another --out, or --overwrite",
             )

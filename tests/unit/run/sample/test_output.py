@@ -42,8 +42,10 @@ def test_a_sample_is_done_with_the_wanted_files_and_the_same_settings(output: Ou
 
     assert output.is_done(ITEM, SETTINGS, [LATENT])
     assert not output.is_done(ITEM, SETTINGS, [VIDEO, LATENT])
-    with pytest.raises(ConfigError, match="another sample is there: its seed differ"):
+    with pytest.raises(ConfigError, match=r"another sample is there: its seed differs\n"):
         output.is_done(ITEM, {**SETTINGS, "seed": 8}, [LATENT])
+    with pytest.raises(ConfigError, match=r"another sample is there: its seed, fps differ\n"):
+        output.is_done(ITEM, {**SETTINGS, "seed": 8, "fps": 3}, [LATENT])
 
 
 def test_a_recorded_file_that_is_gone_or_empty_is_made_again(
