@@ -144,10 +144,7 @@ class Trackers:
         for tracker in list(self._trackers):
             try:
                 call(tracker)
-            except Exception:
+            except Exception as problem:  # whatever a library raises: training is worth more
                 self._trackers.remove(tracker)
-                log.warning(
-                    "a tracker failed and is disabled",
-                    extra={"tracker": type(tracker).__name__, "call": what},
-                    exc_info=True,
-                )
+                facts = {"tracker": type(tracker).__name__, "call": what, "problem": repr(problem)}
+                log.warning("a tracker failed and is disabled", extra=facts, exc_info=True)

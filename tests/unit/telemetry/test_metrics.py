@@ -118,6 +118,10 @@ def test_a_tracker_that_fails_is_disabled_and_the_others_continue(
     assert [record.getMessage() for record in caplog.records] == [
         "a tracker failed and is disabled"
     ]
+    facts = vars(caplog.records[0])
+    assert (facts["tracker"], facts["call"]) == ("Broken", "log")
+    assert facts["problem"] == "OSError('disk full')"
+    assert facts["exc_info"][1].args == ("disk full",)  # with its traceback
 
 
 def test_wandb_runs_offline_without_an_account(
