@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   cogvx encode --base configs/cogvideox_2b_lora.yaml configs/sft.yaml --out s3://bucket/latents
   cogvx train --base configs/cogvideox_2b_lora.yaml configs/sft.yaml \\
-    --latent-cache s3://bucket/latents --save s3://bucket/runs
+    --load cogvideox-2b-sat/transformer --latent-cache s3://bucket/latents --save s3://bucket/runs
 
 several jobs, one part each (in a Kubernetes Indexed Job the part is JOB_COMPLETION_INDEX):
-  cogvx encode --base model.yaml sft.yaml --out s3://bucket/latents --part 3 --parts 8
-  cogvx encode --base model.yaml sft.yaml --out s3://bucket/latents --parts 8
+  cogvx encode --base configs/cogvideox_2b_lora.yaml configs/sft.yaml \\
+    --out s3://bucket/latents --part 3 --parts 8
+  cogvx encode --base configs/cogvideox_2b_lora.yaml configs/sft.yaml \\
+    --out s3://bucket/latents --parts 8
 
 exit codes: 0 done, even if some clips cannot be used (they are listed); 2 wrong flag; 65 no clip
   can be used; 66 data or weights are missing; 77 permission denied; 78 the configuration cannot be

@@ -59,7 +59,8 @@ EXTRAS = {
 
 EXAMPLES = """examples:
   cogvx config check --base configs/cogvideox_2b_lora.yaml configs/sft.yaml
-  cogvx train --base configs/cogvideox_2b_lora.yaml configs/sft.yaml --train-iters 1000
+  cogvx train --base configs/cogvideox_2b_lora.yaml configs/sft.yaml \\
+    --load cogvideox-2b-sat/transformer --train-iters 1000
   cogvx demo
 """
 

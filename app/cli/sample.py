@@ -22,11 +22,15 @@ from app.config.schema.run import RunConfig
 from app.registry import TARGETS
 
 EXAMPLES = """examples:
-  cogvx sample --base configs/cogvideox_5b.yaml configs/inference.yaml --load WEIGHTS \\
-    --prompt "A red tram climbs a steep street" --size 480x720 --num-frames 49 --out samples
+  cogvx sample --base configs/cogvideox_5b.yaml configs/inference.yaml \\
+    --load CogVideoX-5b-sat/transformer --prompt "A red tram climbs a steep street" \\
+    --size 480x720 --num-frames 49 --out samples
   cogvx sample --run s3://runs/disney --weights ema --input-type txt --input-file prompts.txt
-  cogvx sample --base i2v.yaml --load W --prompt "The boat leaves" --image boat.png --out s3://b/x
-  echo "a cat" | cogvx sample --base 5b.yaml --load W --input-type cli
+  cogvx sample --base configs/cogvideox_5b_i2v.yaml configs/inference.yaml \\
+    --load s3://weights/5b-i2v/transformer --prompt "The boat leaves" --image boat.png \\
+    --size 480x720 --num-frames 49 --out s3://bucket/boat
+  echo "a cat" | cogvx sample --base configs/cogvideox_2b.yaml configs/inference.yaml \\
+    --load s3://weights/2b/transformer --size 480x720 --num-frames 49 --input-type cli
 """
 INFERENCE = "args.mode=inference"
 

@@ -22,8 +22,10 @@ from app.launch.launcher import LaunchOptions, launch
 from app.registry import TARGETS
 
 EXAMPLES = """examples:
-  cogvx train --base configs/cogvideox_2b_lora.yaml configs/sft.yaml --save s3://runs --run-id a
-  cogvx train --base model.yaml sft.yaml --nproc-per-node 2 args.train_iters=100
+  cogvx train --base configs/cogvideox_2b_lora.yaml configs/sft.yaml \\
+    --load cogvideox-2b-sat/transformer --save s3://runs --run-id disney
+  cogvx train --base configs/cogvideox_5b_lora.yaml configs/sft.yaml \\
+    --load s3://weights/5b/transformer --nproc-per-node 2 args.train_iters=100
 """
 
 
