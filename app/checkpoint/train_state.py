@@ -27,8 +27,6 @@ class TrainState:
     cursor: Mapping[str, Any] = field(default_factory=dict)  # position in the data
     seed: int = 0
     skipped_steps: int = 0  # gradients were not finite
-    skipped_batches: int = 0
-    lr: Mapping[str, Any] = field(default_factory=dict)  # the rule and its inputs
     loss_scale: Mapping[str, float] | None = None  # fp16: cur_scale, cur_iter, last_overflow_iter
     ema_step: int | None = None  # updates of the averages; None: no averages
     best: Mapping[str, Any] = field(default_factory=dict)  # best validation loss and its step
