@@ -250,7 +250,7 @@ def test_a_file_of_ours_and_a_bucket_are_sources_and_targets(
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("peft", "--to", "diffusers"), 78, "LoRA pairs alone"),
+        (("peft", "--to", "diffusers"), 78, "holds only LoRA pairs"),
         (("sat", "--to", "lora"), 78, "has no LoRA pairs"),
         (("none", "--to", "sat"), 66, "none"),
         (("bare.pt", "--to", "diffusers"), 78, "--base configs/<model>.yaml"),

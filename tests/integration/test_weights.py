@@ -103,7 +103,7 @@ def test_check_names_the_file_that_differs(
 
     refused = call(capsys, "check", target, code=65)
 
-    assert "another sha256" in refused["err"]
+    assert "a different sha256" in refused["err"]
     assert "vae/3d-vae.pt" in refused["err"]
 
 
@@ -155,9 +155,9 @@ def _bad_zip(weights: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "source", "says"),
     [
-        (_cut_t5, "", "tensors of the T5 encoder are missing"),
+        (_cut_t5, "", "missing or of the wrong shape, 0 unexpected"),
         (_cut_vae, "", "decoder.mid.block_1.conv1.conv.weight"),
-        (_bad_zip, "bad.zip", "leads out of it"),
+        (_bad_zip, "bad.zip", "points outside it"),
     ],
 )
 def test_a_part_that_is_not_whole_is_refused_before_anything_is_uploaded(

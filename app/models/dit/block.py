@@ -41,7 +41,7 @@ class BlockContext(NamedTuple):
 
 
 def make_norm(config: DiTConfig, place: TensorOptions) -> nn.Module:
-    """A norm over the hidden width, as blocks and the end of the transformer use it."""
+    """The norm over the hidden width that the blocks and the end of the transformer use."""
     if config.rms_norm:
         affine = config.elementwise_affine
         return nn.RMSNorm(
@@ -85,7 +85,7 @@ class Attention(nn.Module):
             self.norm_k = layer_norm(config.head_dim, HEAD_NORM_EPS, config, place)
 
     def forward(self, tokens: Tensor, rotation: Rotation | None) -> Tensor:
-        """(B, S, h) -> (B, S, h); `rotation` (S, d) turns queries and keys."""
+        """(B, S, h) -> (B, S, h); `rotation` (S, d) is applied to queries and keys."""
         tokens = enter(tokens, self.group)
         q = self.norm_q(self._heads(self.q(tokens)))
         k = self.norm_k(self._heads(self.k(tokens)))
@@ -129,7 +129,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm_attention = make_norm(config, place)
         self.norm_mlp = make_norm(config, place)
-        # Rows in twelve parts of h: shift, scale, gate of attention, the same of the MLP, for the
+        # Twelve parts of h rows: shift, scale and gate of the attention, then of the MLP, for the
         # image tokens; then the same six for the text tokens.
         self.modulation = nn.Linear(
             config.time_embed_dim, 12 * config.hidden_size, **place.options()
@@ -137,14 +137,14 @@ class Block(nn.Module):
         self.attention = Attention(config, place)
         self.mlp = MLP(config, place)
 
-    def forward(self, tokens: Tensor, steering: BlockContext) -> Tensor:
+    def forward(self, tokens: Tensor, context: BlockContext) -> Tensor:
         """(B, S, h) -> (B, S, h)."""
-        parts = self.modulation(steering.embedding).chunk(12, dim=1)
-        attention = _Modulation(image=parts[0:3], text=parts[6:9], n=steering.text_length)
-        mlp = _Modulation(image=parts[3:6], text=parts[9:12], n=steering.text_length)
+        parts = self.modulation(context.embedding).chunk(12, dim=1)
+        attention = _Modulation(image=parts[0:3], text=parts[6:9], n=context.text_length)
+        mlp = _Modulation(image=parts[3:6], text=parts[9:12], n=context.text_length)
 
         normed = attention.apply(self.norm_attention(tokens))
-        mixed = self.attention(normed, steering.rotation)
+        mixed = self.attention(normed, context.rotation)
         tokens = tokens + attention.gated(mixed)
 
         normed = mlp.apply(self.norm_mlp(tokens))

@@ -1,4 +1,4 @@
-"""Weights for training without a checkpoint.
+"""Initial weights for training without a checkpoint.
 
 Source: GPT-2 scheme of SwissArmyTransformer (normal 0.02, outputs scaled by depth); adaLN-Zero of
 DiT, arXiv:2212.09748, for the gates.
@@ -24,11 +24,11 @@ def init_from_scratch(
     *,
     zero_gates: bool = True,
 ) -> None:
-    """Give every weight its starting value, in place, drawn from `generator`.
+    """Give every weight its initial value, in place, drawn from `generator`.
 
     Upstream means to start with closed gates and never runs the code that closes them
     (upstream_differences.md, F29); `zero_gates=False` starts as upstream does. LoRA pairs keep the
-    values they were made with.
+    values they were created with.
     """
     _torch_defaults(network, generator)
     output_std = STD / math.sqrt(2 * network.config.num_layers)
@@ -53,7 +53,7 @@ def init_from_scratch(
 
 
 def _torch_defaults(network: DiffusionTransformer, generator: torch.Generator | None) -> None:
-    """What nn.Linear and the norms do by themselves, but from our generator."""
+    """The defaults of nn.Linear and of the norms, drawn from our generator."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)

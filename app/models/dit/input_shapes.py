@@ -1,4 +1,4 @@
-"""Checks of what enters the network: sizes of a config and shapes of the inputs.
+"""Checks of the network's sizes and of the shapes of its inputs.
 
 Axes: B batch, T latent frames, C channels, H rows, W columns, n text tokens, D text width.
 """
@@ -16,15 +16,15 @@ WHERE = "model.network_config.params"
 
 
 def check_sizes(config: DiTConfig) -> None:
-    """Refuse sizes that the config allows and this network cannot have.
+    """Check sizes that the configuration alone allows.
 
     Raises:
-        ConfigError: see above.
+        ConfigError: the network cannot have them.
     """
     # An eighth of the width must be even: time, columns and rows get 2, 3 and 3 eighths in pairs.
     if config.position.kind == "sincos3d" and config.hidden_size % 16:
         raise ConfigError(
-            f"hidden_size {config.hidden_size} cannot be shared by time, rows and columns",
+            f"hidden_size {config.hidden_size} cannot be divided among time, rows and columns",
             where=f"{WHERE}.hidden_size",
             fix="use a multiple of 16",
         )
@@ -33,7 +33,7 @@ def check_sizes(config: DiTConfig) -> None:
 def checked_grid(
     config: DiTConfig, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
 ) -> PatchGrid:
-    """Patches of the latents, after all inputs were found to fit the config and each other.
+    """The patch grid of the latents, once all inputs fit the configuration and each other.
 
     Raises:
         ShapeError: an input does not fit.
@@ -86,7 +86,7 @@ def _check_batch(batch: int, timesteps: Tensor, conditioning: Conditioning) -> N
         )
     if conditioning.text.shape[0] != batch:
         raise ShapeError(
-            f"{batch} samples, but {conditioning.text.shape[0]} texts",
+            f"{batch} samples need {batch} text embeddings, got {conditioning.text.shape[0]}",
             where=f"conditioning.text of shape {tuple(conditioning.text.shape)}",
             fix="give one text embedding per sample",
         )
@@ -95,5 +95,5 @@ def _check_batch(batch: int, timesteps: Tensor, conditioning: Conditioning) -> N
         raise ShapeError(
             f"ofs must have shape (1,) or ({batch},)",
             where=f"conditioning.ofs of shape {tuple(ofs.shape)}",
-            fix="give one value for all samples, or one each",
+            fix="give one value for all samples, or one per sample",
         )

@@ -1,10 +1,10 @@
-"""The transformer shared by several ranks: each has some heads and a part of every MLP.
+"""The transformer split across ranks: each has some of the heads and a part of every MLP.
 
 Axes: B batch, S tokens, i input features, o output features, r rank of a LoRA pair.
-Queries, keys, values and the MLP's first layers are divided by their outputs, the attention's
-output and the MLP's second layer by their inputs; everything else is on every rank. The results
+Queries, keys, values and the MLP's first layers are split along their outputs, the attention's
+output and the MLP's second layer along their inputs; everything else is on every rank. The results
 of the latter two are summed, so the tokens between the two halves of a block are the same on all
-ranks. What is on every rank gets the same gradient on every rank, so it stays the same.
+ranks. Parameters that every rank has get the same gradient on every rank, so they stay equal.
 Source: Megatron-LM, arXiv:1909.08053, section 3.
 """
 
@@ -26,7 +26,7 @@ BY_INPUTS = (".attention.out", ".mlp.down")
 
 
 def split_axis(name: str) -> int | None:
-    """The axis along which ranks divide a parameter of the network; None: each has all of it."""
+    """The axis along which a parameter is split across ranks; None: each rank has all of it."""
     layer, _, kind = name.rpartition(".")
     if layer.startswith("blocks.") and layer.endswith(BY_OUTPUTS):
         return None if kind == "lora_a" else 0
@@ -36,25 +36,25 @@ def split_axis(name: str) -> int | None:
 
 
 def own_part(name: str, whole: Tensor, group: RankGroup) -> Tensor:
-    """This rank's part of a parameter, given all of it; no copy."""
+    """This rank's part of a whole parameter; a view, not a copy."""
     axis = split_axis(name)
     return whole if axis is None else whole.chunk(group.size, axis)[group.rank]
 
 
 def whole_shape(name: str, shape: Iterable[int], group: RankGroup) -> tuple[int, ...]:
-    """The shape of all of a parameter, given that of this rank's part."""
+    """The shape of a whole parameter, given that of this rank's part."""
     axis = split_axis(name)
     return tuple(n * group.size if i == axis else n for i, n in enumerate(shape))
 
 
 @torch.no_grad()
 def split_network(network: DiffusionTransformer, group: RankGroup) -> None:
-    """Leave this rank's part of a whole network, in place; on the meta device nothing is copied.
+    """Keep only this rank's part of a network, in place; on the meta device nothing is copied.
 
     Weights must be the same on all ranks of the group.
 
     Raises:
-        ConfigError: heads or the MLP's width do not divide.
+        ConfigError: the heads or the MLP's width do not divide evenly.
     """
     if group.size == 1:
         return
@@ -65,7 +65,7 @@ def split_network(network: DiffusionTransformer, group: RankGroup) -> None:
     ):
         if count % group.size:
             raise ConfigError(
-                f"{key} {count} cannot be shared by {group.size} ranks",
+                f"{key} {count} cannot be divided among {group.size} ranks",
                 where="args.model_parallel_size",
                 fix=f"use a divisor of {count}",
             )
@@ -98,7 +98,7 @@ def _split_mlp(mlp: MLP, group: RankGroup) -> None:
 
 
 class HeadLayerNorm(nn.LayerNorm):
-    """A norm that all heads share, applied to some of them: its gradient is that of all."""
+    """A norm that all heads share, applied to this rank's: its gradient is summed over ranks."""
 
     def __init__(self, norm: nn.LayerNorm, group: RankGroup) -> None:
         affine = norm.elementwise_affine
@@ -114,7 +114,7 @@ class HeadLayerNorm(nn.LayerNorm):
 
 
 class SummedLinear(nn.Linear):
-    """A Linear divided by its inputs: the parts are summed over ranks, the bias added once."""
+    """A Linear split along its inputs: partial results are summed, the bias is added once."""
 
     group: RankGroup
 
@@ -124,12 +124,12 @@ class SummedLinear(nn.Linear):
 
 
 class OutputsLora(LoraLinear):
-    """Divided by outputs: B is divided too; A is whole, and its gradient that of all ranks."""
+    """Split along the outputs, with B; A is whole, and its gradient is summed over ranks."""
 
     group: RankGroup
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., i) -> this rank's outputs (..., o / size). The caller has entered x."""
+        """(..., i) -> this rank's outputs (..., o / size). The caller has applied `enter` to x."""
         dropped = nn.functional.dropout(x, self.dropout, self.training)
         low = nn.functional.linear(dropped, enter(self.lora_a, self.group))
         base = nn.functional.linear(x, self.weight, self.bias)
@@ -137,7 +137,7 @@ class OutputsLora(LoraLinear):
 
 
 class InputsLora(LoraLinear):
-    """Divided by inputs: A is divided too, and A x summed over ranks; B is whole."""
+    """Split along the inputs, with A, and A x is summed over ranks; B is whole."""
 
     group: RankGroup
 
@@ -159,7 +159,7 @@ class InputsLora(LoraLinear):
     def _dropped(self, x: Tensor) -> Tensor:
         if not self.training or not self.dropout:
             return x
-        # Drawn for all inputs, so that the parts fit together and generators stay in step.
+        # Drawn for all inputs, so that the parts fit together and the generators stay in sync.
         ones = x.new_ones((*x.shape[:-1], self.whole_in_features))
         kept = nn.functional.dropout(ones, self.dropout)
         return x * kept.chunk(self.group.size, -1)[self.group.rank]

@@ -23,7 +23,7 @@ def has_table(config: PositionConfig) -> bool:
 
 
 def sincos_rows(positions: Tensor, width: int) -> Tensor:
-    """(len(positions), width) float64: sines, then cosines, of position * falling frequency."""
+    """(len(positions), width) float64: sines, then cosines, of position * decreasing frequency."""
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float64) / half
     frequencies = 1.0 / WAVELENGTH_BASE**exponents
@@ -92,10 +92,10 @@ class PositionTable(nn.Module):
         return torch.cat([text, sincos_table(self.grid, hidden_size, self.config)])[None]
 
     def check(self, grid: PatchGrid, text_length: int) -> None:
-        """Refuse a text length or a grid that the table has no rows for.
+        """Check that the table has rows for a text length and a grid.
 
         Raises:
-            ShapeError: see above.
+            ShapeError: it does not.
         """
         if text_length != self.config.text_length:
             raise ShapeError(
@@ -122,7 +122,7 @@ class PositionTable(nn.Module):
     def forward(self, grid: PatchGrid) -> Tensor:
         """(1, n + grid.num_tokens, h): text rows, then one row per image token.
 
-        Smaller latents use the top left part of the table. A fixed table is computed anew where
+        Smaller latents use the top left part of the table. A fixed table is recomputed where
         the grid is larger than the stored one.
         """
         if grid == self.grid:
@@ -145,4 +145,4 @@ class PositionTable(nn.Module):
         return self._covers(grid)
 
     def _covers(self, grid: PatchGrid) -> bool:
-        return all(asked <= stored for asked, stored in zip(grid, self.grid, strict=True))
+        return all(size <= stored for size, stored in zip(grid, self.grid, strict=True))

@@ -35,7 +35,7 @@ def segments(num_blocks: int, plan: RecomputePlan) -> Iterator[tuple[range, bool
 
 
 def run_blocks(
-    blocks: Sequence[nn.Module], tokens: Tensor, steering: BlockContext, plan: RecomputePlan
+    blocks: Sequence[nn.Module], tokens: Tensor, context: BlockContext, plan: RecomputePlan
 ) -> Tensor:
     """Apply all blocks to tokens (B, S, h).
 
@@ -43,7 +43,7 @@ def run_blocks(
     still records the parameters used inside, so adapters of the first block get their gradient.
     """
     for indices, recomputed in segments(len(blocks), plan):
-        run = _chain([blocks[index] for index in indices], steering)
+        run = _chain([blocks[index] for index in indices], context)
         if recomputed:
             tokens = checkpoint(
                 run, tokens, use_reentrant=False, preserve_rng_state=plan.keeps_random_state
@@ -53,10 +53,10 @@ def run_blocks(
     return tokens
 
 
-def _chain(blocks: Sequence[nn.Module], steering: BlockContext) -> Callable[[Tensor], Tensor]:
+def _chain(blocks: Sequence[nn.Module], context: BlockContext) -> Callable[[Tensor], Tensor]:
     def run(tokens: Tensor) -> Tensor:
         for block in blocks:
-            tokens = block(tokens, steering)
+            tokens = block(tokens, context)
         return tokens
 
     return run

@@ -1,4 +1,4 @@
-"""Rotary position embedding in three axes (5B and 1.5).
+"""Rotary position embedding along three axes (5B and 1.5).
 
 Axes: n text tokens, N image tokens (frames slowest, columns fastest), S = n + N, d features of
 one attention head.
@@ -51,9 +51,9 @@ def rotation_for(grid: PatchGrid, head_dim: int, like: Tensor) -> Rotation:
 
 
 def after_text(rotation: Rotation, text_length: int) -> Rotation:
-    """(n + N, d): text tokens, which come first, are turned by nothing.
+    """(n + N, d): the text tokens, which come first, are not rotated.
 
-    One table for the whole sequence, so that no layer has to take text and image apart.
+    One table for the whole sequence, so that no layer has to separate text from image.
     """
     pad = (0, 0, text_length, 0)
     return Rotation(
@@ -71,7 +71,7 @@ def _axis_angles(size: int, width: int, device: torch.device) -> Tensor:
 
 
 def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair of neighbouring features by its token's angle.
+    """Rotate each pair of neighbouring features by its token's angle.
 
     Args:
         heads: (..., S, d), queries or keys.

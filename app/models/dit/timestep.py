@@ -1,4 +1,4 @@
-"""Timestep (and ofs) to a vector that steers every layer.
+"""The embedding of the timestep (and of ofs) that modulates every layer.
 
 Axes: B batch, D width of the sinusoid, e width of the embedding.
 Source: DDPM, arXiv:2006.11239, in the form of guided-diffusion: cosines first, then sines.

@@ -63,7 +63,7 @@ class DiffusionTransformer(nn.Module):
     """The denoising network. Built on the meta device, it allocates nothing.
 
     Linear layers start with torch's default values; `initialization.init_from_scratch` gives the
-    values for training without a checkpoint. LoRA pairs are there if the config has them.
+    values for training without a checkpoint. LoRA pairs are part of it if the config has them.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class DiffusionTransformer(nn.Module):
         """Predict v for noisy latents.
 
         Args:
-            latents: (B, T, C, H, W), noisy; C is in_channels less those of conditioning.image.
+            latents: (B, T, C, H, W), noisy; C is in_channels minus those of conditioning.image.
             timesteps: (B,), 0..999, int or float.
             conditioning: text (B, n, D); image and ofs where the network takes them.
 
@@ -125,15 +125,15 @@ class DiffusionTransformer(nn.Module):
         tokens = self.patch(latents, conditioning.text.to(dtype))
         if self.position is not None:
             tokens = tokens + self.position(grid).to(dtype)
-        steering = BlockContext(
+        context = BlockContext(
             embedding=nn.functional.silu(self._embedding(timesteps, conditioning.ofs)),
             rotation=self._rotation(grid, tokens),
             text_length=tokens.shape[1] - grid.num_tokens,
         )
 
-        tokens = run_blocks(list(self.blocks), tokens, steering, self._recompute_plan())
-        image_tokens = self.norm(tokens)[:, steering.text_length :]
-        return unpatchify(self.final(image_tokens, steering.embedding), grid, self.config.patch)
+        tokens = run_blocks(list(self.blocks), tokens, context, self._recompute_plan())
+        image_tokens = self.norm(tokens)[:, context.text_length :]
+        return unpatchify(self.final(image_tokens, context.embedding), grid, self.config.patch)
 
     def compile_blocks(self) -> None:
         """Let torch compile every block at its first call; parameters keep their names."""

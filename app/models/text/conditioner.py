@@ -20,7 +20,7 @@ DROPOUT_PURPOSE = "caption_dropout"
 
 
 class CaptionEncoder(Protocol):
-    """Anything that turns captions into tokens: T5TextEncoder, or a class a user registers."""
+    """Anything that turns captions into tokens: T5TextEncoder, or a class that a user registers."""
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """(B, n, D) for B captions."""
@@ -50,12 +50,12 @@ class Conditioner:
 
         Returns:
             (B, n, D). fp32 if captions could be dropped: the mask is fp32 and promotes the
-            product, as upstream's does; the network casts. Else in the dtype of the encoder.
+            product, as upstream's does; the network casts. Otherwise in the dtype of the encoder.
         """
         return self.drop(self.encoder.encode(captions), draws)
 
     def drop(self, text: Tensor, draws: Draws | None) -> Tensor:
-        """Turn whole embeddings of `text` (B, n, D) into zeros; as `embed`, for cached ones."""
+        """Zero whole embeddings of `text` (B, n, D), as `embed` does; for cached embeddings."""
         if draws is None or self.ucg_rate <= 0:
             return text
         keep = draws.keep(DROPOUT_PURPOSE, len(text), 1 - self.ucg_rate)

@@ -2,8 +2,8 @@
 
 Axes: B batch, n tokens, D width of the encoder.
 Source: upstream's FrozenT5Embedder: captions are cut and padded to a fixed number of tokens, and
-the encoder is given the token numbers only. Padding is attended like any token: released
-weights were trained so, an attention mask would change every embedding.
+only their token ids reach the encoder. Padding is attended to like any other token, because the
+released weights were trained that way: an attention mask would change every embedding.
 
 Nothing is downloaded: every file comes from a local folder.
 """
@@ -65,10 +65,10 @@ class T5TextEncoder:
         """Read tokenizer and encoder, straight into `dtype`.
 
         Args:
-            folder: tokenizer and encoder in one folder, or in its folders `tokenizer` and
-                `text_encoder` as a diffusers pipeline has them.
+            folder: has tokenizer and encoder side by side, or in subfolders `tokenizer` and
+                `text_encoder`, as a diffusers pipeline does.
             config: only `max_length` is used.
-            dtype: of the weights in memory; there is no fp32 copy on the way.
+            dtype: of the weights in memory; no fp32 copy is made.
             device: where the encoder runs.
 
         Raises:
@@ -78,7 +78,7 @@ class T5TextEncoder:
         tokenizer_folder = _existing(folder / "tokenizer", folder)
         model_folder = _existing(folder / "text_encoder", folder)
         _check_files(tokenizer_folder, TOKENIZER_FILES, "the T5 tokenizer")
-        _check_files(model_folder, ("config.json",), "the sizes of the T5 encoder")
+        _check_files(model_folder, ("config.json",), "the configuration of the T5 encoder")
         _check_files(model_folder, WEIGHT_FILES, "the weights of the T5 encoder")
         with _Quiet():
             tokenizer = _load_tokenizer(tokenizer_folder)
@@ -91,7 +91,7 @@ class T5TextEncoder:
         return int(self.model.config.d_model)  # type: ignore[union-attr, arg-type]
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """Token numbers (B, max_length) int64, cut and padded; cut captions are counted."""
+        """Token ids (B, max_length) int64, cut and padded; cut captions are counted."""
         rows = self.tokenizer(list(captions), add_special_tokens=True, verbose=False)["input_ids"]
         self._count_truncated([len(row) for row in rows])
         padded = self.tokenizer(
@@ -101,8 +101,8 @@ class T5TextEncoder:
             padding="max_length",
             return_tensors="pt",
         )
-        numbers: Tensor = padded["input_ids"]
-        return numbers
+        ids: Tensor = padded["input_ids"]
+        return ids
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Tensor:
@@ -112,8 +112,8 @@ class T5TextEncoder:
             (B, max_length, D) on the device and in the dtype of the weights, padding included.
         """
         device = next(self.model.parameters()).device
-        numbers = self.tokenize(captions).to(device)
-        hidden: Tensor = self.model(input_ids=numbers).last_hidden_state
+        ids = self.tokenize(captions).to(device)
+        hidden: Tensor = self.model(input_ids=ids).last_hidden_state
         return hidden
 
     def _count_truncated(self, lengths: Sequence[int]) -> None:
@@ -145,11 +145,11 @@ class _Quiet:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer alone, from a T5 folder or a diffusers pipeline: counts tokens of captions.
+    """The tokenizer alone, to count tokens, from a T5 folder or a diffusers pipeline.
 
     Raises:
-        InputMissingError: there is none.
-        WeightsError: it cannot be read.
+        InputMissingError: the folder or the tokenizer's file is not there.
+        WeightsError: the tokenizer cannot be read.
     """
     place = _existing(folder / "tokenizer", folder)
     _check_files(place, TOKENIZER_FILES, "the T5 tokenizer")
@@ -158,7 +158,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def encoder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the encoder's tensors, by its config.json alone.
+    """Names and shapes of the encoder's tensors, from its config.json alone.
 
     Raises:
         InputMissingError: there is no such file.
@@ -188,7 +188,7 @@ def _check_files(folder: Path, names: Sequence[str], what: str) -> None:
         )
     if not any((folder / name).is_file() for name in names):
         raise InputMissingError(
-            f"{what} is missing: no {' or '.join(names)}",
+            f"there is no file for {what}: {' or '.join(names)}",
             where=str(folder),
             fix="copy the whole T5 folder of the released model (or its text_encoder and "
             "tokenizer folders) there",
@@ -216,7 +216,7 @@ def _load_model(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
             str(folder), dtype=dtype, local_files_only=True, output_loading_info=True
         )
     model, report = loaded
-    # Decoder weights in the file are fine (the full T5 was given); a missing encoder weight would
+    # Decoder weights in the file are fine: it is a whole T5. A missing encoder weight would
     # silently be random.
     lost = sorted(report["missing_keys"])
     if lost:
@@ -224,7 +224,7 @@ def _load_model(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
         raise WeightsError(
             f"the T5 weights lack {', '.join(lost[:MAX_LISTED])}{more}",
             where=str(folder),
-            fix="give the folder of a T5 v1.1 encoder (or whole T5) as it was released",
+            fix="give the folder of a T5 v1.1 encoder, or of a whole T5, as it was released",
         )
     # The library keeps some layers in fp32 when fp16 is requested; upstream casts them all.
     cast: torch.nn.Module = model.to(dtype)
@@ -238,14 +238,14 @@ class TinyT5:
     width: int  # D
     num_layers: int = 2
     num_heads: int = 2
-    vocab_size: int = 256  # sentencepiece tokens wanted, at most
+    vocab_size: int = 256  # at most; a small corpus gives fewer sentencepiece tokens
 
 
 def write_tiny_t5(folder: Path, sizes: TinyT5, captions: Sequence[str], seed: int) -> None:
     """Write a random T5 encoder with its own tokenizer, in the files of the released one.
 
     Args:
-        folder: made if it is not there.
+        folder: created if it is missing.
         sizes: of the encoder.
         captions: text that the tokenizer is trained on, a few dozen lines.
         seed: of the weights.
@@ -275,15 +275,15 @@ def write_tiny_t5(folder: Path, sizes: TinyT5, captions: Sequence[str], seed: in
 
 
 def _train_tokenizer(captions: Sequence[str], vocab_size: int) -> bytes:
-    """A sentencepiece model with T5's numbers for padding, end and unknown."""
+    """A sentencepiece model with T5's ids for padding, end of text and unknown."""
     import sentencepiece  # here, since only the writer of tiny models needs it
     from sentencepiece import sentencepiece_model_pb2
 
     model = io.BytesIO()
     words = Counter(word for caption in captions for word in caption.split())
     with tempfile.TemporaryDirectory() as scratch:
-        # Left alone, the trainer proposes only what several words share: a corpus of few words
-        # would be spelt letter by letter.
+        # By default the trainer proposes only pieces that several words share, and would split
+        # a corpus of few words into letters.
         seeds = Path(scratch) / "seeds.tsv"
         seeds.write_text("".join(f"▁{word}\t{100 * n}\n" for word, n in words.items()))
         sentencepiece.SentencePieceTrainer.train(
@@ -302,6 +302,6 @@ def _train_tokenizer(captions: Sequence[str], vocab_size: int) -> bytes:
         )
     proto: Any = sentencepiece_model_pb2  # its classes are made at import
     written = proto.ModelProto.FromString(model.getvalue())
-    written.trainer_spec.ClearField("seed_sentencepieces_file")  # a path of the moment
+    written.trainer_spec.ClearField("seed_sentencepieces_file")  # a temporary path
     serialised: bytes = written.SerializeToString(deterministic=True)
     return serialised

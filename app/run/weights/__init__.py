@@ -1,1 +1,1 @@
-"""Weights in and out: convert, export, put."""
+"""Convert weights, export those of a run, upload those of a model."""

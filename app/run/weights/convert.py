@@ -1,6 +1,6 @@
-"""Weights from one layout into another: SAT, diffusers, PEFT.
+"""Convert weights between the layouts of SAT, diffusers and PEFT.
 
-What is read is checked strictly, what is written can be read back and compared.
+What is read is checked strictly, and what is written can be read back and compared.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class ConvertRequest:
         form: of a SAT checkpoint.
         dtype: fp32, bf16 or fp16; None: as the source has it.
         max_shard_bytes: of one safetensors file.
-        fold_scale: change B of LoRA pairs so that tools may take their scale for granted.
+        fold_scale: scale B of LoRA pairs so that their alpha is the one that tools assume.
         scheduler: of a pipeline; None: the one that samples as the model's sampler does.
         verify: read back and compare.
-        overwrite: replace weights that are there.
+        overwrite: replace existing weights.
         source: what is known about the source.
     """
 
@@ -97,7 +97,7 @@ class ConvertRequest:
             "--layout v1 and --shards are forms of SAT checkpoints": (
                 self.to != "sat" and self.form != SatForm()
             ),
-            "--fold-scale changes LoRA pairs, which diffusers folders have merged": (
+            "--fold-scale changes LoRA pairs, and a diffusers folder has them merged": (
                 self.fold_scale and self.to == "diffusers"
             ),
         }
@@ -114,7 +114,7 @@ class ConvertReport:
         network: what the network is and how that is known.
         files: URLs, in the order they were written.
         verified: by part.
-        notes: what a person should know.
+        notes: remarks for the user.
     """
 
     network: dict[str, object] = field(default_factory=dict)
@@ -154,7 +154,7 @@ def convert_weights(
         InputMissingError: the source, the VAE or the text encoder is not there.
         WeightsError: weights do not fit, or what was written is not what was read.
         ConfigError: the other layout has no such network, or diffusers no such sampler.
-        UsageError: there are weights in the target already.
+        UsageError: the target already holds weights.
     """
     notify(f"reading {source}")
     found = open_weights_source(source, request.part, request.source, cache_dir)
@@ -192,13 +192,13 @@ def _write_network(work: _Work, folder: Path) -> NetworkWeights | LoraWeights:
     if isinstance(read, LoraWeights):
         if request.to != "sat":
             raise ConfigError(
-                "the source holds LoRA pairs alone, and a transformer folder needs all weights",
+                "the source holds only LoRA pairs, and a transformer folder needs all weights",
                 where=read.where,
                 fix="convert them with --to lora, or name the run that trained them as the source",
             )
         if request.form.shards > 1:
             raise ConfigError(
-                "LoRA pairs alone are not shared by tensor-parallel ranks",
+                "a checkpoint of LoRA pairs alone cannot be split into tensor-parallel shards",
                 where="--shards",
                 fix="leave --shards out",
             )
@@ -236,7 +236,7 @@ def _describe(report: ConvertReport, read: NetworkWeights | LoraWeights) -> None
 
 
 def _folded(read: NetworkWeights | LoraWeights, to: str) -> NetworkWeights | LoraWeights:
-    """Pairs whose alpha tools may guess: r for those that know none, 1 as in stock model files."""
+    """Pairs with the alpha that tools assume: r where they ignore it, 1 as in stock model files."""
     if read.lora is None:
         raise ConfigError(
             "there are no LoRA pairs whose scale could be folded",
@@ -267,7 +267,7 @@ def _pairs_of(read: NetworkWeights | LoraWeights) -> LoraWeights:
 def _write_surroundings(
     work: _Work, network: NetworkWeights | LoraWeights | None, folder: Path
 ) -> VaeWeights:
-    """The VAE, and for a pipeline the text encoder and what says how they work together."""
+    """The VAE; for a pipeline also the text encoder, and the index that joins the parts."""
     request = work.request
     vae = work.source.vae()
     config = None if network is None else network.network
@@ -301,7 +301,7 @@ def _verify_network(work: _Work, source: NetworkWeights | LoraWeights, path: Pat
     expected, is_stored = source.tensors, True
     if work.request.to == "diffusers" and source.network is not None:
         expected = without_pairs(source.tensors, source.network)
-        # A fixed table is computed on both sides, and diffusers keeps none in its files.
+        # A fixed table is computed on both sides, and diffusers does not store it.
         is_stored = source.network.position.learnable
     names = [name for name in expected if name != "position.table" or is_stored]
     compared, difference = compare_tensors(
@@ -309,7 +309,7 @@ def _verify_network(work: _Work, source: NetworkWeights | LoraWeights, path: Pat
         {name: t for name, t in written.tensors.items() if name in names or name not in expected},
         str(path),
     )
-    work.notify("computing one forward of both")
+    work.notify("running one forward pass of both")
     dtypes = {next(iter(t.values())).dtype for t in (source.tensors, written.tensors)}
     forward = check_forward(_output(source), _output(written), dtypes, str(path))
     is_lora = isinstance(source, LoraWeights)
@@ -326,7 +326,7 @@ def _output(weights: NetworkWeights | LoraWeights) -> Tensor:
 def _verify_vae(work: _Work, source: VaeWeights, path: Path) -> Verdict:
     written = read_vae(path)
     compared, difference = compare_tensors(source.tensors, written.tensors, str(path))
-    work.notify("computing one clip of both VAEs")
+    work.notify("encoding and decoding one clip with both VAEs")
     dtypes = {next(iter(t.values())).dtype for t in (source.tensors, written.tensors)}
     outputs = (
         vae_output(source.tensors, source.config),

@@ -1,6 +1,6 @@
 """What YAML says about a model: the network, its surroundings, and where its frozen parts are.
 
-Only what is there is read: a file of a network alone describes a network.
+A file may describe any of these: one with a network alone describes only a network.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def describe_section(section: Mapping[str, Any], where: str) -> ModelDescription
     """Read a merged `model:` section.
 
     Raises:
-        ConfigErrors: a part is wrong.
+        ConfigErrors: a part is invalid.
     """
     network = _network(section, where)
     vae = section.get("first_stage_config")
@@ -61,7 +61,7 @@ def describe_files(base: Sequence[str], overrides: Sequence[str] = ()) -> ModelD
     """Read YAML files, merged in order.
 
     Raises:
-        ConfigError: a file is missing or wrong, or none has a `model:` section.
+        ConfigError: a file is missing or invalid, or none has a `model:` section.
     """
     return describe_section(_model_section(base, overrides), ", ".join(base))
 

@@ -1,7 +1,7 @@
-"""Write the weights of a run for other tools, from the content of its folder.
+"""Write the weights of a run for other tools, from what its folder holds.
 
-Works anywhere that reaches the folder: the network is described by the configuration that the
-run's last attempt left there, the trained weights come from a checkpoint, frozen ones from `load`.
+Works wherever the folder can be read: the network is described by the configuration that the run's
+last attempt left there, trained weights come from a checkpoint, frozen ones from `load`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Pat
 
 
 def run_weights(url: str, request: ExportRequest, cache_dir: Path) -> dict[str, Tensor]:
-    """Every tensor of a run's network by our names, as `request` chooses them.
+    """Every tensor of a run's network, by our names; `request` chooses the checkpoint and the kind.
 
     Raises:
         InputMissingError: no such run, or it has no complete checkpoint of that step.
@@ -98,7 +98,7 @@ def run_weights(url: str, request: ExportRequest, cache_dir: Path) -> dict[str, 
 
 
 def run_step(url: str, step: int | None) -> int:
-    """The step whose checkpoint is meant; None: the newest.
+    """The step of the checkpoint at `step`, or of the newest for None.
 
     Raises:
         InputMissingError: there is none.
@@ -134,7 +134,7 @@ def read_weights(checkpoint: Checkpoint, kind: str) -> dict[str, Tensor]:
     """Whole fp32 tensors of every trained parameter, by our names.
 
     Raises:
-        ConfigError: the run kept no averages.
+        ConfigError: the run kept no averaged weights.
     """
     tensors: dict[str, Tensor] = {}
     for name, record in checkpoint.manifest.parameters.items():

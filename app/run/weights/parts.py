@@ -24,7 +24,7 @@ from app.run.weights.description import read_sidecar
 
 PARTS = ("transformer", "vae", "t5")
 MOST_LISTED = 5
-_T5_DECODER = ("decoder.", "lm_head.")  # the whole T5 was given
+_T5_DECODER = ("decoder.", "lm_head.")  # of a whole T5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class ModelPart:
         name: "transformer", "vae" or "t5".
         files: key below the part's folder -> local file.
         entry: what a configuration names: "" for the folder, or one file in it.
-        facts: what it is, for people and for the manifest.
+        facts: what it is, for messages and for the manifest.
     """
 
     name: str
@@ -60,7 +60,7 @@ def find_parts(source: Path | None, given: Mapping[str, Path]) -> dict[str, Path
             found.setdefault(name, place)
     if not found:
         raise InputMissingError(
-            "no part of a model here: no transformer, VAE or T5",
+            "found no part of a model: no transformer, VAE or T5",
             where=str(source),
             fix="name them: --transformer, --vae, --t5",
         )
@@ -99,10 +99,10 @@ def _is_t5(path: Path) -> bool:
 
 
 def checked_transformer(path: Path, config: DiTConfig | None) -> tuple[ModelPart, DiTConfig]:
-    """A network whose every tensor is there in the right shape.
+    """A network with every tensor present and in the right shape.
 
     Raises:
-        WeightsError: it is not whole, or of another model.
+        WeightsError: it is incomplete, or belongs to another model.
         ConfigError: its sizes are not known.
     """
     read = read_network_weights(path, WeightsOverrides(config), read_sidecar)
@@ -123,7 +123,7 @@ def checked_transformer(path: Path, config: DiTConfig | None) -> tuple[ModelPart
 
 
 def checked_vae(path: Path) -> ModelPart:
-    """A VAE whose every tensor is there; raises WeightsError."""
+    """A VAE with every tensor present; raises WeightsError."""
     read = read_vae(path)
     layout = "sat" if path.is_file() else "diffusers"
     facts = {"layout": layout, "tensors": len(read.tensors)}
@@ -131,13 +131,13 @@ def checked_vae(path: Path) -> ModelPart:
 
 
 def checked_t5(path: Path, width: int | None) -> ModelPart:
-    """A text encoder with its tokenizer, in one folder or in two as a pipeline has them.
+    """A text encoder with its tokenizer, in one folder, or in two as in a pipeline.
 
     Args:
         width: of the embeddings that the network takes; None: any.
 
     Raises:
-        WeightsError: tensors are missing or misshaped, or the width is another.
+        WeightsError: tensors are missing or have the wrong shape, or the width differs.
         InputMissingError: files are missing.
     """
     from app.models.text.t5 import encoder_shapes, load_tokenizer  # transformers takes seconds
@@ -155,15 +155,15 @@ def checked_t5(path: Path, width: int | None) -> ModelPart:
     if wrong or extra:
         names = ", ".join((wrong + extra)[:MOST_LISTED])
         raise WeightsError(
-            f"{len(wrong)} tensors of the T5 encoder are missing or of another shape, "
-            f"{len(extra)} are unexpected: {names}",
+            f"tensors of the T5 encoder: {len(wrong)} missing or of the wrong shape, "
+            f"{len(extra)} unexpected ({names})",
             where=str(folder),
             fix="copy the whole folder of the text encoder again",
         )
     own = wanted["shared.weight"][1]
     if width is not None and own != width:
         raise WeightsError(
-            f"this T5 makes embeddings {own} wide, and the network takes {width}",
+            f"this T5 gives embeddings of width {own}, and the network takes {width}",
             where=str(path),
             fix="use the text encoder of the released model (T5 v1.1 XXL: 4096)",
         )
@@ -186,7 +186,7 @@ def _t5_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _files(path: Path, is_sat: bool) -> dict[str, Path]:
-    """Files of a part; of a SAT folder the checkpoint that `latest` names alone."""
+    """Files of a part; of a SAT folder only the checkpoint that `latest` names."""
     if path.is_file():
         return {path.name: path}
     kept = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
@@ -199,10 +199,10 @@ def _files(path: Path, is_sat: bool) -> dict[str, Path]:
 
 
 def unzipped(path: Path, folder: Path) -> Path:
-    """The content of a zip below `folder`, which has to have room for it.
+    """Unpack a zip into `folder`, if it fits on the disk; returns `folder`.
 
     Raises:
-        WeightsError: it is damaged, or a name in it leads elsewhere.
+        WeightsError: it is damaged, or a name in it points outside the folder.
         InputMissingError: the disk is too small.
     """
     try:
@@ -218,7 +218,7 @@ def unzipped(path: Path, folder: Path) -> Path:
             archive.extractall(folder)
     except zipfile.BadZipFile as cause:
         raise WeightsError(
-            f"the zip is damaged ({cause})", where=str(path), fix="fetch it again"
+            f"the zip is damaged ({cause})", where=str(path), fix="download it again"
         ) from cause
     return folder
 
@@ -229,7 +229,7 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
         is_link = stat.S_ISLNK(member.external_attr >> 16)
         if name.is_absolute() or ".." in name.parts or is_link:
             raise WeightsError(
-                f"a name in this zip leads out of it: {member.filename!r}",
+                f"a name in this zip points outside it: {member.filename!r}",
                 where=str(path),
-                fix="do not trust this file; fetch the released one",
+                fix="do not trust this file; download the released one",
             )

@@ -1,4 +1,4 @@
-"""Prepare a bucket with the weights of a model: checked, with a manifest, ready to be named.
+"""Upload the weights of a model to a bucket: checked, with a manifest, ready for a configuration.
 
 <target>/transformer/..., vae/..., t5/...     the files as they were
 <target>/weights.json                         written last: sizes and sha256 of every file
@@ -40,7 +40,7 @@ UCG_RATE = 0.1  # of every released model's training
 
 @dataclass(frozen=True, slots=True)
 class PutRequest:
-    """What to put.
+    """What to upload.
 
     Attributes:
         given: part -> URL, for parts that are not in the source.
@@ -69,7 +69,7 @@ class PutReport:
 def put_weights(
     source: str | None, target: str, request: PutRequest, scratch: Path, notify: Notify
 ) -> PutReport:
-    """Find the parts, check them, upload what is not there yet, and write the manifest.
+    """Find the parts, check them, upload what is missing, and write the manifest.
 
     Args:
         source: folder, file or zip, local or s3://; None: only the parts that are given.
@@ -79,8 +79,8 @@ def put_weights(
         notify: takes one line about each step.
 
     Raises:
-        InputMissingError: nothing is there.
-        WeightsError: a part is not whole, or does not fit the others.
+        InputMissingError: there is no part of a model.
+        WeightsError: a part is incomplete, or does not fit the others.
         UsageError: the target holds other weights.
         DataError: what was read back is not what was written.
     """
@@ -122,7 +122,7 @@ def check_weights(url: str, notify: Notify) -> dict[str, Any]:
         raise InputMissingError(
             f"there is no {MANIFEST} here",
             where=storage.url,
-            fix="prepare the place with cogvx weights put",
+            fix="upload the weights with cogvx weights put",
         )
     records = {
         f"{name}/{key}": record
@@ -213,7 +213,7 @@ def _upload(
     report: PutReport,
     notify: Notify,
 ) -> None:
-    """Upload what is not there; replace what differs only with `overwrite`."""
+    """Upload what is missing; replace what differs only with `overwrite`."""
     parts, records, stale = wanted
     states = {key: _state(storage, key, record) for key, record in records.items()}
     differing = [key for key, state in states.items() if state == "other"] + stale
@@ -221,7 +221,7 @@ def _upload(
         raise UsageError(
             f"the target holds other weights: {differing[0]}",
             where=storage.url,
-            fix="name another place, or replace them with --overwrite",
+            fix="name another target, or replace them with --overwrite",
         )
     storage.delete(stale)
     for part in parts:
@@ -236,7 +236,7 @@ def _upload(
 
 
 def _stale(before: Mapping[str, Any], records: Mapping[str, Any]) -> list[str]:
-    """Files of a part that is put again under other names: they would be read with the new ones."""
+    """Files that an earlier upload of a part left under other names: readers would mix them in."""
     parts = {key.partition("/")[0] for key in records}
     known = [f"{name}/{key}" for name in parts & set(before) for key in before[name]["files"]]
     return [key for key in known if key not in records]
@@ -261,13 +261,13 @@ def _read_back(
         if entry.size_bytes != records[key]["size_bytes"]:
             found = f"{entry.size_bytes} bytes instead of {records[key]['size_bytes']}"
         elif _sha256(storage, entry) != records[key]["sha256"]:
-            found = "another sha256"
+            found = "a different sha256"
         else:
             continue
         raise DataError(
             f"the object has {found}",
             where=f"{storage.url}/{key}",
-            fix="put the weights again with --overwrite",
+            fix="upload the weights again with --overwrite",
         )
 
 
@@ -289,5 +289,5 @@ def _manifest_or_nothing(storage: Storage) -> dict[str, Any]:
         raise DataError(
             f"the manifest does not parse ({cause})",
             where=f"{storage.url}/{MANIFEST}",
-            fix="delete it and put the weights again",
+            fix="delete it and upload the weights again",
         ) from cause

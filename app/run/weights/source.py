@@ -1,4 +1,4 @@
-"""Find what is to be converted: a run, a checkpoint of one, a file or a folder, local or s3://."""
+"""Find what to convert: a run, a checkpoint of one, a file or a folder, local or s3://."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SourceRequest:
     Attributes:
         base: YAML files of its model.
         overrides: `key=value` over them.
-        alpha: of LoRA pairs; None: as the source says it.
+        alpha: of LoRA pairs; None: the source's own.
         step: of a run's checkpoint; None: the newest.
         weights: of a run: "master" or "ema".
         vae: where the VAE is, if not in the source.
@@ -62,7 +62,7 @@ class SourceRequest:
 
 @dataclass(frozen=True, slots=True)
 class RunCheckpoint:
-    """A checkpoint of a run, and the network that its weights are of."""
+    """A checkpoint of a run, and the network that its weights belong to."""
 
     url: str  # of the run
     step: int | None  # None: the newest
@@ -71,7 +71,7 @@ class RunCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class WeightsSource:
-    """An open source. Nothing is read before it is needed."""
+    """What to convert, found but not read: each part is read when it is needed."""
 
     url: str
     request: SourceRequest
@@ -85,7 +85,7 @@ class WeightsSource:
         return self.place if isinstance(self.place, Path) else None
 
     def network(self, *, pairs_only: bool) -> NetworkWeights | LoraWeights:
-        """Every tensor of the network; of a run with LoRA the pairs alone, if these suffice."""
+        """Every tensor of the network; of a run with LoRA only the pairs, if they suffice."""
         if isinstance(self.place, Path):
             config = self.description.network if self.request.base else None
             overrides = WeightsOverrides(config, self.request.alpha)
@@ -146,7 +146,7 @@ class WeightsSource:
 def open_weights_source(
     url: str, part: str, request: SourceRequest, cache_dir: Path
 ) -> WeightsSource:
-    """Find the source, and fetch what of it is needed.
+    """Find the source, and fetch the parts that are needed.
 
     Args:
         url: of a run, a checkpoint of one, a weights file or folder, or a pipeline folder.
@@ -155,8 +155,8 @@ def open_weights_source(
         cache_dir: for remote files.
 
     Raises:
-        InputMissingError: there is nothing.
-        ConfigError: a run's network is not described.
+        InputMissingError: the source does not exist.
+        ConfigError: no file describes the network of a run.
     """
     given = describe_files(request.base, request.overrides) if request.base else None
     run = _run_of(url, request.step)

@@ -1,7 +1,7 @@
 """Where converted weights go: a folder or one file, local or s3://.
 
-Files are made in a staging folder and put in place once they are all there, `latest` and the index
-of a pipeline last, so that a reader never takes half of a model for a whole one.
+Files are written to a staging folder and moved into place once all of them exist, `latest` and the
+index of a pipeline last, so that a reader never takes half of a model for a whole one.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from app.conversion.weights_file import SAT_TAG_FILE
 from app.errors import UsageError
 from app.storage.opening import is_remote, local_path, open_storage
 
-FILE_ENDS = (".safetensors", ".pt")  # a target with one of these names a file, not a folder
+FILE_ENDS = (".safetensors", ".pt")  # a target that ends so is a file, not a folder
 LAST = (SAT_TAG_FILE, INDEX_FILE)  # they say that the rest is complete
-# Names that we write. Left in the folder, older files of these names would be read with the new.
+# Names that we write. Older files of these names, left in the folder, would be mixed with the new.
 _WEIGHTS = re.compile(
     r"latest|mp_rank_\d+_model_states\.pt|3d-vae\.pt|pytorch_lora_weights\.safetensors"
     r"|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|model_index\.json"
@@ -36,7 +36,7 @@ class Destination:
     Attributes:
         url: of the folder.
         file_name: of the one file, where the target names a file.
-        overwrite: replace weights that are there.
+        overwrite: replace existing weights.
         keys: what was published, relative to the folder.
     """
 
@@ -50,7 +50,7 @@ class Destination:
         """An empty folder, on the disk of a local target; gone at the end.
 
         Raises:
-            UsageError: there are weights in the target already.
+            UsageError: the target already holds weights.
         """
         self._check_free()
         place = None
@@ -61,10 +61,10 @@ class Destination:
             yield Path(folder)
 
     def publish(self, folder: Path, *, read_back: bool = False) -> list[str]:
-        """Put every file of the staging folder in place; their URLs.
+        """Move every file of the staging folder into place; returns their URLs.
 
         Args:
-            folder: `staging`.
+            folder: the one that `staging` gave.
             read_back: download every object again and compare its digests.
         """
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -90,7 +90,7 @@ class Destination:
         there = self._weights()
         if there and not self.overwrite:
             raise UsageError(
-                f"there are weights in the target already: {there[0]}",
+                f"the target already holds weights: {there[0]}",
                 where=self.url,
                 fix="name another folder, or replace them with --overwrite",
             )

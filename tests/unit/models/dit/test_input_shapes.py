@@ -60,7 +60,9 @@ def test_one_timestep_for_two_samples() -> None:
 
 
 def test_one_text_for_two_samples() -> None:
-    assert "but 1 texts" in refusal("5b", text=torch.zeros(1, 5, 24)).what
+    assert (
+        "2 samples need 2 text embeddings, got 1" in refusal("5b", text=torch.zeros(1, 5, 24)).what
+    )
 
 
 def test_text_of_another_encoder() -> None:

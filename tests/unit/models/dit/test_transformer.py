@@ -223,5 +223,5 @@ def test_bf16_network_takes_fp32_inputs_and_answers_in_bf16() -> None:
 
 
 def test_a_width_that_the_table_cannot_share_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot be shared by time, rows and columns"):
+    with pytest.raises(ConfigError, match="cannot be divided among time, rows and columns"):
         DiffusionTransformer(replace(tiny("2b"), hidden_size=40), device="meta")

@@ -137,9 +137,9 @@ def test_writing_leaves_the_global_generator_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ("spiece.model", "tokenizer is missing: no spiece.model or tokenizer.json"),
-        ("config.json", "sizes of the T5 encoder is missing"),
-        ("model.safetensors", "weights of the T5 encoder is missing"),
+        ("spiece.model", "no file for the T5 tokenizer: spiece.model or tokenizer.json"),
+        ("config.json", "no file for the configuration of the T5 encoder: config.json"),
+        ("model.safetensors", "no file for the weights of the T5 encoder: model.safetensors or"),
     ],
 )
 def test_a_missing_file_is_named(folder: Path, tmp_path: Path, lost: str, message: str) -> None:
