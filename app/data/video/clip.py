@@ -41,7 +41,7 @@ def read_clip(
     memory (49 frames of 1920x1080 would be 305 MB).
 
     Args:
-        blob: a whole mp4 file.
+        blob: a whole video file.
         shape: what the clip should be.
         rule: picks the frames when the file's are known.
         decoders: the calling thread's one is used.
@@ -59,10 +59,13 @@ def read_clip(
 
     def choose(facts: VideoFacts) -> list[int]:
         nonlocal picked, unique
+        if facts.frames == 0:
+            raise BadClipError("too_short", "no frame of it can be seen")
         picked = rule(facts)
         places.clear()
         for place, frame in enumerate(picked.frames):
-            places.setdefault(frame, []).append(place)
+            # Upstream's rule counts hidden frames too; its decoder repeats the last one instead.
+            places.setdefault(min(frame, facts.frames - 1), []).append(place)
         unique = sorted(places)
         return unique
 

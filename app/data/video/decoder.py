@@ -1,9 +1,10 @@
 """Frames of a video file, from a decoder that runs in its own process.
 
-The file is checked first (`mp4.py`), then handed to a `worker.py`. A decoder that crashes,
-hangs or runs out of memory costs that process: it is killed, the file is tried once more in a
-fresh one, and a second failure is an error of the file. Frames come through a pipe one at a time,
-so the memory here is one frame, however large the clip is.
+The file is checked first (`containers.py`, `mp4.py`), then handed to a `worker.py`. A decoder that
+crashes, hangs or runs out of memory costs that process: it is killed, the file is tried once more
+in a fresh one, and a second failure is an error of the file. One that cannot start is an error of
+the environment, never of a file. Frames come one at a time through shared memory, so what is held
+here is one frame, however large the clip is.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import mmap
 import os
 import select
+import signal
 import statistics
 import struct
 import subprocess
@@ -29,16 +32,19 @@ import numpy as np
 from app.config.argument import default_of
 from app.config.schema.data import DataConfig
 from app.data.bad_clip import CLOSED, BadClipError
-from app.data.video.mp4 import LARGEST_FRAME_PX, VideoHeader, read_header
+from app.data.video.containers import HEAD_BYTES, MOV, check_length, container_of
+from app.data.video.mp4 import VideoHeader, check_file_bytes, check_limits, read_header
+from app.data.video.worker import SLOT_BYTES, SLOTS
+from app.errors import ConfigError, RetryableError
 
 log = logging.getLogger(__name__)
 
-START_DEADLINE_S = 120.0  # importing takes 0.8 s; a node under load takes much longer
+START_DEADLINE_S = 120.0  # importing takes 0.4 s; a node under load takes much longer
 DEADLINE_FACTOR = 10.0  # times what clips of that many pixels took so far
 LONGEST_FACTOR = 12.0  # times the base deadline: no clip gets more, however large it says it is
 FIRST_S_PER_PIXEL = 16e-9  # measured: 49 frames over 144 of 720x480, one core
 SLOWEST_BYTES_PER_S = 20e6  # from us to the decoder
-CLIPS_PER_PROCESS = 2000  # decoders grow slowly; a new one costs 0.8 s
+CLIPS_PER_PROCESS = 2000  # decoders grow slowly; a new one costs 0.4 s
 # What the child may see of the environment: no credentials, no proxies.
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
 
@@ -61,15 +67,16 @@ class DecodeLimits:
 class VideoFacts:
     """What a video file holds.
 
-    `reported` frames are what the decoder counts, `frames` what can be seen: an edit list hides
-    the first ones (their times are negative), and the decoder then repeats the last one instead.
-    `times` (frames,) are seconds, beginning of each frame that can be seen.
+    `reported` frames are what the file lists (`frame_rule: sat`: what upstream's decoder counts),
+    `frames` what can be seen: an edit list hides some. `times` (frames,) are seconds, beginning of
+    each frame that can be seen, from 0. `traits` are words such as `interlaced`.
     """
 
     header: VideoHeader
     reported: int
     fps: float  # mean of the file
     times: np.ndarray
+    traits: tuple[str, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -77,7 +84,8 @@ class VideoFacts:
 
 
 Choose = Callable[[VideoFacts], Sequence[int]]  # ascending numbers, without repeats
-Take = Callable[[int, np.ndarray], None]  # (place in the chosen list, (rows, columns, 3) uint8)
+# (place in the chosen list, (rows, columns, 3) uint8 that is valid during the call only)
+Take = Callable[[int, np.ndarray], None]
 
 
 class DecoderLostError(Exception):
@@ -93,12 +101,16 @@ class VideoDecoder:
     """One decoder process, used by one thread; started when first needed.
 
     `strict` decodes from the first frame on and refuses videos whose decoder reports damage; it
-    is slower where few frames are chosen.
+    is slower where few frames are chosen. `upstream` reports length and frame rate as upstream's
+    decoder does.
     """
 
-    def __init__(self, limits: DecodeLimits | None = None, *, strict: bool = False) -> None:
+    def __init__(
+        self, limits: DecodeLimits | None = None, *, strict: bool = False, upstream: bool = False
+    ) -> None:
         self._limits = limits or DecodeLimits()
-        self._strict = strict
+        words = {"strict": strict, "upstream": upstream}
+        self._words = tuple(word for word, applies in words.items() if applies)
         self._process: _Process | None = None
         self._closed = False
         self._busy = threading.Lock()
@@ -109,16 +121,21 @@ class VideoDecoder:
         """Decode the frames that `choose` names and give each to `take`.
 
         After a lost decoder everything is done again from the start, so `take` may see a place
-        twice.
+        twice; so may `choose`, also where the file turns out to hold other frames than it lists.
 
         Raises:
             BadClipError: the file cannot be used; its reason says why.
+            ConfigError: no decoder can start on this machine.
+            RetryableError: none started here; another machine may do better.
         """
-        header = read_header(blob)
+        check_file_bytes(len(blob))
+        container = container_of(blob[:HEAD_BYTES])
+        check_length(blob, container)
+        header = read_header(blob) if container == MOV else None
         with self._busy:
             for attempt in (1, 2):
                 try:
-                    return self._attempt(blob, header, choose, take)
+                    return self._attempt(blob, container, header, choose, take)
                 except DecoderLostError as lost:
                     self._stop()
                     if self._closed:
@@ -144,21 +161,34 @@ class VideoDecoder:
         with self._busy:
             self._stop()
 
-    def _attempt(self, blob: bytes, header: VideoHeader, choose: Choose, take: Take) -> VideoFacts:
+    def _attempt(
+        self,
+        blob: bytes,
+        container: str,
+        header: VideoHeader | None,
+        choose: Choose,
+        take: Take,
+    ) -> VideoFacts:
         process = self._ready()
         base_s = self._limits.deadline_s
         opening_s = base_s + len(blob) / SLOWEST_BYTES_PER_S
         try:
-            facts = process.open(blob, header, time.monotonic() + opening_s)
+            process.send_file(
+                blob, container, header, time.monotonic() + LONGEST_FACTOR * opening_s
+            )
+            facts = process.facts(header, time.monotonic() + LONGEST_FACTOR * opening_s)
             chosen = list(choose(facts))
-            if chosen:
+            while chosen:
                 # Every frame up to the last one may have to be decoded, however few are chosen.
-                pixels = header.rows * header.columns * (chosen[-1] + 1)
+                pixels = facts.header.rows * facts.header.columns * (chosen[-1] + 1)
                 pace = statistics.median(self._pace) if self._pace else FIRST_S_PER_PIXEL
                 reading_s = min(base_s + DEADLINE_FACTOR * pace * pixels, LONGEST_FACTOR * base_s)
                 started = time.monotonic()
-                process.read(chosen, take, started + reading_s)
-                self._pace.append((time.monotonic() - started) / pixels)
+                if process.read(chosen, take, started + reading_s):
+                    self._pace.append((time.monotonic() - started) / pixels)
+                    break
+                facts = process.facts(header, started + LONGEST_FACTOR * base_s)
+                chosen = list(choose(facts))
         finally:
             if process.is_answering:  # nobody reads the rest: the next answer would begin with it
                 self._stop()
@@ -170,7 +200,7 @@ class VideoDecoder:
             self._stop()
         if self._process is None and not self._closed:
             self._clips = 0
-            self._process = _Process(self._limits.memory_bytes, strict=self._strict)
+            self._process = _Process(self._limits.memory_bytes, self._words)
         if self._process is None or self._closed:
             raise DecoderLostError(CLOSED, "the loader was closed")
         return self._process
@@ -188,9 +218,12 @@ class DecoderOfThread:
     The kernel ends a decoder with the thread that started it, so each thread has its own.
     """
 
-    def __init__(self, limits: DecodeLimits | None = None, *, strict: bool = False) -> None:
+    def __init__(
+        self, limits: DecodeLimits | None = None, *, strict: bool = False, upstream: bool = False
+    ) -> None:
         self._limits = limits
         self._strict = strict
+        self._upstream = upstream
         self._local = threading.local()
         self._all: list[VideoDecoder] = []
         self._lock = threading.Lock()
@@ -198,7 +231,7 @@ class DecoderOfThread:
     def get(self) -> VideoDecoder:
         decoder: VideoDecoder | None = getattr(self._local, "decoder", None)
         if decoder is None:
-            decoder = VideoDecoder(self._limits, strict=self._strict)
+            decoder = VideoDecoder(self._limits, strict=self._strict, upstream=self._upstream)
             self._local.decoder = decoder
             with self._lock:
                 self._all.append(decoder)
@@ -212,27 +245,32 @@ class DecoderOfThread:
 
 
 class _Process:
-    """The child process and its two pipes, with deadlines on every byte."""
+    """The child process, its two pipes with deadlines on every byte, and its frames."""
 
-    def __init__(self, memory_bytes: int, *, strict: bool = False) -> None:
+    def __init__(self, memory_bytes: int, words: Sequence[str]) -> None:
         environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         # The child finds what this process finds, wherever it was installed.
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(Path(__file__).parents[3]), *(part for part in sys.path if part)]
         )
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self._child = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "app.data.video.worker"),
-                *(str(os.getpid()), str(memory_bytes)),
-                *(["strict"] if strict else []),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            bufsize=0,
-        )
+        self._memory_bytes = memory_bytes
+        slots = os.memfd_create("cogvx-frames", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(slots, SLOTS * SLOT_BYTES)  # pages come when they are used
+            self._slots = mmap.mmap(slots, SLOTS * SLOT_BYTES)
+            arguments = (str(os.getpid()), str(memory_bytes), str(slots), *words)
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "app.data.video.worker", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                bufsize=0,
+                pass_fds=(slots,),
+            )
+        finally:
+            os.close(slots)
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self.is_answering = False  # frames are on their way
@@ -241,44 +279,97 @@ class _Process:
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
         try:
-            self._expect(b"!", time.monotonic() + START_DEADLINE_S)
+            self._start()
         except BaseException:
             self.end()
             self.close_pipes()
             raise
 
-    def open(self, blob: bytes, header: VideoHeader, deadline: float) -> VideoFacts:
+    def _start(self) -> None:
+        """Wait for the child's first word.
+
+        Raises:
+            ConfigError, RetryableError: it cannot start, or did not start here.
+        """
+        try:
+            self._expect(b"!", time.monotonic() + START_DEADLINE_S)
+        except BadClipError as problem:  # the child says what is missing
+            raise self._cannot_start(problem.detail) from problem
+        except DecoderLostError as lost:
+            if lost.reason == "decoder_timeout":
+                raise RetryableError(
+                    f"the video decoder did not start within {START_DEADLINE_S:.0f} s",
+                    where="this node",
+                    fix="look for a node that is overloaded, or a slow disk",
+                ) from lost
+            code = self._child.poll()
+            if code == -signal.SIGKILL:
+                raise RetryableError(
+                    "the video decoder was killed while it started",
+                    where="this node",
+                    fix="give the pod more memory: the kernel kills processes when it is full",
+                ) from lost
+            raise self._cannot_start(lost.detail) from lost
+
+    def _cannot_start(self, detail: str) -> ConfigError:
+        gib = self._memory_bytes / (1 << 30)
+        return ConfigError(
+            f"the video decoder cannot start: {detail}",
+            where=f"data.decode_memory_gib: {gib:.3g}",
+            fix="raise data.decode_memory_gib (3 is enough for 4K), or, where a library is "
+            "missing, install cogvx with the extra 'train'",
+        )
+
+    def send_file(
+        self, blob: bytes, container: str, header: VideoHeader | None, deadline: float
+    ) -> None:
+        """Have a file opened; `facts` gives the answer."""
+        asked = {"container": container, "track": None if header is None else header.track}
+        text = json.dumps(asked).encode()
         self._send(b"O" + struct.pack("<Q", len(blob)), deadline)
         self._send(blob, deadline)
-        self._expect(b"F", deadline)
-        (size,) = struct.unpack("<I", self._receive(4, deadline))
-        facts = json.loads(self._receive(size, deadline))
-        times = np.frombuffer(self._receive(8 * facts["frames"], deadline), dtype="<f8")
-        if header.samples is not None and len(times) < header.samples:
-            raise BadClipError(
-                "truncated", f"{len(times)} of {header.samples} frames can be decoded"
-            )
-        hidden = int(np.count_nonzero(times < 0))
-        return VideoFacts(header, len(times), float(facts["fps"]), times[hidden:])
+        self._send(struct.pack("<I", len(text)) + text, deadline)
+        self.is_answering = True
 
-    def read(self, frames: Sequence[int], take: Take, deadline: float) -> None:
+    def facts(self, header: VideoHeader | None, deadline: float) -> VideoFacts:
+        """What the open file holds: after `send_file`, or when `read` says so."""
+        if not self._facts_follow:
+            self._expect(b"F", deadline)
+        self._facts_follow = False
+        (size,) = struct.unpack("<I", self._receive(4, deadline))
+        found = json.loads(self._receive(size, deadline))
+        times = np.frombuffer(self._receive(8 * found["frames"], deadline), dtype="<f8")
+        self.is_answering = False
+        fps = float(found["fps"])
+        if header is None:
+            duration_s = float(times[-1]) + (1 / fps if fps > 0 else 0) if len(times) else 0.0
+            header = VideoHeader(found["codec"], found["rows"], found["columns"], duration_s, None)
+            check_limits(header, found["packets"])
+        elif found["packets"] < (header.samples or 0) and not header.has_edits:
+            raise BadClipError(
+                "truncated", f"{found['packets']} of {header.samples} frames can be decoded"
+            )
+        reported, reported_fps = found.get("upstream") or (found["packets"], fps)
+        return VideoFacts(header, reported, reported_fps, times, tuple(found["traits"]))
+
+    _facts_follow = False
+
+    def read(self, frames: Sequence[int], take: Take, deadline: float) -> bool:
+        """Give each frame to `take`; False: the file holds other frames, ask `facts` again."""
         numbers = np.asarray(frames, dtype="<i8")
         self.is_answering = True
         self._send(b"R" + struct.pack("<Q", len(numbers)) + numbers.tobytes(), deadline)
-        self._expect(b"P", deadline)
-        rows, columns = struct.unpack("<II", self._receive(8, deadline))
-        if rows * columns > LARGEST_FRAME_PX:  # the stream is not what the tables say
-            raise BadClipError("too_large", f"its frames are {columns}x{rows} pixels")
-        done = 0
-        while done < len(numbers):
-            self._expect(b"C", deadline)
-            (count,) = struct.unpack("<I", self._receive(4, deadline))
-            for place in range(done, done + count):
-                frame = np.empty((rows, columns, 3), dtype=np.uint8)
-                self._receive_into(memoryview(frame.reshape(-1).data), deadline)
-                take(place, frame)
-            done += count
+        for place in range(len(numbers)):
+            if self._expect(b"PF", deadline) == b"F":
+                self._facts_follow = True
+                return False
+            rows, columns, slot = struct.unpack("<III", self._receive(12, deadline))
+            if slot >= SLOTS or rows * columns * 3 > SLOT_BYTES:
+                raise DecoderLostError("decoder_crash", f"the decoder named slot {slot}")
+            take(place, np.ndarray((rows, columns, 3), np.uint8, self._slots, slot * SLOT_BYTES))
+            self._send(b"A", deadline)
         self.is_answering = False
+        return True
 
     def end(self) -> None:
         """Kill the child and wait for it."""
@@ -292,11 +383,11 @@ class _Process:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
-    def _expect(self, kind: bytes, deadline: float) -> None:
-        """Read the kind of the next answer; turn a problem into its error."""
+    def _expect(self, kinds: bytes, deadline: float) -> bytes:
+        """Read the kind of the next answer, one of `kinds`; turn a problem into its error."""
         got = self._receive(1, deadline)
-        if got == kind:
-            return
+        if got in kinds:
+            return got
         if got != b"E":
             raise DecoderLostError("decoder_crash", f"the decoder answered {got!r}")
         (size,) = struct.unpack("<I", self._receive(4, deadline))

@@ -1,6 +1,7 @@
-"""What an mp4 file says about itself, read without a codec: no decoder gets wrong tables.
+"""What an mp4 or mov file says about itself, read without a codec: no decoder gets wrong tables.
 
-ISO base media files (ISO/IEC 14496-12) are nested boxes: 32-bit size, four-letter kind, content.
+ISO base media files (ISO/IEC 14496-12) and QuickTime files are nested boxes: 32-bit size,
+four-letter kind, content.
 A decoder that gets a file whose tables point outside of it returns wrong frames, aborts or
 crashes its process; this walk finds those files first. It allocates nothing in proportion to
 numbers in the file.
@@ -9,12 +10,13 @@ numbers in the file.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from app.data.bad_clip import BadClipError
+from app.data.video.containers import FIRST_BOXES
 
 # Units of one frame on average, at most: a crafted file of tiny units must not cost minutes.
 MOST_UNITS_PER_FRAME = 512
@@ -58,17 +60,23 @@ SMALLEST_FILE_BYTES, LARGEST_FILE_BYTES = 1 << 10, 512 << 20
 SMALLEST_SIDE_PX, LARGEST_SIDE_PX, LARGEST_FRAME_PX = 16, 4096, 4096 * 2304
 MOST_SCALED, MOST_STRETCHED = 2, 16  # a side as shown to the same side as coded
 LONGEST_S, MOST_FRAMES = 600.0, 20_000
-CODECS = ("avc1", "avc3", "hvc1", "hev1", "vp09", "mp4v")
+# Sample entries. MPEG-4 part 2, MPEG-2 and Motion JPEG may all be `mp4v`.
+CODECS = (
+    *("avc1", "avc3", "hvc1", "hev1", "dvh1", "dvhe", "av01", "vp08", "vp09", "mp4v", "jpeg"),
+    *("mjpa", "apco", "apcs", "apcn", "apch", "ap4h", "ap4x", "m2v1"),
+)
+TILT = 0.02  # of a display matrix, as a share: half a degree is rounding
 MOST_BOXES, MOST_TRACKS = 100_000, 64
 # Box in the sample entry -> its byte whose last two bits are the bytes of a unit's length, less 1.
 UNIT_LENGTHS = {"avcC": 4, "hvcC": 21}
 NO_KIND = "\x00" * 4
+FRAMES_OF_A_FILM = 5  # fewer are a cover or a still
 SAMPLE_ENTRY_BYTES = 78  # of a video, before the boxes inside it
 
 
 @dataclass(frozen=True, slots=True)
 class VideoHeader:
-    """The first video track as its tables describe it."""
+    """The video track that a player shows, as the file's tables describe it."""
 
     codec: str
     rows: int
@@ -76,6 +84,8 @@ class VideoHeader:
     duration_s: float
     samples: int | None  # coded frames; None in fragmented files, whose tables are elsewhere
     is_turned: bool = False  # shown with rows and columns exchanged (phones held upright)
+    track: int | None = None  # its id; None in other containers
+    has_edits: bool = False  # an edit list may hide frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +97,48 @@ class Box:
     stop: int
 
 
+def check_file_bytes(size: int) -> None:
+    """Refuse files that are too small to hold a video, or too large.
+
+    Raises:
+        BadClipError: reason not_a_video or too_large.
+    """
+    if not SMALLEST_FILE_BYTES <= size <= LARGEST_FILE_BYTES:
+        reason = "too_large" if size > LARGEST_FILE_BYTES else "not_a_video"
+        raise BadClipError(reason, f"the file has {size} bytes")
+
+
+def check_limits(header: VideoHeader, frames: int) -> None:
+    """Refuse videos that are larger or longer than any that training uses.
+
+    Raises:
+        BadClipError: reason damaged, too_large or too_long.
+    """
+    sides = f"{header.columns}x{header.rows}"
+    if min(header.rows, header.columns) < SMALLEST_SIDE_PX:
+        raise BadClipError("damaged", f"its frames are {sides} pixels")
+    largest = max(header.rows, header.columns)
+    if largest > LARGEST_SIDE_PX or header.rows * header.columns > LARGEST_FRAME_PX:
+        raise BadClipError("too_large", f"its frames are {sides} pixels")
+    if header.duration_s > LONGEST_S:
+        raise BadClipError(
+            "too_long", f"it lasts {header.duration_s:.0f} s, more than {LONGEST_S:g}"
+        )
+    if frames > MOST_FRAMES:
+        raise BadClipError("too_long", f"it has {frames} frames, more than {MOST_FRAMES}")
+
+
 def read_header(data: bytes) -> VideoHeader:
-    """Check a whole mp4 file and describe its first video track.
+    """Check a whole mp4 or mov file and describe the video track that a player shows.
 
     Raises:
         BadClipError: with one of the reasons not_a_video, too_large, truncated, damaged,
-            no_video_track, unsupported_codec, external_reference, too_long.
+            no_video_track, unsupported_codec, unsupported_orientation, external_reference,
+            too_long.
     """
-    if not SMALLEST_FILE_BYTES <= len(data) <= LARGEST_FILE_BYTES:
-        reason = "too_large" if len(data) > LARGEST_FILE_BYTES else "not_a_video"
-        raise BadClipError(reason, f"the file has {len(data)} bytes")
-    if data[4:8] != b"ftyp":
-        raise BadClipError("not_a_video", "it does not begin as an mp4 file does (no 'ftyp')")
+    check_file_bytes(len(data))
+    if data[4:8] not in FIRST_BOXES:
+        raise BadClipError("not_a_video", "it does not begin as an mp4 or mov file does")
     try:
         return _Walk(data).header()
     except (struct.error, IndexError, ValueError) as problem:
@@ -185,16 +225,29 @@ class _Walk:
         return found
 
     def movie(self, movie: Box, fragmented: bool) -> VideoHeader:
-        """The first video track of a movie box."""
+        """The shown video track of a movie box."""
         tracks = [box for box in self.boxes(movie.start, movie.stop) if box.kind == "trak"]
         if len(tracks) > MOST_TRACKS:
             raise BadClipError("damaged", f"it has {len(tracks)} tracks")
         for track in tracks:
             self.check_own_data(track)
-        video = next((track for track in tracks if self.is_video(track)), None)
-        if video is None:
+        return self.track_header(movie, self.shown_track(movie, tracks), fragmented)
+
+    def shown_track(self, movie: Box, tracks: Sequence[Box]) -> Box:
+        """The video track that a player picks: an enabled one first, then one that is a film and
+        not a still, then the one with the most data."""
+        video = [track for track in tracks if self.is_video(track)]
+        if not video:
             raise BadClipError("no_video_track", f"none of its {len(tracks)} tracks is video")
-        return self.track_header(video, fragmented)
+        if len(video) == 1:
+            return video[0]
+
+        def preference(track: Box) -> tuple[bool, int, int]:
+            is_enabled = bool(self.data[self.need(track, "tkhd").start + 3] & 1)
+            sizes = self.sample_sizes(self.need(track, "mdia", "minf", "stbl", "stsz"))
+            return is_enabled, min(sizes.size, FRAMES_OF_A_FILM), int(sizes.sum())
+
+        return max(video, key=preference)
 
     def is_video(self, track: Box) -> bool:
         handler = self.child(track, "mdia", "hdlr")
@@ -209,26 +262,39 @@ class _Walk:
             if not self.data[entry.start + 3] & 1:  # flag: the media is in this file
                 raise BadClipError("external_reference", "its media is outside of the file")
 
-    def track_header(self, track: Box, fragmented: bool) -> VideoHeader:
+    def track_header(self, movie: Box, track: Box, fragmented: bool) -> VideoHeader:
         codec, rows, columns = self.sample_entry(track)
-        self.check_size(track, rows, columns)
-        duration_s = self.duration_s(track)
-        if duration_s > LONGEST_S:
-            raise BadClipError("too_long", f"it lasts {duration_s:.0f} s, more than {LONGEST_S:g}")
-        table = self.need(track, "mdia", "minf", "stbl")
-        samples = self.check_samples(table)
-        if samples > MOST_FRAMES:
-            raise BadClipError("too_long", f"it has {samples} frames, more than {MOST_FRAMES}")
-        if samples == 0 and not fragmented:
+        head = self.need(track, "tkhd")
+        id_place = head.start + (20 if self.data[head.start] == 1 else 12)
+        header = VideoHeader(
+            codec,
+            rows,
+            columns,
+            self.duration_s(track),
+            samples=self.check_samples(self.need(track, "mdia", "minf", "stbl")) or None,
+            is_turned=self.is_turned(movie, track),
+            track=struct.unpack_from(">I", self.data, id_place)[0],
+            has_edits=self.child(track, "edts", "elst") is not None,
+        )
+        check_limits(header, header.samples or 0)
+        self.check_stretch(track, rows, columns)
+        if header.samples is None and not fragmented:
             raise BadClipError("damaged", "its video track has no frame")
-        turned = self.is_turned(track)
-        return VideoHeader(codec, rows, columns, duration_s, samples or None, turned)
+        return header
 
-    def is_turned(self, track: Box) -> bool:
-        """Whether the matrix of the track turns the frame by a quarter."""
-        header = self.need(track, "tkhd")
-        across, down = struct.unpack_from(">ii", self.data, header.stop - 44)
-        return across == 0 and down != 0
+    def is_turned(self, movie: Box, track: Box) -> bool:
+        """Whether the matrices of the track and the film turn the frame by a quarter."""
+        shown = np.eye(2)
+        for box, from_end in ((self.need(track, "tkhd"), 44), (self.need(movie, "mvhd"), 64)):
+            a, b, _, c, d = struct.unpack_from(">iiiii", self.data, box.stop - from_end)
+            shown = shown @ np.array([[a, b], [c, d]], dtype=np.float64)
+        straight, crossed = np.abs(np.diag(shown)).max(), np.abs(np.diag(shown[::-1])).max()
+        if min(straight, crossed) > TILT * max(straight, crossed):
+            raise BadClipError(
+                "unsupported_orientation",
+                "it is to be shown at an angle that is not a quarter turn",
+            )
+        return bool(crossed > straight)
 
     def sample_entry(self, track: Box) -> tuple[str, int, int]:
         """Codec, rows and columns of the first entry of `stsd`."""
@@ -243,12 +309,8 @@ class _Walk:
         columns, rows = struct.unpack_from(">HH", self.data, entry.start + 24)
         return entry.kind, rows, columns
 
-    def check_size(self, track: Box, rows: int, columns: int) -> None:
-        sides = f"{columns}x{rows}"
-        if min(rows, columns) < SMALLEST_SIDE_PX:
-            raise BadClipError("damaged", f"its frames are {sides} pixels")
-        if max(rows, columns) > LARGEST_SIDE_PX or rows * columns > LARGEST_FRAME_PX:
-            raise BadClipError("too_large", f"its frames are {sides} pixels")
+    def check_stretch(self, track: Box, rows: int, columns: int) -> None:
+        """Refuse tables that show a frame at a size that has nothing to do with its own."""
         header = self.need(track, "tkhd")
         shown_columns, shown_rows = struct.unpack_from(">II", self.data, header.stop - 8)
         stretches = [
@@ -259,6 +321,7 @@ class _Walk:
         # Pixels need not be square: a film may be stretched far, but along one side only.
         if stretches and (min(stretches) > MOST_SCALED or max(stretches) > MOST_STRETCHED):
             shown_sides = f"{shown_columns >> 16}x{shown_rows >> 16}"
+            sides = f"{columns}x{rows}"
             raise BadClipError("damaged", f"frames of {sides} are shown at {shown_sides} pixels")
 
     def duration_s(self, track: Box) -> float:
@@ -272,9 +335,9 @@ class _Walk:
         return float(duration / timescale)
 
     def check_frames(self, movie: Box) -> None:
-        """Look into the coded frames of the first video track, where they are made of units."""
-        tracks = (box for box in self.boxes(movie.start, movie.stop) if box.kind == "trak")
-        track = next(track for track in tracks if self.is_video(track))
+        """Look into the coded frames of the shown video track, where they are made of units."""
+        tracks = [box for box in self.boxes(movie.start, movie.stop) if box.kind == "trak"]
+        track = self.shown_track(movie, tracks)
         table = self.need(track, "mdia", "minf", "stbl")
         description = self.need(table, "stsd")
         entry = next(self.boxes(description.start + 8, description.stop))

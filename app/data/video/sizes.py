@@ -16,6 +16,7 @@ from typing import Any
 
 from app.data.bad_clip import BadClipError
 from app.data.json_files import parsed_or_none
+from app.data.video.containers import HEAD_BYTES, MOV, container_of
 from app.data.video.decoder import VideoFacts
 from app.data.video.mp4 import VideoHeader, read_movie
 
@@ -47,15 +48,17 @@ Sizes = Sequence[ClipSize | None]  # None: the video cannot be used
 
 
 def read_size(read: ReadRange, file_bytes: int, probe: Probe) -> ClipSize | None:
-    """Size and length of the video in an mp4 file; None when it has none that can be used.
+    """Size and length of the video in a file; None when it has none that can be used.
 
     Args:
         read: bytes [start, stop) of the file.
         file_bytes: of the whole file.
-        probe: what a decoder says of a whole file, for fragmented ones only: their movie box does
-            not say how long they are.
+        probe: what a decoder says of a whole file: for fragmented ones, whose movie box does not
+            say how long they are, and for containers other than mp4 and mov.
     """
     try:
+        if container_of(read(0, min(HEAD_BYTES, file_bytes))) != MOV:
+            return size_of(probe(read(0, file_bytes)))
         header = _header(read, file_bytes)
         if header.samples is None:
             facts = probe(read(0, file_bytes))
@@ -81,12 +84,10 @@ def _shown(header: VideoHeader, frames: int, fps: float) -> ClipSize:
 def _header(read: ReadRange, file_bytes: int) -> VideoHeader:
     """Find the movie box among the boxes of the file, wherever it is."""
     place, movie, fragmented = 0, b"", False
-    for number in range(MOST_TOP_BOXES):
+    for _ in range(MOST_TOP_BOXES):
         if place + 16 > file_bytes:
             break
         size, kind = struct.unpack(">I4s", (head := read(place, place + 16))[:8])
-        if number == 0 and kind != b"ftyp":
-            raise BadClipError("not_a_video", "it does not begin as an mp4 file does (no 'ftyp')")
         start = place + 8
         if size == 1:
             (size,) = struct.unpack(">Q", head[8:])

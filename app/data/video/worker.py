@@ -1,49 +1,57 @@
 """The decoder process: `python -m app.data.video.worker`. Video files in, frames out.
 
 Decoders crash, hang and eat memory on hostile or cut files, so decoding happens here, in a
-process with tight limits and nothing worth stealing. Imports decord and numpy only (0.7 s; with
-torch it would be 4 s per restart). One request at a time over stdin and stdout:
+process with tight limits and nothing worth stealing. It imports libav and numpy only (0.4 s; with
+torch it would be 4 s per restart). One request at a time over stdin and stdout; frames go through
+shared memory of two slots, so that one is decoded while the last one is resized:
 
-    open: b"O" + uint64 size + the whole file     -> b"F" + uint32 size + JSON facts,
-                                                      then float64 begin time of each frame
-    read: b"R" + uint64 count + int64 frames      -> b"P" + uint32 rows, uint32 columns, then until
-                                                      all came: b"C" + uint32 n + n frames, uint8
-                                                      (rows, columns, 3)
+    open: b"O" + uint64 size + the whole file     -> b"F" + uint32 size + JSON facts, then float64
+          + uint32 size + JSON {container, track}     begin time of each frame
+    read: b"R" + uint64 count + int64 frames      -> b"P" + uint32 rows, columns, slot for each:
+                                                      (rows, columns, 3) uint8 is in that slot,
+                                                      until the answer b"A"
+                                                  -> or b"F" and new facts: choose again
     instead of any of these, when the file is bad -> b"E" + uint32 size + JSON {reason, detail}
 
 Once after the start it says b"!" . All numbers are little-endian. End of input ends the process.
-Started with the word `strict` after its two numbers, it decodes from the first frame on and
-refuses a video whose decoder reports damage, which is otherwise concealed.
+Its arguments are the parent's process id, bytes of memory, the descriptor of the slots, and words:
+`strict` decodes from the first frame on and refuses a video whose decoder reports damage, which is
+otherwise concealed; `upstream` adds what upstream's decoder says of the file's length and rate.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import json
+import mmap
 import os
 import re
 import resource
 import signal
 import struct
 import sys
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from app.data.video.reader import Reader
 
 CPU_S_PER_REQUEST = 600  # against endless loops; the parent's deadline is the real one
 OPEN_FILES = 32
-CHUNK_BYTES = 64 << 20  # frames in memory, besides the decoder's own
+CANNOT_START = "cannot_start"  # reason of a problem before the first request
+SLOTS = 2
+SLOT_BYTES = 4096 * 2304 * 3  # the largest frame that is read
 PR_SET_PDEATHSIG = 1
 # What decoders report of damaged frames, and not what they report of videos that begin between
 # key frames (missing references), which are in order.
 DAMAGE = re.compile(
     r"error while decoding|error splitting|error parsing|invalid nal|invalid data|corrupt|"
-    r"concealing|overread|out of range|unavailable for requested|invalid level prefix",
+    r"concealing|overread|out of range|ended prematurely|unavailable for requested|"
+    r"invalid level prefix",
     re.IGNORECASE,
 )
-# What decord puts before a message: "[07:40:33] /where/it/was/built/x.cc:292: ".
-SOURCE_PLACE = re.compile(r"\[[\d:]+\] \S+:\d+: ")
 CLONE_NEWUSER_AND_NEWNET = 0x10000000 | 0x40000000
 
 
@@ -91,134 +99,167 @@ class Reports:
         return next((line for line in lines if DAMAGE.search(line)), None)
 
 
-def serve(requests: BinaryIO, answers: BinaryIO, reports: Reports | None = None) -> None:
-    """Answer requests until the input ends; `reports`: be strict."""
-    import decord
+class Slots:
+    """The shared memory that frames are put into; the other side frees a slot by b"A"."""
 
-    decord.logging.set_level(decord.logging.ERROR if reports else decord.logging.QUIET)
+    def __init__(self, descriptor: int, requests: BinaryIO, answers: BinaryIO) -> None:
+        self._memory = mmap.mmap(descriptor, SLOTS * SLOT_BYTES)
+        self._requests = requests
+        self._answers = answers
+        self._put = self._freed = 0
+
+    def put(self, frame: np.ndarray) -> None:
+        """Hand a (rows, columns, 3) uint8 frame over; waits for a free slot.
+
+        Raises:
+            UnreadableError: it is larger than a slot.
+        """
+        import numpy as np
+
+        from app.data.video.reader import UnreadableError
+
+        rows, columns, _ = frame.shape
+        if frame.size > SLOT_BYTES:  # the stream is not what the tables say
+            raise UnreadableError("too_large", f"its frames are {columns}x{rows} pixels")
+        while self._put - self._freed >= SLOTS:
+            self._free_one()
+        slot = self._put % SLOTS
+        place = slot * SLOT_BYTES
+        np.ndarray(frame.shape, np.uint8, self._memory, place)[:] = frame
+        self._put += 1
+        self._answers.write(b"P" + struct.pack("<III", rows, columns, slot))
+        self._answers.flush()
+
+    def wait(self) -> None:
+        """Wait until every frame was taken."""
+        while self._freed < self._put:
+            self._free_one()
+
+    def _free_one(self) -> None:
+        if self._requests.read(1) != b"A":
+            sys.exit(0)  # the parent is gone
+        self._freed += 1
+
+
+def serve(
+    requests: BinaryIO,
+    answers: BinaryIO,
+    slots: Slots,
+    reports: Reports | None = None,
+    *,
+    upstream: bool = False,
+) -> None:
+    """Answer requests until the input ends; `reports`: be strict."""
+    import av
+
+    from app.data.video import reader as videos
+
+    videos.quiet(errors=reports is not None)
     answers.write(b"!")
     answers.flush()
-    reader: Any = None
+    reader: videos.Reader | None = None
     while kind := requests.read(1):
         (count,) = struct.unpack("<Q", requests.read(8))
         allow_cpu()
         try:
             if kind == b"O":
                 reader = None  # free the last file before the next one is read
-                reader = open_video(requests.read(count), answers)
+                blob = requests.read(count)
+                (size,) = struct.unpack("<I", requests.read(4))
+                asked = json.loads(requests.read(size))
+                reader = videos.Reader(blob, asked["container"], asked["track"])
+                send_facts(reader, answers, blob if upstream else None)
             else:
-                send_frames(reader, requests.read(8 * count), answers, reports)
+                assert reader is not None
+                send_frames(reader, requests.read(8 * count), answers, slots, reports)
         except MemoryError as problem:
             send_problem(answers, "out_of_memory", str(problem))
-        except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as problem:
-            send_problem(answers, *explain(problem))
+        except videos.UnreadableError as problem:
+            send_problem(answers, problem.reason, problem.detail)
+        except (av.FFmpegError, ValueError, RuntimeError, EOFError) as problem:
+            send_problem(answers, "undecodable", str(problem).split(": '<")[0])
+        # Whoever answers with a problem has frames that were not taken yet.
+        slots.wait()
         answers.flush()
 
 
-def open_video(blob: bytes, answers: BinaryIO) -> Any:
-    """Open a file held in memory and say what it is."""
-    import decord
+def send_facts(reader: Reader, answers: BinaryIO, upstream_blob: bytes | None = None) -> None:
+    """Say what the open file is; with its bytes, also what upstream's decoder says of it."""
     import numpy as np
 
-    reader = decord.VideoReader(io.BytesIO(blob), ctx=decord.cpu(0), num_threads=1)
-    count = len(reader)
-    times = np.asarray(reader.get_frame_timestamp(range(count)), dtype="<f8")[:, 0]
-    facts = json.dumps({"frames": count, "fps": float(reader.get_avg_fps())}).encode()
-    answers.write(b"F" + struct.pack("<I", len(facts)) + facts)
-    answers.write(np.ascontiguousarray(times).tobytes())
-    return reader
+    facts = reader.facts
+    fields: dict[str, object] = {
+        "codec": facts.codec,
+        "rows": facts.rows,
+        "columns": facts.columns,
+        "frames": len(facts.times),
+        "packets": facts.packets,
+        "fps": facts.fps,
+        "traits": facts.traits,
+    }
+    if upstream_blob is not None:
+        from app.data.video.upstream_facts import upstream_facts
+
+        fields["upstream"] = upstream_facts(upstream_blob)
+    text = json.dumps(fields).encode()
+    answers.write(b"F" + struct.pack("<I", len(text)) + text)
+    answers.write(np.ascontiguousarray(facts.times, dtype="<f8").tobytes())
 
 
 def send_frames(
-    reader: Any, numbers: bytes, answers: BinaryIO, reports: Reports | None = None
+    reader: Reader,
+    numbers: bytes,
+    answers: BinaryIO,
+    slots: Slots,
+    reports: Reports | None = None,
 ) -> None:
-    """Decode the frames with the given ascending numbers, a bounded piece at a time.
+    """Decode the frames with the given ascending numbers, one at a time.
 
     Raises:
-        RuntimeError: with `reports`, the decoder reports damage.
+        UnreadableError: with `reports`, the decoder reports damage.
     """
     import numpy as np
 
+    from app.data.video.reader import FactsChangedError, UnreadableError
+
     chosen = np.frombuffer(numbers, dtype="<i8").tolist()
-    begun, left = False, len(chosen)
     if reports is not None:
         reports.damage()  # of the last video
-        reader.seek_accurate(0)
-    for frames in one_by_one(reader, chosen) if reports is not None else pieces(reader, chosen):
-        left -= len(frames)
-        # The last frame is held back until it is clear that all of them are sound.
-        if reports is not None and left == 0 and (damage := reports.damage()) is not None:
-            raise RuntimeError(f"the decoder reports damage: {damage}")
-        _, rows, columns, _ = frames.shape
-        if not begun:
-            answers.write(b"P" + struct.pack("<II", rows, columns))
-            begun = True
-        answers.write(b"C" + struct.pack("<I", len(frames)))
-        answers.write(np.ascontiguousarray(frames).data)
-
-
-def pieces(reader: Any, chosen: list[int]) -> Iterator[Any]:
-    """The chosen frames, (n, rows, columns, 3) uint8 at a time."""
-    import decord
-
-    if float(reader.get_frame_timestamp([0])[0, 0]) < 0:
-        # An edit list hides frames. The decoder counts without them when it goes forward and
-        # with them when it seeks, so it must not seek (get_batch does at each key frame).
-        yield from one_by_one(reader, chosen)
-        return
+    left = len(chosen)
     try:
-        frames = reader.get_batch(chosen[:1]).asnumpy()
-    except decord.DECORDError as problem:
-        if "from_size == to_size" not in str(problem):
-            raise
-        # It takes padded rows for a fourth channel when they are narrow (48 columns, say).
-        reader.seek_accurate(0)
-        yield from one_by_one(reader, chosen)
-        return
-    yield frames
-    per_read = max(1, CHUNK_BYTES // frames.nbytes)
-    for start in range(1, len(chosen), per_read):
-        yield reader.get_batch(chosen[start : start + per_read]).asnumpy()
-
-
-def one_by_one(reader: Any, chosen: list[int]) -> Iterator[Any]:
-    """The chosen frames by decoding every frame from the first on, without seeking."""
-    is_chosen = set(chosen)
-    for number in range(chosen[-1] + 1):
-        try:
-            frame = reader.next().asnumpy()
-        except StopIteration:
-            raise RuntimeError(f"it ends before frame {number}") from None
-        if number in is_chosen:
-            rows, columns, _ = frame.shape
-            yield frame.reshape(rows, -1)[:, : 3 * columns].reshape(1, rows, columns, 3)
+        for frame in reader.frames(chosen, from_start=reports is not None):
+            left -= 1
+            # The last frame is held back until it is clear that all of them are sound.
+            if reports is not None and left == 0 and (damage := reports.damage()) is not None:
+                raise UnreadableError("undecodable", f"the decoder reports damage: {damage}")
+            slots.put(frame)
+    except FactsChangedError:
+        slots.wait()
+        send_facts(reader, answers)
 
 
 def send_problem(answers: BinaryIO, reason: str, detail: str) -> None:
-    text = json.dumps({"reason": reason, "detail": detail[:500]}).encode()
+    text = json.dumps({"reason": reason, "detail": detail.strip()[:500]}).encode()
     answers.write(b"E" + struct.pack("<I", len(text)) + text)
-
-
-def explain(problem: Exception) -> tuple[str, str]:
-    """(reason, detail) of a decoder's error; the detail is its first line without addresses."""
-    text = str(problem).strip() or type(problem).__name__
-    if "bad_alloc" in text:
-        return "out_of_memory", "std::bad_alloc"
-    if "cannot find video stream" in text.lower():
-        return "unsupported_codec", "the decoder finds no video stream that it knows"
-    line = next((part for part in text.splitlines() if part.strip()), text)
-    return "undecodable", SOURCE_PLACE.sub("", line).strip()
+    answers.flush()
 
 
 def main() -> int:
-    """Serve on standard input and output; arguments: the parent's process id, bytes of memory."""
-    confine(int(sys.argv[1]), int(sys.argv[2]))
+    """Serve on standard input and output."""
+    parent, memory_bytes, descriptor = map(int, sys.argv[1:4])
+    confine(parent, memory_bytes)
     # Libraries that print must not write into the answers.
     answers = os.fdopen(os.dup(1), "wb", buffering=1 << 20)
     os.dup2(2, 1)
-    reports = Reports() if sys.argv[3:] == ["strict"] else None
+    reports = Reports() if "strict" in sys.argv[4:] else None
+    slots = Slots(descriptor, sys.stdin.buffer, answers)
+    try:
+        import app.data.video.reader  # noqa: F401 (so that what is missing is said now)
+    except (ImportError, MemoryError, OSError) as problem:
+        send_problem(answers, CANNOT_START, str(problem) or type(problem).__name__)
+        return 1
     with contextlib.suppress(BrokenPipeError, struct.error):
-        serve(sys.stdin.buffer, answers, reports)
+        serve(sys.stdin.buffer, answers, slots, reports, upstream="upstream" in sys.argv[4:])
     return 0
 
 
