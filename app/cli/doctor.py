@@ -25,7 +25,7 @@ from app.distributed.environment import resolve_layout
 from app.errors import CogvxError, DataError
 
 PACKAGES = (
-    *("torch", "deepspeed", "transformers", "safetensors", "einops", "decord", "webdataset"),
+    *("torch", "deepspeed", "transformers", "safetensors", "einops", "av", "decord", "webdataset"),
     *("omegaconf", "numpy", "s3fs", "botocore", "wandb", "kubernetes"),
 )
 TORCH_QUESTION = """

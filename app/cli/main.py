@@ -50,7 +50,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 # library -> the extra that installs it; the light client has none of them
 EXTRAS = {
-    **dict.fromkeys(("torch", "deepspeed", "einops", "decord", "webdataset", "wandb"), "train"),
+    **dict.fromkeys(
+        ("torch", "deepspeed", "einops", "av", "decord", "webdataset", "wandb"), "train"
+    ),
     **dict.fromkeys(("safetensors", "transformers", "sentencepiece", "tensorboard"), "train"),
     **dict.fromkeys(("braceexpand", "PIL"), "train"),
     "imageio_ffmpeg": "train",

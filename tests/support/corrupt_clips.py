@@ -179,12 +179,16 @@ BAD: dict[str, tuple[Make, str]] = {
     "bomb_8192": (bomb_8192, "too_large"),
     "disguised_bomb": (disguised_bomb, "too_large|decoder_timeout"),
     "compressed_movie_box": (compressed_movie_box, "no_video_track"),
-    "av1": (
-        lambda folder: made(
-            folder,
-            "av1.mp4",
-            f"{moving_picture('128x128', 0.5)} -c:v libaom-av1 -cpu-used 8 -usage realtime",
-        ),
+    "cinepak": (
+        lambda folder: made(folder, "a.mov", f"{moving_picture('128x128', 0.5)} -c:v cinepak"),
         "unsupported_codec",
+    ),
+    "mkv_cut": (
+        lambda folder: cut(made(folder, "a.mkv", f"{moving_picture('128x128', 3)}"), 0.6),
+        "truncated",
+    ),
+    "avi_cut": (
+        lambda folder: cut(made(folder, "a.avi", f"{moving_picture('128x128', 3)}"), 0.6),
+        "truncated",
     ),
 }

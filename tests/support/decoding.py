@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import psutil
@@ -15,8 +15,17 @@ from app.data.video.decoder import VideoDecoder
 def frames_of(decoder: VideoDecoder, blob: bytes, numbers: Sequence[int]) -> dict[int, np.ndarray]:
     """The frames with these numbers, by their place among them."""
     taken: dict[int, np.ndarray] = {}
-    decoder.decode(blob, lambda facts: numbers, taken.__setitem__)
+    decoder.decode(blob, lambda facts: numbers, keep(taken))
     return taken
+
+
+def keep(taken: dict[int, np.ndarray]) -> Callable[[int, np.ndarray], None]:
+    """Takes frames into a dict; a frame is valid during the call only."""
+
+    def take(place: int, frame: np.ndarray) -> None:
+        taken[place] = frame.copy()
+
+    return take
 
 
 def reason_of(decoder: VideoDecoder, blob: bytes) -> str:

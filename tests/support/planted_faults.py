@@ -114,8 +114,8 @@ FAULTS: dict[str, tuple[Make, str]] = {
     "garbled": (garbled, "undecodable"),
     "zeroed-tail": (zeroed_tail, "damaged"),
     "bomb": (lying_size, "too_large"),
-    "av1": (
-        lambda path: lavfi(path, "-c:v libaom-av1 -cpu-used 8 -pix_fmt yuv420p"),
+    "cinepak": (
+        lambda path: lavfi(path, "-c:v cinepak -f mov"),
         "unsupported_codec",
     ),
 }

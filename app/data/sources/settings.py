@@ -36,7 +36,8 @@ def settings_from_config(config: DataConfig, compat: CompatConfig, seed: int) ->
         on_changed_shard=config.on_changed_shard,
         cache_dir=Path(config.cache_dir) if config.cache_dir else node_folder("shards"),
         decoders=DecoderOfThread(
-            DecodeLimits(config.decode_deadline_s, int(config.decode_memory_gib * GIB))
+            DecodeLimits(config.decode_deadline_s, int(config.decode_memory_gib * GIB)),
+            upstream=compat.frame_rule == SAT,
         ),
     )
 

@@ -35,6 +35,7 @@ ONE_PACKET_A_FRAME = ("av1", "h264", "hevc", "mjpeg", "prores", "vp8", "vp9")
 WITHOUT_TIMES = ("avi", "mpeg")
 # No other file or address: the demuxers get neither references nor protocols.
 CLOSED = {"enable_drefs": "0", "use_absolute_path": "0", "protocol_whitelist": "none"}
+LibraryError = av.FFmpegError  # whatever libav raises
 PROGRESSIVE = 1  # libavcodec's field orders: what is above has fields
 PQ, HLG = 16, 18  # transfer characteristics, ISO/IEC 23091-2
 TILT = 0.02  # of a display matrix, as a share: half a degree is rounding
@@ -94,7 +95,7 @@ class Reader:
     """
 
     def __init__(self, blob: bytes, container: str, track: int | None) -> None:
-        self._file: Any = av.open(
+        self._file: Any = _open(
             io.BytesIO(blob), format=container, options=CLOSED, metadata_errors="replace"
         )
         self._stream = self._video_stream(track)
@@ -276,6 +277,10 @@ class Converter:
         plane = image.planes[0]
         shape = (image.height, image.width, 3)
         return np.ndarray(shape, np.uint8, buffer=plane, strides=(plane.line_size, 3, 1))
+
+
+def _open(blob: io.BytesIO, **options: Any) -> Any:
+    return av.open(blob, **options)
 
 
 def _graph(source: str, turns: Sequence[tuple[str, str]]) -> Any:

@@ -150,8 +150,6 @@ def serve(
     upstream: bool = False,
 ) -> None:
     """Answer requests until the input ends; `reports`: be strict."""
-    import av
-
     from app.data.video import reader as videos
 
     videos.quiet(errors=reports is not None)
@@ -176,7 +174,7 @@ def serve(
             send_problem(answers, "out_of_memory", str(problem))
         except videos.UnreadableError as problem:
             send_problem(answers, problem.reason, problem.detail)
-        except (av.FFmpegError, ValueError, RuntimeError, EOFError) as problem:
+        except (videos.LibraryError, ValueError, RuntimeError, EOFError) as problem:
             send_problem(answers, "undecodable", str(problem).split(": '<")[0])
         # Whoever answers with a problem has frames that were not taken yet.
         slots.wait()

@@ -8,14 +8,13 @@ import threading
 import time
 from pathlib import Path
 
-import decord
 import numpy as np
 import pytest
 
 from app.data.bad_clip import BadClipError
 from app.data.video import decoder as decode
-from app.data.video import worker
 from app.data.video.decoder import DecodeLimits, DecoderOfThread, VideoDecoder
+from app.errors import ConfigError, RetryableError
 from tests.support.clip_files import encode, number_of, run_ffmpeg
 from tests.support.decoding import Workers, frames_of, worker_pids
 
@@ -41,22 +40,6 @@ def test_each_chosen_frame_comes_in_its_place(decoder: VideoDecoder, video: byte
 
     assert [number_of(taken[place]) for place in range(6)] == chosen
     assert taken[0].shape == (48, 64, 3)
-
-
-def test_frames_in_pieces_equal_frames_at_once(
-    video: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.mp4"
-    path.write_bytes(video)
-    chosen = [0, 3, 4, 9, 10, 11, 20, 29]
-    whole = decord.VideoReader(str(path), num_threads=1).get_batch(chosen).asnumpy()
-    monkeypatch.setattr(worker, "CHUNK_BYTES", 3 * whole[0].nbytes)
-
-    reader = decord.VideoReader(str(path), num_threads=1)
-    parts = list(worker.pieces(reader, chosen))
-
-    assert [len(part) for part in parts] == [1, 3, 3, 1]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_an_edit_list_hides_the_first_frames(decoder: VideoDecoder, tmp_path: Path) -> None:
@@ -226,13 +209,49 @@ def test_the_worker_sees_no_credentials_and_imports_no_torch(
 def test_a_codec_that_the_decoder_cannot_read_is_named(
     decoder: VideoDecoder, tmp_path: Path
 ) -> None:
-    path = tmp_path / "av1.mp4"
-    source = ["-f", "lavfi", "-i", "testsrc2=s=128x128:d=0.5:r=8"]
-    codec = ["-c:v", "libaom-av1", "-cpu-used", "8", "-usage", "realtime"]
-    run_ffmpeg([*source, *codec, str(path)])
+    path = tmp_path / "a.mkv"
+    run_ffmpeg(["-f", "lavfi", "-i", "testsrc2=s=128x128:d=0.5:r=8", "-c:v", "ffv1", str(path)])
 
     with pytest.raises(BadClipError) as caught:
         decoder.probe(path.read_bytes())
 
     assert caught.value.reason == "unsupported_codec"
+    assert "ffv1" in caught.value.detail
     assert "re-encode" in caught.value.fix
+
+
+def test_a_decoder_without_memory_to_start_is_no_fault_of_a_clip(video: bytes) -> None:
+    decoder = VideoDecoder(DecodeLimits(memory_bytes=64 << 20))
+
+    with pytest.raises(ConfigError) as caught:
+        decoder.probe(video)
+    decoder.close()
+
+    assert caught.value.exit_code == 78
+    assert "decode_memory_gib: 0.0625" in caught.value.where
+
+
+def test_a_missing_library_is_named_before_any_clip_is_blamed(
+    video: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "av.py").write_text("raise ImportError('libavcodec.so.62 is missing')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    decoder = VideoDecoder()
+
+    with pytest.raises(ConfigError, match=r"libavcodec\.so\.62 is missing"):
+        decoder.probe(video)
+    decoder.close()
+
+
+def test_a_decoder_that_is_killed_as_it_starts_may_start_elsewhere(
+    video: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "av.py").write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    decoder = VideoDecoder()
+
+    with pytest.raises(RetryableError) as caught:
+        decoder.probe(video)
+    decoder.close()
+
+    assert caught.value.exit_code == 138

@@ -92,7 +92,7 @@ def test_an_index_that_points_behind_the_end_is_truncated(faststart: bytes) -> N
         (lambda d: patched(d, b"mdhd", 12, struct.pack(">I", 0)), "damaged"),
         (lambda d: patched(d, b"mdhd", 16, struct.pack(">I", 2**32 - 1)), "too_long"),
         (lambda d: patched(d, b"url ", 0, b"\0\0\0\0"), "external_reference"),
-        (lambda d: d.replace(b"avc1", b"av01"), "unsupported_codec"),
+        (lambda d: d.replace(b"avc1", b"vvc1"), "unsupported_codec"),
         (lambda d: d.replace(b"vide", b"soun"), "no_video_track"),
         (lambda d: d.replace(b"stbl", b"xxxx"), "damaged"),
         (lambda d: patched(d, b"stsc", 4, struct.pack(">I", 2**31)), "damaged"),
