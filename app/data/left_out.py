@@ -51,12 +51,13 @@ def why(one: LeftOut) -> str:
     return WHY.get(one.reason, "the sample is left out of training")
 
 
-def summary(left_out: Sequence[LeftOut], videos: int) -> str:
+def summary(left_out: Sequence[LeftOut], videos: int, unnamed: int = 0) -> str:
     """One line: how many are left out, by reason, with the first names.
 
     Args:
-        left_out: at least one.
+        left_out: those whose names are known.
         videos: that are read.
+        unnamed: more that are left out.
     """
     by_reason: dict[str, list[LeftOut]] = {}
     for one in left_out:
@@ -66,8 +67,10 @@ def summary(left_out: Sequence[LeftOut], videos: int) -> str:
         names = ", ".join(_name(one) for one in ones[:NAMES_SHOWN])
         more = f" and {len(ones) - NAMES_SHOWN} more" if len(ones) > NAMES_SHOWN else ""
         parts.append(f"{reason} {len(ones)} ({names}{more})")
-    total = len(left_out) + videos
-    return f"{len(left_out)} of {total} videos are left out: {', '.join(parts)}"
+    if unnamed:
+        parts.append(f"and {unnamed} more")
+    count = len(left_out) + unnamed
+    return f"{count} of {count + videos} videos are left out: {', '.join(parts)}"
 
 
 def _name(one: LeftOut) -> str:

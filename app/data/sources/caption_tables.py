@@ -48,6 +48,11 @@ class Row:
     where: str
 
 
+def is_table(key: str) -> bool:
+    """Whether a file may be one of these, by its name."""
+    return key.rpartition("/")[2] in TABLE_NAMES
+
+
 def caption_rows(storage: Storage, entries: Mapping[str, Entry]) -> Iterator[Row]:
     """Rows of every table among the files of a dataset.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from app.data.left_out import UNREADABLE, UNSUPPORTED, UNUSABLE, LeftOut, summary
+from app.data.local_files import unlisted
 from app.data.names import (
     OTHER_VIDEOS,
     PERHAPS_VIDEOS,
@@ -21,9 +21,8 @@ from app.data.names import (
 )
 from app.data.sources.caption_tables import TABLE_NAMES
 from app.errors import InputMissingError
-from app.storage.local import files_below
 from app.storage.objects import Entry, Storage, stat_if_present
-from app.storage.opening import is_remote, open_storage
+from app.storage.opening import open_storage
 
 VIDEOS, LABELS = "videos", "labels"
 NO_SHARDS_HINT = "set data.target to data_video.VideoDataset"
@@ -92,22 +91,11 @@ def list_folder(path: str, *, upstream: bool = False) -> VideoFolder:
         ),
         *(
             LeftOut("", key, UNREADABLE)
-            for key in unlisted(storage, within, visible)
+            for key in unlisted(storage, within, visible.keys())
             if is_video_name(key, upstream=upstream)
         ),
     ]
     return VideoFolder(storage, entries, within, videos, tuple(sorted(left_out)))
-
-
-def unlisted(storage: Storage, within: str, listed: Mapping[str, Entry]) -> Iterator[str]:
-    """Names of a local folder that no listing shows: links to nothing, pipes, devices."""
-    if is_remote(storage.url):
-        return
-    root = Path(storage.url)
-    for path in files_below(root / within):
-        key = path.relative_to(root).as_posix()
-        if key not in listed and not is_hidden(key):
-            yield key
 
 
 def split_root(path: str) -> tuple[str, str]:

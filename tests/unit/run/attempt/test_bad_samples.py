@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from app.config.schema.data import QuarantineConfig
+from app.data.left_out import LeftOut
 from app.data.loader import Loader, LoaderSettings
 from app.data.order.cursor import Cursor
 from app.data.order.orders import EpochOrder
 from app.data.order.share import Share
 from app.data.quarantine import TooManyBadError
-from app.data.sources.protocols import LeftOut
 from app.data.sources.views import JoinedSource
 from app.distributed.groups import ProcessGroups
 from app.errors import InputMissingError, RetryableError
