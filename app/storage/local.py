@@ -225,14 +225,15 @@ class LocalStorage:
 def files_below(start: Path) -> Iterator[Path]:
     """Everything below a folder that is not a folder, through linked folders too.
 
-    A folder that contains itself by a link is listed once: of each path from the start on, a
+    A link to a folder that contains the link, or the start, is not followed: of each path a
     folder (by device and inode) may be a part only once.
 
     Raises:
         DataError: more than 10,000 linked folders: links that lead to each other.
         PermissionError: a folder may not be listed.
     """
-    above = {str(start): frozenset((_identity(start),))}
+    real = start.resolve()
+    above = {str(start): frozenset(_identity(folder) for folder in (real, *real.parents))}
     links = 0
 
     def check(problem: OSError) -> None:
