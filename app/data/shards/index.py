@@ -46,6 +46,7 @@ LARGEST_MEMBER_BYTES = 512 << 20
 _NAME = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", re.DOTALL)
 _READ_BYTES = 16 << 10  # one ranged read covers a header and the small members behind it
 _TAIL_BYTES = 64 << 10
+_MOST_READS = 200  # for one member: an ordinary one takes three, one with a long name seven
 _LARGEST_HEADER = 1 << 20  # an extended header holds names and numbers
 _BLOCK = 512
 _TAR_MAGIC = slice(257, 262)
@@ -155,9 +156,11 @@ def walk_shard(file: BinaryIO, size: int) -> tuple[ShardIndex, str | None]:
     bad: dict[str, str] = {}
     damage: str | None = None
     try:
-        headers = cast(BinaryIO, _Headers(file))  # tarfile asks for no other method
-        with tarfile.open(fileobj=headers, mode="r:") as archive:
+        headers = _Headers(file)
+        # tarfile asks for no other method.
+        with tarfile.open(fileobj=cast(BinaryIO, headers), mode="r:") as archive:
             for info in archive:
+                headers.reads = 0
                 if info.size < 0:
                     raise tarfile.ReadError(f"'{info.name}' has {info.size} bytes")
                 if info.offset_data + info.size > size:
@@ -166,8 +169,6 @@ def walk_shard(file: BinaryIO, size: int) -> tuple[ShardIndex, str | None]:
             damage = _behind_the_last(file, archive.offset)
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as problem:
         damage = str(problem)
-    except RecursionError:  # tarfile calls itself for each header that describes the next one
-        damage = "too many headers that describe the next header"
     if damage is not None and members:
         last = next(reversed(members))
         del members[last]
@@ -248,15 +249,23 @@ def _behind_the_last(file: BinaryIO, end: int) -> str | None:
 
 
 class _Headers:
-    """The file as tarfile sees it, which would read as much as a garbled header says."""
+    """The file as tarfile sees it.
+
+    tarfile would read as much as a garbled header says, and calls itself for each header that
+    describes the next one, without end. `reads` counts those since the last member.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self.reads = 0
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _LARGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size} bytes")
+        self.reads += 1
+        if self.reads > _MOST_READS:
+            raise tarfile.ReadError("too many headers that describe the next header")
         return self._file.read(size)
 
 

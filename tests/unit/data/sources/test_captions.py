@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -128,8 +129,6 @@ def test_two_captions_that_differ_are_an_error_that_names_both(
 
     with pytest.raises(DataError, match=r"1 of 1 videos have two captions that differ") as caught:
         opened(tmp_path, missing_captions=missing)
-
-    import re
 
     assert re.search(said, caught.value.what)
 
