@@ -162,6 +162,8 @@ def show(url: str, result: CheckResult) -> None:
     output.table(f"{url} ({result.census.kind})", ["what", "value"], rows)
     filled = [[name, count] for name, count in result.buckets.items()]
     output.table("clips that fill a bucket", ["frames x rows x columns", "clips"], filled)
+    if result.census.left_out:
+        output.note(f"warning: {result.census.left_out}")
     problems = result.census.problems
     if not problems:
         output.line("no fault found")

@@ -53,6 +53,7 @@ class Found:
     kind: str  # "folder" or "shards"
     problems: list[Problem] = field(default_factory=list)
     left_out: int = 0  # samples that problems of shards and names cost
+    named: list[LeftOut] = field(default_factory=list)  # what training names as left out
     shards: int = 0
     total: int = 0  # samples known so far
 
@@ -85,6 +86,7 @@ def open_dataset(
     found.problems += mixed(folder.storage.url, folder.entries, folder.within, is_shards=is_shards)
     if is_shards:
         return found, _shards(patterns, rules, found)
+    found.named += folder.left_out
     samples, problems = folder_samples(folder, settings)
     found.problems += problems
     if not samples:
@@ -218,6 +220,7 @@ def _samples_of(
     for key, reason in index.left_out:
         detail = why(LeftOut(shard.name, key, reason))
         found.problems.append(Problem(shard.url, key, reason, detail))
+        found.named.append(LeftOut(shard.name, key, reason))
     found.left_out += len(index.left_out)
     descriptor = os.open(shard.path, os.O_RDONLY)
     try:

@@ -20,6 +20,7 @@ from app.data.check.sample import (
     Sample,
     check_sample,
 )
+from app.data.left_out import summary
 from app.data.shards.captions import TextRules
 from app.data.sources.settings import EXACT, SAT, SourceSettings
 from app.data.sources.webdataset import sat_selection
@@ -42,6 +43,7 @@ class Census:
         samples: all that were found, those with problems too.
         clips: one per sample that has a place in the order of training.
         problems: sorted by source, key and reason.
+        left_out: in one line, what training will name as left out; "" for nothing.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class Census:
     samples: int
     clips: tuple[CheckedClip, ...]
     problems: tuple[Problem, ...]
+    left_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,4 +193,5 @@ def _census(found: Found, clips: Sequence[CheckedClip]) -> Census:
         samples=len(clips) + found.left_out,
         clips=tuple(clips),
         problems=tuple(problems),
+        left_out=summary(found.named, len(clips)) if found.named else "",
     )

@@ -117,6 +117,7 @@ class CheckResult:
             "samples": census.samples,
             "usable": len(usable),
             "shards": census.shards,
+            "left_out": census.left_out,
             "problems": [
                 {"source": problem.source, "key": problem.key, "reason": problem.reason}
                 for problem in census.problems
