@@ -43,7 +43,9 @@ from app.storage.objects import Entry, Storage
 from app.storage.opening import is_remote, open_storage
 
 DAMAGED = "damaged_shard"
-UNSUITED = frozenset({"too_short", "caption_too_long"})  # sound, but not what training needs
+UNSUITED = frozenset(
+    {"too_short", "too_slow", "caption_too_long"}
+)  # sound, but not what training needs
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from app.data.left_out import why
 from app.data.loader import Loader
+from app.data.names import shown
 from app.data.quarantine import BadSample, check_share
 from app.data.sources.protocols import SampleId
 from app.data.sources.views import JoinedSource
@@ -58,7 +59,7 @@ class QuarantineKeeper:
             return
         for one in self.loader.source.left_out():
             path = self._path(one.dataset)
-            self._lines.append(self._line(path, one.shard, one.key, one.reason, why(one)))
+            self._lines.append(self._line(path, one.shard, shown(one.key), one.reason, why(one)))
         self.write()
         self._look_up()
 

@@ -91,6 +91,28 @@ def test_what_was_found_is_agreed_listed_and_counted(
     assert len(told) == 3
 
 
+def test_names_that_no_file_of_ours_can_hold_are_listed_as_they_are_shown(
+    groups: ProcessGroups, tmp_path: Path
+) -> None:
+    source = FlawedSource([9], {})
+    odd = [
+        LeftOut("", "videos/\udce4.mp4", "unusable_name"),
+        LeftOut("", "a\nb.mp4", "unusable_name"),
+    ]
+    source.left_out = lambda: odd  # type: ignore[method-assign]
+    keeper = keeper_of(tmp_path, source)
+
+    keeper.begin()
+
+    (path,) = tmp_path.glob("quarantine/*")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["key"] for line in lines] == [r"'videos/\udce4.mp4'", r"'a\nb.mp4'"]
+    assert [line["detail"] for line in lines] == [
+        "its name is not UTF-8: rename it",
+        "its name has a control character: rename it",
+    ]
+
+
 def test_nothing_bad_writes_nothing(groups: ProcessGroups, tmp_path: Path) -> None:
     keeper = keeper_of(tmp_path, FlawedSource([9], {}))
 
