@@ -159,7 +159,8 @@ def _check_apart(folder: str, target: Storage) -> None:
     """Refuse to write shards among the videos that they are made of."""
     root, _ = split_root(folder)
     source, written = _canonical(open_storage(root).url), _canonical(target.url)
-    parts = (f"{source}/{VIDEOS}/", f"{source}/{LABELS}/")
+    # Each may be a link to another place.
+    parts = tuple(f"{_canonical(f'{source}/{name}')}/" for name in (VIDEOS, LABELS))
     if written == source or f"{written}/".startswith(parts):
         raise ConfigError(
             "the shards would be among the videos that they are made of",

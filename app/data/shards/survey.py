@@ -19,7 +19,7 @@ from app.data.left_out import UNREADABLE, UNSUPPORTED, UNUSABLE, WHY, LeftOut, s
 from app.data.local_files import unlisted
 from app.data.names import SHARD_SUFFIX, is_hidden, name_fault, shard_fault, shown
 from app.data.shards.captions import sidecar_name
-from app.data.shards.index import RangeFile, ShardIndex, index_digest, index_shard
+from app.data.shards.index import INDEX_VERSION, RangeFile, ShardIndex, index_digest, index_shard
 from app.data.shards.manifest import (
     MANIFEST_NAME,
     DatasetManifest,
@@ -109,8 +109,15 @@ class IndexFiles:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def is_outdated(self, shard: ShardEntry) -> bool:
-        """Whether samples of a shard were left out by older rules, which knew fewer videos."""
+    def current(self, shards: Mapping[str, ShardEntry]) -> dict[str, ShardEntry]:
+        """Shards without those of which older rules, which knew fewer videos, left some out."""
+        with ThreadPoolExecutor(SCAN_THREADS) as pool:
+            outdated = pool.map(self._is_outdated, shards.values())
+            return {
+                name: shards[name] for name, old in zip(shards, outdated, strict=True) if not old
+            }
+
+    def _is_outdated(self, shard: ShardEntry) -> bool:
         data = self.read(shard.index) if shard.left_out else None
         try:
             return data is not None and ShardIndex.from_json(data, shard.index).is_outdated
@@ -182,7 +189,8 @@ def survey(
                 raise missing_shard(f"{storage.url}/{name}")
         names = list(dict.fromkeys(requested))
         fresh = _checked([known[name] for name in names if name in known], entries, storage, rules)
-        fresh = {name: shard for name, shard in fresh.items() if not files.is_outdated(shard)}
+        if old.index_version < INDEX_VERSION:
+            fresh = files.current(fresh)
         new = [name for name in names if name not in fresh]
         if new:
             log.info("scanning shards", extra={"url": storage.url, "shards": len(new)})
@@ -190,8 +198,14 @@ def survey(
             with ThreadPoolExecutor(SCAN_THREADS) as pool:
                 fresh |= {shard.name: shard for shard in pool.map(scan, [entries[n] for n in new])}
         known |= fresh
-        new_manifest = DatasetManifest(tuple(known[name] for name in sorted(known)), old.made_by)
-        if new_manifest.shards != old.shards:
+        lacking = {name for name, shard in known.items() if shard.left_out}
+        new_manifest = DatasetManifest(
+            tuple(known[name] for name in sorted(known)),
+            old.made_by,
+            # A folder of which nothing was left out needs no new manifest.
+            INDEX_VERSION if lacking and lacking <= set(names) else old.index_version,
+        )
+        if new_manifest != old:
             files.write(MANIFEST_NAME, new_manifest.to_json())
     _report_left_out(files, list(fresh.values()))
     return Folder(storage, entries, tuple(fresh[name] for name in requested), files)

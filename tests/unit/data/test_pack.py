@@ -165,6 +165,16 @@ def test_shards_are_not_written_among_their_videos(source: str, out: str, tmp_pa
     assert list(clips.rglob("*.tar")) == []
 
 
+def test_nor_among_the_videos_of_a_linked_folder(tmp_path: Path) -> None:
+    clips = write_folder(tmp_path / "clips", {"a": "first"})
+    (tmp_path / "set").mkdir()
+    for kind in ("videos", "labels"):
+        (tmp_path / "set" / kind).symlink_to(clips / kind)
+
+    with pytest.raises(ConfigError, match="among the videos"):
+        pack(str(tmp_path / "set"), f"{clips}/videos/shards", PackRules())
+
+
 def test_shards_may_lie_in_a_folder_of_their_own_below_the_videos(tmp_path: Path) -> None:
     clips = write_folder(tmp_path / "clips", {"a": "first"})
 

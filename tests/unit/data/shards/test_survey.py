@@ -345,22 +345,35 @@ def test_what_is_left_out_is_said_with_reasons_and_names(
 def test_a_manifest_made_when_only_mp4_was_read_is_brought_up_to_date(shards: Path) -> None:
     """A dataset of .mp4 stays as it was; of other kinds, what was left out is read now."""
     old = look(shards)
-    path = write_shard(shards / "c.tar", [("a.mkv", b"v"), ("a.txt", b"t"), *samples(["b"])])
+    members = [("a.mkv", b"v"), ("a.txt", b"t"), *samples(["b"]), ("lonely.txt", b"t")]
+    write_shard(shards / "c.tar", members)
     new = look(shards)
     # As the first version wrote them: the sample `a` was left out.
     index = json.loads((shards / "c.index.json").read_text())
     index["members"] = [member for member in index["members"] if member[0] == "b"]
-    index |= {"format_version": 1, "left_out": [["a", "no_video"]]}
+    index |= {"format_version": 1, "left_out": [["a", "no_video"], ["lonely", "no_video"]]}
     (shards / "c.index.json").write_text(json.dumps(index))
     shard = new.shards[-1]
     members = ShardIndex.from_json(json.dumps(index).encode(), "c")
-    first = replace(shard, samples=1, left_out=1, index_sha256=index_digest(members))
-    manifest = DatasetManifest((*old.shards, first), "cogvx")
+    first = replace(shard, samples=1, left_out=2, index_sha256=index_digest(members))
+    manifest = DatasetManifest((*old.shards, first), "cogvx", index_version=1)
+    assert b"index_version" not in manifest.to_json()
     (shards / MANIFEST_NAME).write_bytes(manifest.to_json())
 
     found = look(shards)
 
-    assert path.exists()
     assert found.shards == new.shards
     assert [shard.samples for shard in found.shards] == [2, 3, 0, 2]
     assert json.loads((shards / "c.index.json").read_text())["format_version"] == 2
+    assert json.loads((shards / MANIFEST_NAME).read_text())["index_version"] == 2
+
+
+def test_a_manifest_of_the_first_version_that_left_nothing_out_stays_as_it_is(
+    shards: Path,
+) -> None:
+    found = look(shards)
+    old = DatasetManifest(found.shards, "cogvx", index_version=1).to_json()
+    (shards / MANIFEST_NAME).write_bytes(old)
+
+    assert look(shards).shards == found.shards
+    assert (shards / MANIFEST_NAME).read_bytes() == old
