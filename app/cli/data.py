@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from app.cli import data_check, data_quarantine, output
 from app.cli.numbers import number
-from app.config.dataset_defaults import DEFAULT_SHARD_MIB
+from app.config.dataset_defaults import DEFAULT_SHARD_MIB, MOST_LEFT_OUT
 
 SMALLEST_SHARD_MIB, LARGEST_SHARD_MIB = 2**-10, 2.0**20
 EXAMPLES = """examples:
@@ -75,6 +75,15 @@ def _configure_pack(parser: argparse.ArgumentParser) -> None:
         help="how to treat videos without a caption (default: %(default)s)",
     )
     parser.add_argument(
+        "--max-left-out",
+        type=number(0.0, 1.0),
+        default=MOST_LEFT_OUT,
+        metavar="SHARE",
+        help="largest share of the folder's videos that may be left out (other kinds, damaged "
+        "ones, names that cannot be used); above it nothing is written and the exit code is 65 "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--overwrite",
         action="store_true",
         help="replace the dataset at URL; it is deleted even if packing fails",
@@ -95,6 +104,7 @@ def _pack(args: argparse.Namespace) -> int:
         name=args.name,
         shard_bytes=int(args.shard_mib * 2**20),
         missing_captions=args.missing_captions,
+        max_left_out=args.max_left_out,
         overwrite=args.overwrite,
     )
     with output.progress("packing", total=0) as bar:
@@ -104,6 +114,8 @@ def _pack(args: argparse.Namespace) -> int:
             rules,
             lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
         )
+    if report.left_out:
+        output.note(f"warning: {report.left_out_why}")
     if args.json:
         output.as_json(asdict(report))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from app.config.schema.data import Bucket
 
 DEFAULT_SHARD_MIB = 256
+MOST_LEFT_OUT = 0.01  # share of a folder's videos that `cogvx data pack` may leave out
 # What a dataset could be used for, when nothing says what it is for: the stock size and shorter
 # and squarer ones of about as many pixels.
 DEFAULT_BUCKETS = tuple(

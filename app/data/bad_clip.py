@@ -15,6 +15,7 @@ FIX = {
     "data.decode_deadline_s",
     "out_of_memory": "re-encode it smaller, or raise data.decode_memory_gib",
     "damaged_entry": "delete the file of the latent cache and run `cogvx encode` again",
+    "two_captions": "remove one of the two, or make them the same",
     "no_caption": "write its caption, or set data.missing_captions: empty",
     "empty_caption": "write its caption, or set data.missing_captions: empty",
 }

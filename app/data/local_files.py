@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from app.data.names import is_hidden
 from app.data.object_cache import CachedObject, Check, ObjectCache, Prefetcher
 from app.errors import AccessDeniedError, DataError, InputMissingError
+from app.storage.local import files_below
 from app.storage.objects import Entry, Storage
 from app.storage.opening import is_remote
 
@@ -108,3 +110,20 @@ class LocalFiles:
             raise AccessDeniedError(
                 "the file may not be read", where=str(path), fix="change its owner or mode"
             ) from problem
+
+
+def unlisted(storage: Storage, within: str, listed: Container[str]) -> Iterator[str]:
+    """Names of a local folder that no listing shows: links to nothing, pipes, devices.
+
+    Args:
+        storage: any; only a local one has such names.
+        within: prefix to look below.
+        listed: keys that its listing shows.
+    """
+    if is_remote(storage.url):
+        return
+    root = Path(storage.url)
+    for path in files_below(root / within):
+        key = path.relative_to(root).as_posix()
+        if key not in listed and not is_hidden(key):
+            yield key

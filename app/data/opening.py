@@ -12,8 +12,10 @@ from app.config.schema.run import CompatConfig
 from app.config.target import load_class
 from app.data.batch import Collate
 from app.data.loader import Loader, LoaderSettings
+from app.data.names import checked_address
 from app.data.order.choice import OrderRequest, ordered
 from app.data.order.share import Share
+from app.data.quarantine import check_names
 from app.data.sources.protocols import Source
 from app.data.sources.registered import MapSource
 from app.data.sources.settings import SourceSettings, settings_from_config, with_cache
@@ -94,10 +96,13 @@ def open_dataset(
     config: DataConfig, path: str, settings: SourceSettings, request: LoaderRequest
 ) -> Source:
     """One dataset: ours, or a registered class or function behind MapSource."""
+    checked_address(path, "args.train_data or args.valid_data")
     if request.create is not None:
-        return MapSource(request.create(path, request.args), config.target)
+        return MapSource(request.create(path, request.args), config.target, config.caption_prefix)
     if isinstance(config.params, SFTDataConfig):
-        return SFTSource(config.params, path, settings)
+        source = SFTSource(config.params, path, settings)
+        check_names(source.left_out(), len(source), path, config.quarantine)
+        return source
     if isinstance(config.params, ShardDataConfig):
         return ShardSource(config.params, path, settings)
     dataset_class = load_class(config.implementation, "data.target")
@@ -108,7 +113,8 @@ def open_dataset(
             where=config.implementation,
             fix="add this classmethod: docs/data_format.md, 'A dataset of your own'",
         )
-    return MapSource(create(path, request.args, **config.params), config.target)
+    dataset = create(path, request.args, **config.params)
+    return MapSource(dataset, config.target, config.caption_prefix)
 
 
 def _order_request(config: DataConfig, request: LoaderRequest) -> OrderRequest:

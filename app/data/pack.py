@@ -13,27 +13,23 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import webdataset
 
 from app import __version__
-from app.config.dataset_defaults import DEFAULT_SHARD_MIB
+from app.config.dataset_defaults import DEFAULT_SHARD_MIB, MOST_LEFT_OUT
 from app.data.bad_clip import BadClipError
+from app.data.left_out import UNUSABLE, LeftOut, summary, why
 from app.data.local_files import LocalFiles
+from app.data.names import checked_address, shown, suffix_of, without_suffix
 from app.data.shards.index import index_shard, safe_name
 from app.data.shards.manifest import MANIFEST_NAME, DatasetManifest, ShardEntry, sizes_key, updated
 from app.data.shards.survey import IndexFiles, file_sha256, shard_entry
+from app.data.sources.captions import CaptionFiles
+from app.data.sources.folder import LABELS, VIDEOS, list_folder, split_root
 from app.data.sources.settings import ERROR, SourceSettings
-from app.data.sources.sft import (
-    LABELS,
-    VIDEOS,
-    CaptionFiles,
-    is_video,
-    list_folder,
-    no_videos,
-    split_root,
-)
 from app.data.video.decoder import VideoDecoder, VideoFacts
 from app.data.video.sizes import ClipSize, size_of, sizes_to_json
 from app.errors import ConfigError, DataError
@@ -44,6 +40,7 @@ log = logging.getLogger(__name__)
 
 TAR_BLOCK = 512
 PROBLEMS_SHOWN = 5
+ALLOW_EMPTY = "give --missing-captions empty to pack '' in their place"
 Progress = Callable[[int, int], None]  # (videos done, videos in all)
 
 
@@ -52,12 +49,14 @@ class PackRules:
     """How to pack.
 
     `name` begins the shards' names: `<name>-000000.tar`. A shard is closed before it grows
-    beyond `shard_bytes`; one longer video makes a longer shard.
+    beyond `shard_bytes`; one longer video makes a longer shard. Nothing is written where more than
+    the share `max_left_out` of the videos cannot be packed.
     """
 
     name: str = "clips"
     shard_bytes: int = DEFAULT_SHARD_MIB << 20
     missing_captions: str = ERROR
+    max_left_out: float = MOST_LEFT_OUT
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -78,6 +77,8 @@ class PackReport:
     samples: int
     bytes: int
     manifest: str
+    left_out: int = 0  # videos of the folder that are in no shard
+    left_out_why: str = ""  # their reasons and first names
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class _Clip:
     """One sample on its way into a shard."""
 
     key: str
+    kind: str  # suffix of the video, in lower case
     video: bytes
     caption: str
     facts: VideoFacts
@@ -105,7 +107,7 @@ class _Clip:
         return {
             "__key__": self.key,
             "json": json.dumps(description, sort_keys=True).encode(),
-            "mp4": self.video,
+            self.kind: self.video,
             "txt": self.caption.encode(),
         }
 
@@ -123,13 +125,15 @@ def pack(
 
     Raises:
         InputMissingError: no video.
-        DataError: videos that cannot be used or captions that are missing: all are named.
+        DataError: captions that are missing, or more videos that cannot be packed than
+            `rules.max_left_out` allows.
         ConfigError: `out` holds a dataset already and `overwrite` is off, or is part of `folder`.
     """
-    target = open_storage(out)
+    target = open_storage(checked_address(out, "--out"))
     _check_apart(folder, target)
     old = _old_manifest(target, rules)
     clips = _Clips(folder, rules)
+    clips.check_left_out()
     if old is not None:
         target.delete([MANIFEST_NAME])  # first: a half-written dataset has none
     with tempfile.TemporaryDirectory(prefix="cogvx-pack-") as scratch:
@@ -146,6 +150,8 @@ def pack(
         samples=sum(shard.samples for shard in shards),
         bytes=sum(shard.bytes for shard in shards),
         manifest=f"{target.url}/{MANIFEST_NAME}",
+        left_out=len(clips.left_out),
+        left_out_why=clips.why_left_out() if clips.left_out else "",
     )
 
 
@@ -153,7 +159,8 @@ def _check_apart(folder: str, target: Storage) -> None:
     """Refuse to write shards among the videos that they are made of."""
     root, _ = split_root(folder)
     source, written = _canonical(open_storage(root).url), _canonical(target.url)
-    parts = (f"{source}/{VIDEOS}/", f"{source}/{LABELS}/")
+    # Each may be a link to another place.
+    parts = tuple(f"{_canonical(f'{source}/{name}')}/" for name in (VIDEOS, LABELS))
     if written == source or f"{written}/".startswith(parts):
         raise ConfigError(
             "the shards would be among the videos that they are made of",
@@ -168,74 +175,117 @@ def _canonical(url: str) -> str:
 
 
 class _Clips:
-    """The videos of a folder, each read, checked and described."""
+    """The videos of a folder, each read, checked and described; `left_out` are those that are not.
+
+    Raises:
+        InputMissingError: no video.
+        DataError: captions that are missing or cannot be read.
+    """
 
     def __init__(self, folder: str, rules: PackRules) -> None:
-        self._storage, entries, within = list_folder(folder)
-        self._root = split_root(folder)[0]
-        self._keys = [key for key in sorted(entries) if is_video(key, within)]
-        if not self._keys:
-            raise no_videos(folder, entries)
+        found = list_folder(folder)
+        if not found.videos:
+            raise found.no_videos(folder, "they are packed already")
+        self._rules = rules
+        self._storage, entries = found.storage, found.entries
+        self._keys = found.videos
+        self.left_out = list(found.left_out)
+        self._details = {one.key: why(one) for one in found.left_out}
         settings = SourceSettings(missing_captions=rules.missing_captions)
-        is_local = not is_remote(self._root)
+        is_local = not is_remote(self._storage.url)
         self._files = LocalFiles(self._storage, entries, None) if is_local else None
         self._captions = CaptionFiles(self._storage, entries, settings)
-        self._captions.check(self._keys)
-        self._names = _sample_names(self._keys)
+        self._captions.check(self._keys, ALLOW_EMPTY)
+        self._names = self._sample_names()
 
     def read(self, progress: Progress) -> Iterator[_Clip]:
-        """Each clip; raises DataError at the end, or early when many are bad, naming them."""
+        """Each clip that can be packed; DataError at the end where too many cannot."""
         decoder = VideoDecoder()
-        problems: list[str] = []
         try:
             for done, key in enumerate(self._keys):
                 progress(done, len(self._keys))
                 try:
-                    clip = self._clip(decoder, key)
+                    clip = self._clip(decoder, key) if key in self._names else None
                 except BadClipError as problem:
-                    problems.append(f"{key} ({problem.reason}: {problem.detail})")
+                    self._leave_out(key, problem.reason, problem.detail)
                     continue
-                if not problems:  # with a bad one nothing will be published: only look on
+                if clip is not None and not self._are_too_many():  # else only look on
                     yield clip
             progress(len(self._keys), len(self._keys))
         finally:
             decoder.close()
-        if problems:
-            shown = "; ".join(problems[:PROBLEMS_SHOWN])
-            more = len(problems) - PROBLEMS_SHOWN
-            raise DataError(
-                f"{len(problems)} of {len(self._keys)} videos cannot be used: {shown}"
-                + (f"; and {more} more" if more > 0 else ""),
-                where=self._root,
-                fix="repair or remove them, then pack again",
-            )
+        self.check_left_out()
+
+    def check_left_out(self) -> None:
+        """Raise DataError where too large a share of the videos cannot be packed; names them."""
+        if not self._are_too_many():
+            return
+        shown_first = "; ".join(
+            f"{shown(one.key)} ({one.reason}: {self._details[one.key]})"
+            for one in self.left_out[:PROBLEMS_SHOWN]
+        )
+        more = len(self.left_out) - PROBLEMS_SHOWN
+        share = self._rules.max_left_out
+        raise DataError(
+            f"{len(self.left_out)} of {self._total} videos cannot be used: {shown_first}"
+            + (f"; and {more} more" if more > 0 else ""),
+            where=self._storage.url,
+            fix=f"repair or remove them, then pack again; --max-left-out ({share:g}) is the share "
+            "that may be left out",
+        )
+
+    def why_left_out(self) -> str:
+        """One line for people."""
+        return summary(self.left_out, self._total - len(self.left_out))
+
+    @property
+    def _total(self) -> int:
+        """Videos of the folder, whether they can be read or not."""
+        unlisted = sum(1 for one in self.left_out if one.key not in self._known)
+        return len(self._keys) + unlisted
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self._keys)
+
+    def _are_too_many(self) -> bool:
+        count, total = len(self.left_out), self._total
+        return count > self._rules.max_left_out * total or count == total
+
+    def _leave_out(self, key: str, reason: str, detail: str) -> None:
+        self.left_out.append(LeftOut("", key, reason))
+        self._details[key] = detail
 
     def _clip(self, decoder: VideoDecoder, key: str) -> _Clip:
         video = (self._files.read if self._files else self._storage.read_small)(key)
-        return _Clip(self._names[key], video, self._captions.read(key), decoder.probe(video))
+        kind = suffix_of(key).removeprefix(".")
+        return _Clip(self._names[key], kind, video, self._captions.read(key), decoder.probe(video))
 
+    def _sample_names(self) -> dict[str, str]:
+        """A tar name for each video: its path, with nothing that webdataset would take apart.
 
-def _sample_names(keys: list[str]) -> dict[str, str]:
-    """A tar name for each video: its path, with nothing that webdataset would take apart.
-
-    Raises:
-        DataError: two videos would get the same name.
-    """
-    names: dict[str, str] = {}
-    taken: dict[str, str] = {}
-    for key in keys:
-        path = PurePosixPath(key)
-        # The key of a sample ends at the first dot of the base name.
-        name = (path.parent / path.name.removesuffix(".mp4").replace(".", "_")).as_posix()
-        name = name.removeprefix("videos/")
-        if name in taken or not safe_name(f"{name}.json"):
-            raise DataError(
-                f"two videos would be named '{name}'" if name in taken else "the name is unusable",
-                where=f"{taken.get(name, '')} {key}".strip(),
-                fix="rename the video",
-            )
-        taken[name], names[key] = key, name
-    return names
+        Raises:
+            DataError: two videos would get the same name.
+        """
+        names: dict[str, str] = {}
+        taken: dict[str, str] = {}
+        for key in self._keys:
+            path = PurePosixPath(key)
+            # The key of a sample ends at the first dot of the base name.
+            name = (path.parent / without_suffix(path.name).replace(".", "_")).as_posix()
+            name = name.removeprefix(f"{VIDEOS}/")
+            name = "".join(sign if sign.isprintable() else "_" for sign in name)
+            if not safe_name(f"{name}.json"):
+                self._leave_out(key, UNUSABLE, "its name is too long for a tar file")
+                continue
+            if name in taken:
+                raise DataError(
+                    f"two videos would be named '{name}'",
+                    where=f"{taken[name]} {key}",
+                    fix="rename the video",
+                )
+            taken[name], names[key] = key, name
+        return names
 
 
 def _write_shards(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from app.config.schema.data import QuarantineConfig
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
+from app.data.left_out import UNREADABLE, UNUSABLE, LeftOut, summary
 from app.data.order.orders import Order
 from app.data.sources.protocols import SampleId, Source
 from app.data.sources.views import ForwardingSource
@@ -305,5 +306,34 @@ def check_share(
         f"than {rules.max_share:.1%}",
         where=f"samples {names}" + (f" and {more} more" if more > 0 else ""),
         fix="`cogvx data quarantine RUN_URL` lists them: repair or remove them, or raise "
+        "data.quarantine.max_share",
+    )
+
+
+def check_names(
+    left_out: Sequence[LeftOut], videos: int, where: str, rules: QuarantineConfig
+) -> None:
+    """Stop before the start where the names of too many videos cannot be used.
+
+    They are bad clips: the same share holds, from the same number of samples on. Files of kinds
+    that are not read are not counted; they are only named.
+
+    Args:
+        left_out: of one folder.
+        videos: of the folder that are read.
+        where: the folder.
+        rules: `data.quarantine`.
+
+    Raises:
+        TooManyBadError: their share passes `max_share`.
+    """
+    bad = [one for one in left_out if one.reason in (UNUSABLE, UNREADABLE)]
+    total = videos + len(bad)
+    if not bad or total < rules.after_samples or len(bad) / total <= rules.max_share:
+        return
+    raise TooManyBadError(
+        f"{summary(bad, videos)}: more than {rules.max_share:.1%}",
+        where=where,
+        fix="rename or restore these files (`cogvx data check` lists them all), or raise "
         "data.quarantine.max_share",
     )

@@ -26,14 +26,20 @@ from app.storage.objects import (
 
 # `.<name>.part-<id>`: an unfinished write, which a killed process leaves behind.
 _PART = re.compile(r"\.(?P<name>.+)\.part-(?P<id>[0-9]+-[0-9a-f]{8})")
+MOST_LINKS = 10_000  # linked folders of one listing
 
 
 class LocalStorage:
-    """A folder as a Storage; the first write creates it."""
+    """A folder as a Storage; the first write creates it.
 
-    def __init__(self, root: Path) -> None:
+    `follow_links` lists what is below linked folders too: for data, which is only read. The
+    folder of a run is also swept, and a link must not lead that outside.
+    """
+
+    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
         self.url = str(root)
         self._root = root
+        self._follow_links = follow_links
 
     def list(self, prefix: str = "") -> list[Entry]:
         """See Storage.list."""
@@ -179,13 +185,11 @@ class LocalStorage:
         with self._errors(prefix):
             if not start.is_dir():
                 return
-            # os.walk and not rglob: a file that vanishes during the listing is not an error.
-            for folder, _, names in os.walk(start):
-                for name in names:
-                    path = Path(folder) / name
-                    key = path.relative_to(self._root).as_posix()
-                    if key.startswith(prefix):
-                        yield key, path
+            walk = files_below(start) if self._follow_links else _files_of(os.walk(start))
+            for path in walk:
+                key = path.relative_to(self._root).as_posix()
+                if key.startswith(prefix):
+                    yield key, path
 
     @contextmanager
     def _written(self, key: str) -> Iterator[Path]:
@@ -216,6 +220,61 @@ class LocalStorage:
                 where=self._where(key),
                 fix="change the owner or mode of the file or its folder",
             ) from error
+
+
+def files_below(start: Path) -> Iterator[Path]:
+    """Everything below a folder that is not a folder, through linked folders too.
+
+    A link to a folder that contains the link, or the start, is not followed: of each path a
+    folder (by device and inode) may be a part only once.
+
+    Raises:
+        DataError: more than 10,000 linked folders: links that lead to each other.
+        PermissionError: a folder may not be listed.
+    """
+    real = start.resolve()
+    above = {str(start): frozenset(_identity(folder) for folder in (real, *real.parents))}
+    links = 0
+
+    def check(problem: OSError) -> None:
+        if isinstance(problem, PermissionError):
+            raise problem
+
+    def folders() -> Iterator[tuple[str, list[str], list[str]]]:
+        nonlocal links
+        for folder, children, names in os.walk(start, followlinks=True, onerror=check):
+            passed = above.pop(folder)
+            for child in tuple(children):
+                path = os.path.join(folder, child)
+                links += os.path.islink(path)
+                identity = _identity(path)
+                if identity is None or identity in passed:
+                    children.remove(child)
+                else:
+                    above[path] = passed | {identity}
+            if links > MOST_LINKS:
+                raise DataError(
+                    f"there are more than {MOST_LINKS} linked folders",
+                    where=str(start),
+                    fix="remove links that lead to each other",
+                )
+            yield folder, children, names
+
+    return _files_of(folders())
+
+
+def _files_of(walk: Iterable[tuple[str, list[str], list[str]]]) -> Iterator[Path]:
+    # os.walk and not rglob: a file that vanishes during the listing is not an error.
+    return (Path(folder) / name for folder, _, names in walk for name in names)
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Device and inode of what a path leads to; None where it leads nowhere."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _entry(key: str, path: Path) -> Entry | None:

@@ -30,7 +30,9 @@ def local_path(url: str) -> Path:
     return Path(match[2].removeprefix("//") if match else url)
 
 
-def open_storage(url: str, settings: StorageSettings | None = None) -> Storage:
+def open_storage(
+    url: str, settings: StorageSettings | None = None, *, follow_links: bool = False
+) -> Storage:
     """Open a folder (a path or file:// URL), an `s3://bucket/prefix`, or (to read) an http URL.
 
     No request is made yet: `check_reachable` does that.
@@ -38,6 +40,7 @@ def open_storage(url: str, settings: StorageSettings | None = None) -> Storage:
     Args:
         url: the root; keys are relative to it.
         settings: default: from this process's environment.
+        follow_links: list what is below linked folders of a local folder (data, which is read).
 
     Raises:
         ConfigError: another scheme, a bad bucket name, or a bad endpoint.
@@ -46,7 +49,7 @@ def open_storage(url: str, settings: StorageSettings | None = None) -> Storage:
     if match is None or match[1].lower() == "file":
         if url in ("", "file:", "file://") or "\x00" in url:
             raise ConfigError("the path is empty", where=repr(url), fix="name a folder")
-        return LocalStorage(local_path(url))
+        return LocalStorage(local_path(url), follow_links=follow_links)
     if match[1].lower() in SCHEMES:
         return HttpStorage(url, settings or StorageSettings.from_environment(os.environ))
     if match[1].lower() != "s3" or not match[2].startswith("//"):

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from app.data.bad_clip import BadClipError
+from app.data.names import is_video_name
+from app.data.sources.captions import CaptionFiles
 from app.data.sources.settings import SourceSettings
-from app.data.sources.sft import CaptionFiles, is_video
 from app.data.video import frames
 from app.data.video.frames import FrameRequest
 from app.data.video.transforms import crop_origin, resize_and_crop, resized_size, scale_pixels
@@ -116,7 +117,7 @@ def test_folder_listing_pairs_videos_with_the_recorded_captions(
     monkeypatch.chdir(tmp_path)  # upstream replaces names in the path as it was given
     storage = open_storage(row["root"])
     entries = {entry.key: entry for entry in storage.list()}
-    keys = [key for key in sorted(entries) if is_video(key, "")]
+    keys = [key for key in sorted(entries) if is_video_name(key, upstream=True)]
     captions = CaptionFiles(storage, entries, SourceSettings(caption_rule="sat"))
 
     if "error" in row:

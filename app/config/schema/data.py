@@ -186,6 +186,7 @@ class DataConfig:
     prefetch_gib: float = 4.0  # ours: shards downloaded ahead, per rank
     prefetch_s: float = 120.0  # ours: seconds of training that shards are downloaded ahead
     missing_captions: str = "error"  # ours: or "empty", which trains on ""
+    caption_prefix: str = ""  # ours: a trigger word before every caption, parted by a blank
     temporal_crop: str = "start"  # ours: or "random", keyed by the position in the order
     on_changed_shard: str = "error"  # ours: or "rescan"
     decode_deadline_s: float = 5.0  # ours: of a small clip; large ones get more

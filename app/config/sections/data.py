@@ -54,6 +54,7 @@ CACHE = rows(
     Field("prefetch_gib", real(above=0)),
     Field("prefetch_s", real(above=0)),
     Field("missing_captions", choice("error", "empty")),
+    Field("caption_prefix", text()),
     Field("temporal_crop", choice("start", "random")),
     Field("on_changed_shard", choice("error", "rescan")),
     Field("decode_deadline_s", real(above=0)),

@@ -15,15 +15,17 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
-from app.data.check.folder import folder_samples, holds_shards, mixed, unreadable
+from app.data.check.folder import folder_samples, holds_shards, mixed
 from app.data.check.sample import Problem, Sample
+from app.data.left_out import LeftOut, why
+from app.data.names import checked_address, shown
 from app.data.shards.captions import (
     TextRules,
     caption,
     metadata,
     read_sidecar,
 )
-from app.data.shards.index import VIDEO, Member, ShardIndex, index_digest, walk_shard
+from app.data.shards.index import Member, ShardIndex, index_digest, video_of, walk_shard
 from app.data.shards.manifest import (
     MANIFEST_NAME,
     DatasetManifest,
@@ -31,16 +33,19 @@ from app.data.shards.manifest import (
     identity_change,
     sizes_key,
 )
-from app.data.shards.survey import entries_of, file_sha256, matching_shards
-from app.data.shards.urls import SUFFIX, ShardPattern, parse_shard_path
-from app.data.sources.sft import list_folder
+from app.data.shards.survey import entries_of, file_sha256, matching_shards, shard_faults
+from app.data.shards.urls import ShardPattern, parse_shard_path
+from app.data.sources.folder import list_folder
+from app.data.sources.settings import SAT, SourceSettings
 from app.data.video.sizes import sizes_from_json
 from app.errors import CogvxError, DataError, InputMissingError
 from app.storage.objects import Entry, Storage
 from app.storage.opening import is_remote, open_storage
 
 DAMAGED = "damaged_shard"
-UNSUITED = frozenset({"too_short", "caption_too_long"})  # sound, but not what training needs
+UNSUITED = frozenset(
+    {"too_short", "too_slow", "caption_too_long"}
+)  # sound, but not what training needs
 
 
 @dataclass(slots=True)
@@ -50,12 +55,20 @@ class Found:
     kind: str  # "folder" or "shards"
     problems: list[Problem] = field(default_factory=list)
     left_out: int = 0  # samples that problems of shards and names cost
+    named: list[LeftOut] = field(default_factory=list)  # what training names as left out
     shards: int = 0
     total: int = 0  # samples known so far
 
 
-def open_dataset(url: str, rules: TextRules) -> tuple[Found, Iterator[list[Sample]]]:
+def open_dataset(
+    url: str, rules: TextRules, settings: SourceSettings
+) -> tuple[Found, Iterator[list[Sample]]]:
     """Find out what is at a path, and how to get its samples.
+
+    Args:
+        url: as `train_data` names it.
+        rules: names of captions and metadata in shards.
+        settings: rules of a folder's captions.
 
     Returns:
         What is known, and groups of samples (a folder, or one shard each). A group can be read
@@ -65,19 +78,21 @@ def open_dataset(url: str, rules: TextRules) -> tuple[Found, Iterator[list[Sampl
         InputMissingError: nothing is there.
         ConfigError: a path of a kind that is not read.
     """
-    patterns = parse_shard_path(url)
+    patterns = parse_shard_path(checked_address(url, "the address of the dataset"))
     if not _is_plain_folder(patterns):
         found = Found("shards")
         return found, _shards(patterns, rules, found)
-    storage, entries, within = list_folder(patterns[0].folder)
-    is_shards = holds_shards(entries, within)
+    folder = list_folder(patterns[0].folder, upstream=settings.caption_rule == SAT)
+    is_shards = holds_shards(folder.entries, folder.within)
     found = Found("shards" if is_shards else "folder")
-    found.problems += mixed(storage.url, entries, within, is_shards=is_shards)
+    found.problems += mixed(folder.storage.url, folder.entries, folder.within, is_shards=is_shards)
     if is_shards:
-        found.problems += unreadable(storage, within, SUFFIX)
         return found, _shards(patterns, rules, found)
-    samples, problems = folder_samples(storage, entries, within)
+    found.named += folder.left_out
+    samples, problems = folder_samples(folder, settings)
     found.problems += problems
+    if not samples:
+        found.problems += _shard_problems(folder.storage, folder.entries, patterns)
     if not samples and not found.problems:
         raise InputMissingError(
             "there are neither videos (*.mp4) nor shards (*.tar) here",
@@ -98,11 +113,18 @@ def _shards(
 ) -> Iterator[list[Sample]]:
     """One group of samples per shard; what is wrong with the shard itself is noted."""
     for folder in dict.fromkeys(pattern.folder for pattern in patterns):
-        storage = open_storage(folder)
+        storage = open_storage(folder, follow_links=True)
         here = [pattern for pattern in patterns if pattern.folder == folder]
         entries = entries_of(storage, here)
         known = _manifest(storage, entries, found)
-        names = matching_shards(folder, entries, set(known), here)
+        faults = _shard_problems(storage, entries, here)
+        found.problems += faults
+        try:
+            names = matching_shards(folder, entries, set(known), here)
+        except InputMissingError:
+            if not faults:
+                raise
+            continue
         for name in dict.fromkeys(names):
             url = f"{storage.url}/{name}"
             if name not in entries:
@@ -115,6 +137,16 @@ def _shards(
                     changed = _changed(storage, entries, known.get(name))
                     shard = _Shard(storage, url, name, path, rules, known.get(name), changed)
                     yield from _samples_of(shard, entries, found)
+
+
+def _shard_problems(
+    storage: Storage, entries: Mapping[str, Entry], patterns: Sequence[ShardPattern]
+) -> list[Problem]:
+    """Shards of which nothing is read, each a fault of its own name."""
+    return [
+        Problem(storage.url, shown(one.key), one.reason, one.detail)
+        for one in shard_faults(storage, entries, patterns)
+    ]
 
 
 def _manifest(
@@ -188,8 +220,9 @@ def _samples_of(
     if damage is not None:
         found.problems.append(Problem(shard.url, shard.name, DAMAGED, damage))
     for key, reason in index.left_out:
-        detail = "the sample is left out of training"
+        detail = why(LeftOut(shard.name, key, reason))
         found.problems.append(Problem(shard.url, key, reason, detail))
+        found.named.append(LeftOut(shard.name, key, reason))
     found.left_out += len(index.left_out)
     descriptor = os.open(shard.path, os.O_RDONLY)
     try:
@@ -232,16 +265,20 @@ def _samples(shard: _Shard, index: ShardIndex, descriptor: int) -> list[Sample]:
     def read(member: Member) -> bytes:
         return os.pread(descriptor, member.size, member.offset)
 
+    def facts(sample: Mapping[str, Member]) -> Mapping[str, object]:
+        return metadata(sample, read, sidecar, shard.rules)
+
     def words(sample: Mapping[str, Member]) -> str | None:
-        return caption(sample, read, metadata(sample, read, sidecar, shard.rules), shard.rules)
+        return caption(sample, read, facts(sample), shard.rules)
 
     return [
         Sample(
             source=shard.url,
-            key=sample[VIDEO].key,
-            size_bytes=sample[VIDEO].size,
-            video=partial(read, sample[VIDEO]),
+            key=video_of(sample).key,
+            size_bytes=video_of(sample).size,
+            video=partial(read, video_of(sample)),
             caption=partial(words, sample),
+            metadata=partial(facts, sample),
         )
         for sample in index.samples()
     ]

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 from app.data.check.sample import Problem, Sample
+from app.data.left_out import NO_VIDEO, why
+from app.data.names import SHARD_SUFFIX, is_video_name, normal_form, shown
 from app.data.shards.manifest import MANIFEST_NAME
-from app.data.shards.urls import SUFFIX
-from app.data.sources.sft import LABELS, VIDEO_SUFFIX, VIDEOS, is_video, label_key
-from app.data.video.clip import caption_text
-from app.storage.objects import Entry, Storage
-from app.storage.opening import is_remote
+from app.data.sources.caption_tables import is_table
+from app.data.sources.captions import CaptionFiles
+from app.data.sources.folder import LABELS, VIDEOS, VideoFolder, label_key
+from app.data.sources.settings import SourceSettings
+from app.errors import DataError
+from app.storage.objects import Entry
 
-OTHER_VIDEOS = (
-    *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".m1v", ".m2ts", ".m2v", ".m4v"),
-    *(".mkv", ".mov", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".rm"),
-    *(".rmvb", ".vob", ".webm", ".wmv", ".y4m"),
-)
-PERHAPS_VIDEOS = (".gif", ".ts")  # also images of a README, and source code
+BAD_TABLE = "bad_metadata"
 # Texts that are found with videos and are not captions.
 NO_CAPTIONS = (
     *("authors", "captions", "changelog", "copying", "licence", "license", "metadata", "notice"),
-    *("prompts", "readme", "videos"),
+    *("caption", "prompt", "prompts", "readme", "video", "videos"),
 )
 
 
@@ -46,72 +42,51 @@ def mixed(url: str, entries: Mapping[str, Entry], within: str, *, is_shards: boo
 
 
 def folder_samples(
-    storage: Storage, entries: Mapping[str, Entry], within: str
+    folder: VideoFolder, settings: SourceSettings
 ) -> tuple[list[Sample], list[Problem]]:
     """The samples of a folder, and the names from which none comes.
 
     Args:
-        entries: everything below the folder, by key.
-        within: prefix of the videos.
+        folder: as training lists it.
+        settings: rules of captions.
     """
-    keys = [key for key in sorted(entries) if is_video(key, within)]
-    others = [key for key in sorted(entries) if _is_other_video(key, entries)]
-    lost = unreadable(storage, within, VIDEO_SUFFIX)
-    labels = {label_key(key) for key in keys}
-    labels |= {_other_label(key) for key in others}
-    labels |= {label_key(problem.key) for problem in lost}
-    detail = f"only files that end in {VIDEO_SUFFIX} are read"
-    problems = [Problem(storage.url, key, "unsupported_suffix", detail) for key in others]
-    problems += lost
+    url, entries = folder.storage.url, folder.entries
+    problems = [Problem(url, shown(one.key), one.reason, why(one)) for one in folder.left_out]
+    captions = CaptionFiles(folder.storage, entries, settings)
+    try:
+        lost = captions.lost_rows
+    except DataError as problem:
+        table = problem.where.removeprefix(f"{url}/")
+        problems.append(Problem(url, table, BAD_TABLE, problem.what))
+        rest = {key: entry for key, entry in entries.items() if not is_table(key)}
+        captions, lost = CaptionFiles(folder.storage, rest, settings), ()
     problems += [
-        Problem(storage.url, key, "no_video", "this caption has no video")
-        for key in _captions(entries, labels)
-        if key not in labels
+        Problem(url, shown(row.video), NO_VIDEO, f"{row.where} names it, and it is not there")
+        for row in lost
     ]
-
-    def words(key: str) -> str | None:
-        label = label_key(key)
-        return caption_text(storage.read_small(label)) if label in entries else None
-
+    keys = [*folder.videos, *(one.key for one in folder.left_out)]
+    labels = {normal_form(label_key(key)) for key in keys}
+    problems += [
+        Problem(url, key, NO_VIDEO, "this caption has no video")
+        for key in _captions(entries, labels)
+        if normal_form(key) not in labels
+    ]
     samples = [
         Sample(
-            source=storage.url,
+            source=url,
             key=key,
             size_bytes=entries[key].size_bytes,
-            video=partial(storage.read_small, key),
-            caption=partial(words, key),
+            video=partial(folder.storage.read_small, key),
+            caption=partial(captions.text, key),
         )
-        for key in keys
+        for key in folder.videos
     ]
     return samples, problems
 
 
-def unreadable(storage: Storage, within: str, suffix: str) -> list[Problem]:
-    """Names of a local folder that no listing shows: links to nothing, pipes, devices."""
-    if is_remote(storage.url):
-        return []
-    root = Path(storage.url)
-    found = []
-    for folder, _, names in os.walk(root / within):
-        for name in names:
-            path = Path(folder) / name
-            if name.endswith(suffix) and not _is_file(path):
-                what = "a link to nothing" if path.is_symlink() else "not a regular file"
-                key = path.relative_to(root).as_posix()
-                found.append(Problem(storage.url, key, "unreadable", f"this is {what}"))
-    return sorted(found, key=lambda problem: problem.key)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # links in a circle
-        return False
-
-
 def _shards(entries: Mapping[str, Entry]) -> Sequence[str]:
     """The shards, without those that were packed from the videos into a folder of their own."""
-    tars = [key for key in sorted(entries) if key.endswith(SUFFIX)]
+    tars = [key for key in sorted(entries) if key.endswith(SHARD_SUFFIX)]
     if any(VIDEOS in key.split("/")[:-1] for key in entries):
         return [key for key in tars if not _is_packed_below(key, entries)]
     return tars
@@ -127,7 +102,9 @@ def _clips(entries: Mapping[str, Entry], within: str) -> Sequence[str]:
     return [
         key
         for key in sorted(entries)
-        if is_video(key, within) and (VIDEOS in key.split("/")[:-1] or label_key(key) in entries)
+        if key.startswith(within)
+        and is_video_name(key)
+        and (VIDEOS in key.split("/")[:-1] or label_key(key) in entries)
     ]
 
 
@@ -139,24 +116,9 @@ def _captions(entries: Mapping[str, Entry], labels: set[str]) -> list[str]:
     for key in sorted(entries):
         folder, _, name = key.rpartition("/")
         stem, dot, suffix = name.rpartition(".")
-        if not dot or suffix != "txt" or name.startswith("."):
+        if not dot or suffix != "txt":
             continue
         in_labels = has_videos and LABELS in folder.split("/")
         if in_labels or (folder in homes and stem.lower() not in NO_CAPTIONS):
             found.append(key)
     return found
-
-
-def _is_other_video(key: str, entries: Mapping[str, Entry]) -> bool:
-    """Whether a file is a video whose name does not end as those that are read."""
-    kind = Path(key).suffix
-    if kind == VIDEO_SUFFIX:
-        return False
-    kind = kind.lower()
-    if kind in PERHAPS_VIDEOS:
-        return VIDEOS in key.split("/")[:-1] or _other_label(key) in entries
-    return kind == VIDEO_SUFFIX or kind in OTHER_VIDEOS
-
-
-def _other_label(key: str) -> str:
-    return label_key(key.removesuffix(Path(key).suffix) + VIDEO_SUFFIX)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from app.data.bad_clip import BadClipError
+from app.data.sources.settings import prefixed
 from app.data.video.decoder import VideoDecoder, VideoFacts
 from app.data.video.mp4 import LARGEST_FILE_BYTES
 from app.data.video.sizes import ClipSize
@@ -23,7 +24,8 @@ from app.errors import CogvxError
 # the scan; damage behind that is found by training.
 MOST_PIXELS = 4_000_000_000
 FRAMES_SHOWN, ROWS_SHOWN = 5, 96  # of a clip, for the contact sheet
-SHORTEST_FRAMES = 5  # two latent frames: the shortest clip in which something moves
+FEWEST_DECODED = 5  # however large they are
+TOO_SHORT = "too_short"
 # SentencePiece never joins words, cuts pieces at 16 characters and takes marks for themselves, so
 # this many tokens are certain; English captions have under 5.5 characters per token.
 LONGEST_PIECE = 16
@@ -43,9 +45,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample, not read yet. The two callables may be called from any thread.
+    """One sample, not read yet. The callables may be called from any thread.
 
-    `caption` gives None where there is none, and BadClipError where it cannot be read.
+    `caption` gives None where there is none, and BadClipError where it or the metadata, which
+    only a shard has, cannot be read.
     """
 
     source: str
@@ -53,6 +56,11 @@ class Sample:
     size_bytes: int
     video: Callable[[], bytes]
     caption: Callable[[], str | None]
+    metadata: Callable[[], Mapping[str, object]] = dict
+
+
+# The rule of training: which frames of a sample make a clip; BadClipError where none do.
+ChooseFrames = Callable[[VideoFacts, Sample], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +78,20 @@ class CheckRules:
 
     Attributes:
         shortest_frames: a video with fewer frames is a problem.
+        choose_frames: what training cannot make a clip of is a problem, by its own reason.
         most_tokens: of a caption; what is beyond is cut off by the text encoder.
         count_tokens: tokens of a caption, end mark included; None estimates them.
         may_lack_captions: missing and empty captions are allowed.
+        caption_prefix: what training puts before every caption.
         minimum: a clip that does not reach this is a problem too.
     """
 
-    shortest_frames: int = SHORTEST_FRAMES
+    shortest_frames: int = 1
+    choose_frames: ChooseFrames = lambda facts, sample: None
     most_tokens: int = 226
     count_tokens: Callable[[str], int] | None = None
     may_lack_captions: bool = False
+    caption_prefix: str = ""
     minimum: MinimumClip | None = None
 
 
@@ -125,9 +137,9 @@ def check_sample(
     except (CogvxError, OSError) as problem:
         note("unreadable", getattr(problem, "what", str(problem)))
         return blank, problems
-    short = _shortage(size, rules)
-    if short is not None:
-        note("too_short", short)
+    fault = _unsuited(sample, facts, size, rules)
+    if fault is not None:
+        note(*fault)
     clip = CheckedClip(
         source=sample.source,
         key=sample.key,
@@ -140,6 +152,18 @@ def check_sample(
         content=hashlib.sha256(hashlib.sha256(blob).digest() + words.encode()).digest(),
     )
     return clip, problems
+
+
+def _unsuited(
+    sample: Sample, facts: VideoFacts, size: ClipSize, rules: CheckRules
+) -> tuple[str, str] | None:
+    """Reason and sentence of a sound video that is not what training needs, by its own rule."""
+    try:
+        rules.choose_frames(facts, sample)
+    except BadClipError as problem:
+        return problem.reason, problem.detail
+    short = _shortage(size, rules)
+    return None if short is None else (TOO_SHORT, short)
 
 
 def _shortage(size: ClipSize, rules: CheckRules) -> str | None:
@@ -179,7 +203,7 @@ def _check_caption(
             note("no_caption" if missing else "empty_caption", "it has no caption text")
         return 0, ""
     text = text.strip()
-    tokens = (rules.count_tokens or estimated_tokens)(text)
+    tokens = (rules.count_tokens or estimated_tokens)(prefixed(rules.caption_prefix, text))
     if tokens > rules.most_tokens:
         kind = "tokens" if rules.count_tokens else "tokens by estimate"
         note("caption_too_long", f"its caption has {tokens} {kind}, more than {rules.most_tokens}")
@@ -196,7 +220,7 @@ def _decode(
 
     def choose(facts: VideoFacts) -> range:
         pixels = max(1, facts.header.rows * facts.header.columns)
-        count = min(facts.frames, max(SHORTEST_FRAMES, MOST_PIXELS // pixels))
+        count = min(facts.frames, max(FEWEST_DECODED, MOST_PIXELS // pixels))
         places.clear()
         if show and count:
             picked = np.linspace(0, count - 1, min(FRAMES_SHOWN, count)).round().astype(int)
@@ -211,7 +235,7 @@ def _decode(
 
     facts = decoder.decode(blob, choose, take)
     if not shape[0]:
-        raise BadClipError("too_short", "no frame of it can be seen")
+        raise BadClipError(TOO_SHORT, "no frame of it can be seen")
     size = ClipSize(shape[0], shape[1], facts.frames, facts.fps)
     return facts, size, torch.stack([small[i] for i in sorted(small)]) if small else None
 

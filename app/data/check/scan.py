@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+from app.config.argument import default_of
+from app.config.dataset_defaults import DEFAULT_FPS
+from app.config.schema.data import SFTDataConfig, ShardDataConfig
 from app.data.check.datasets import DAMAGED, Found, open_dataset
-from app.data.check.sample import CheckedClip, CheckRules, Problem, Sample, check_sample
+from app.data.check.sample import (
+    CheckedClip,
+    CheckRules,
+    ChooseFrames,
+    Problem,
+    Sample,
+    check_sample,
+)
+from app.data.left_out import summary
 from app.data.shards.captions import TextRules
+from app.data.sources.settings import EXACT, SAT, SourceSettings
+from app.data.sources.webdataset import sat_selection
+from app.data.video import frames
 from app.data.video.decoder import DecoderOfThread
+from app.data.video.frames import FrameRequest
 
 CLIPS_SHOWN = 24  # on the contact sheet
-FOLDER_SHORTEST = 7  # skip_frms_num of a folder is 3 at both ends, and one must be left
 NO_SAMPLES = "no_samples"
 Progress = Callable[[int, int], None]  # (samples done, samples known so far)
 
@@ -28,6 +43,7 @@ class Census:
         samples: all that were found, those with problems too.
         clips: one per sample that has a place in the order of training.
         problems: sorted by source, key and reason.
+        left_out: in one line, what training will name as left out; "" for nothing.
     """
 
     kind: str
@@ -35,14 +51,56 @@ class Census:
     samples: int
     clips: tuple[CheckedClip, ...]
     problems: tuple[Problem, ...]
+    left_out: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedClip:
+    """The clips that training will make.
+
+    Attributes:
+        num_frames: of a clip.
+        fps: of a clip.
+        skip: frames left out at both ends; None: what the class of the dataset has by default.
+        frame_rule: EXACT or SAT.
+    """
+
+    num_frames: int = 49
+    fps: float = DEFAULT_FPS
+    skip: float | None = None
+    frame_rule: str = EXACT
+
+    def rule_for(self, kind: str) -> ChooseFrames:
+        """What training does to a sample of a folder or of shards."""
+        is_folder = kind == "folder"
+        skip = self.skip
+        if skip is None:
+            skip = default_of(SFTDataConfig if is_folder else ShardDataConfig, "skip_frms_num")
+        request = FrameRequest(self.num_frames, self.fps, skip)
+        if self.frame_rule == EXACT:
+            return lambda facts, sample: frames.exact(facts.times, request)
+        if is_folder:
+            return lambda facts, sample: frames.sat_folder(facts.reported, facts.fps, request)
+        return lambda facts, sample: sat_selection(
+            sample.metadata(), request, facts, random.Random(0)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class ScanSettings:
-    """How to scan: number of decoder processes, and whether to keep small frames of clips."""
+    """How to scan.
+
+    Attributes:
+        workers: decoder processes.
+        thumbnails: keep small frames of clips.
+        clip: what training makes of a sample.
+        upstream_names: find videos and captions of a folder as upstream does.
+    """
 
     workers: int = 2
     thumbnails: bool = False
+    clip: TrainedClip = field(default_factory=TrainedClip)
+    upstream_names: bool = False
 
 
 def check_dataset(
@@ -65,10 +123,9 @@ def check_dataset(
         InputMissingError: nothing is there.
         ConfigError: a path of a kind that is not read.
     """
-    found, groups = open_dataset(url, text)
-    if found.kind == "folder":
-        shortest = max(rules.shortest_frames, FOLDER_SHORTEST)
-        rules = replace(rules, shortest_frames=shortest)
+    upstream = SourceSettings(caption_rule=SAT) if settings.upstream_names else SourceSettings()
+    found, groups = open_dataset(url, text, upstream)
+    rules = replace(rules, choose_frames=settings.clip.rule_for(found.kind))
     clips: list[CheckedClip] = []
     decoders = DecoderOfThread(strict=True)
     try:
@@ -136,4 +193,5 @@ def _census(found: Found, clips: Sequence[CheckedClip]) -> Census:
         samples=len(clips) + found.left_out,
         clips=tuple(clips),
         problems=tuple(problems),
+        left_out=summary(found.named, len(clips)) if found.named else "",
     )

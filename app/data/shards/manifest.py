@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.data.json_files import parsed
+from app.data.shards.index import INDEX_VERSION, MP4_VERSION
 from app.errors import DataError, InputMissingError
 from app.storage.objects import OWN_KEY, Entry
 
@@ -41,10 +42,15 @@ class ShardEntry:
 
 @dataclass(frozen=True, slots=True)
 class DatasetManifest:
-    """The shards of one folder, sorted by name."""
+    """The shards of one folder, sorted by name.
+
+    `index_version` is that of the rules by which samples were left out (index.py); manifests of
+    the first version do not say it.
+    """
 
     shards: tuple[ShardEntry, ...]
     made_by: str
+    index_version: int = INDEX_VERSION
 
     def by_name(self) -> dict[str, ShardEntry]:
         return {shard.name: shard for shard in self.shards}
@@ -54,6 +60,7 @@ class DatasetManifest:
         content: dict[str, object] = {
             "format_version": MANIFEST_VERSION,
             "made_by": self.made_by,
+            **({} if self.index_version == MP4_VERSION else {"index_version": self.index_version}),
             "samples_total": sum(shard.samples for shard in self.shards),
             "shards": [asdict(shard) for shard in sorted(self.shards, key=lambda s: s.name)],
         }
@@ -76,7 +83,9 @@ class DatasetManifest:
             if claimed != _digest(content):
                 raise ValueError("its digest does not fit its content")
             shards = tuple(_entry(shard) for shard in content["shards"])
-            return cls(shards, str(content["made_by"]))
+            return cls(
+                shards, str(content["made_by"]), int(content.get("index_version", MP4_VERSION))
+            )
 
         return parsed(
             data,

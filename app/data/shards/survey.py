@@ -12,10 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from app import __version__
+from app.data.left_out import UNREADABLE, UNSUPPORTED, UNUSABLE, WHY, LeftOut, summary
+from app.data.local_files import unlisted
+from app.data.names import SHARD_SUFFIX, is_hidden, name_fault, shard_fault, shown
 from app.data.shards.captions import sidecar_name
-from app.data.shards.index import RangeFile, ShardIndex, index_digest, index_shard
+from app.data.shards.index import INDEX_VERSION, RangeFile, ShardIndex, index_digest, index_shard
 from app.data.shards.manifest import (
     MANIFEST_NAME,
     DatasetManifest,
@@ -27,7 +31,7 @@ from app.data.shards.manifest import (
     sizes_key,
     updated,
 )
-from app.data.shards.urls import SUFFIX, ShardPattern
+from app.data.shards.urls import SHARD_FIX, ShardPattern
 from app.errors import AccessDeniedError, ConfigError, DataError, InputMissingError
 from app.storage.http import HttpStorage
 from app.storage.objects import Entry, ObjectMissingError, Storage
@@ -36,6 +40,8 @@ from app.storage.opening import is_remote
 log = logging.getLogger(__name__)
 
 SCAN_THREADS = 8
+NAMES_SHOWN = 5
+SHARDS_NAMED = 8  # of those with samples that are left out, the ones whose indexes are read
 RESCAN, ERROR = "rescan", "error"
 # Members besides `.txt` and the configured caption key that may hold a caption.
 CAPTION_MEMBERS = frozenset({"txt", "json", "id"})
@@ -51,6 +57,14 @@ class Folder:
     indexes: IndexFiles
 
 
+class ShardFault(NamedTuple):
+    """A file that is a shard by its name and cannot be read: a short word, and a sentence."""
+
+    key: str
+    reason: str
+    detail: str
+
+
 class IndexFiles:
     """Where the indexes and the manifest of a folder are kept: beside the shards, or here.
 
@@ -59,6 +73,7 @@ class IndexFiles:
 
     def __init__(self, storage: Storage, fallback: Path) -> None:
         self._storage = storage
+        self.url = storage.url
         digest = hashlib.sha256(storage.url.encode()).hexdigest()[:32]
         self._fallback = fallback / "manifests" / digest
         self.writable = True
@@ -93,6 +108,21 @@ class IndexFiles:
         with (self._fallback / "survey.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    def current(self, shards: Mapping[str, ShardEntry]) -> dict[str, ShardEntry]:
+        """Shards without those of which older rules, which knew fewer videos, left some out."""
+        with ThreadPoolExecutor(SCAN_THREADS) as pool:
+            outdated = pool.map(self._is_outdated, shards.values())
+            return {
+                name: shards[name] for name, old in zip(shards, outdated, strict=True) if not old
+            }
+
+    def _is_outdated(self, shard: ShardEntry) -> bool:
+        data = self.read(shard.index) if shard.left_out else None
+        try:
+            return data is not None and ShardIndex.from_json(data, shard.index).is_outdated
+        except DataError:
+            return False
 
     def index(self, shard: ShardEntry) -> ShardIndex | None:
         """The index of a shard; one that is lost, damaged or of another content is made again.
@@ -139,9 +169,16 @@ def survey(
 
     Raises:
         InputMissingError: the folder has no shard, or a named one is not there.
-        DataError: a shard changed, or is damaged.
+        DataError: a shard changed, is damaged, or cannot be read because of its name.
     """
     entries = entries_of(storage, patterns)
+    faults = shard_faults(storage, entries, patterns)
+    if faults:
+        first = "; ".join(f"{shown(one.key)} ({one.detail})" for one in faults[:NAMES_SHOWN])
+        more = f"; and {len(faults) - NAMES_SHOWN} more" if len(faults) > NAMES_SHOWN else ""
+        raise DataError(
+            f"{len(faults)} shards cannot be read: {first}{more}", where=storage.url, fix=SHARD_FIX
+        )
     files = IndexFiles(storage, cache_dir)
     with files.locked():
         old = _read_manifest(storage.url, files)
@@ -152,6 +189,8 @@ def survey(
                 raise missing_shard(f"{storage.url}/{name}")
         names = list(dict.fromkeys(requested))
         fresh = _checked([known[name] for name in names if name in known], entries, storage, rules)
+        if old.index_version < INDEX_VERSION:
+            fresh = files.current(fresh)
         new = [name for name in names if name not in fresh]
         if new:
             log.info("scanning shards", extra={"url": storage.url, "shards": len(new)})
@@ -159,10 +198,16 @@ def survey(
             with ThreadPoolExecutor(SCAN_THREADS) as pool:
                 fresh |= {shard.name: shard for shard in pool.map(scan, [entries[n] for n in new])}
         known |= fresh
-        new_manifest = DatasetManifest(tuple(known[name] for name in sorted(known)), old.made_by)
-        if new_manifest.shards != old.shards:
+        lacking = {name for name, shard in known.items() if shard.left_out}
+        new_manifest = DatasetManifest(
+            tuple(known[name] for name in sorted(known)),
+            old.made_by,
+            # A folder of which nothing was left out needs no new manifest.
+            INDEX_VERSION if lacking and lacking <= set(names) else old.index_version,
+        )
+        if new_manifest != old:
             files.write(MANIFEST_NAME, new_manifest.to_json())
-    _report_left_out(storage.url, list(fresh.values()))
+    _report_left_out(files, list(fresh.values()))
     return Folder(storage, entries, tuple(fresh[name] for name in requested), files)
 
 
@@ -175,10 +220,10 @@ def entries_of(storage: Storage, patterns: Sequence[ShardPattern]) -> dict[str, 
     names = [pattern.pattern for pattern in patterns]
     by_name = all(pattern.is_name for pattern in patterns)
     if not isinstance(storage, HttpStorage):
-        return {entry.key: entry for entry in storage.list()}
+        return _visible(storage.list(), names)
     if not by_name:
         try:
-            return {entry.key: entry for entry in storage.list()}
+            return _visible(storage.list(), names)
         except ConfigError:
             manifest = _read_manifest(storage.url, IndexFiles(storage, Path("/nonexistent")))
             names = [shard.name for shard in manifest.shards]
@@ -197,6 +242,39 @@ def entries_of(storage: Storage, patterns: Sequence[ShardPattern]) -> dict[str, 
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         found = list(pool.map(look, keys))
     return {entry.key: entry for entry in found if entry is not None}
+
+
+def _visible(entries: Iterable[Entry], named: Sequence[str]) -> dict[str, Entry]:
+    """The files that are not hidden, by key; a hidden shard is read where it is named itself."""
+    asked = set(named)
+    return {entry.key: entry for entry in entries if not is_hidden(entry.key) or entry.key in asked}
+
+
+def shard_faults(
+    storage: Storage, entries: Mapping[str, Entry], patterns: Iterable[ShardPattern]
+) -> list[ShardFault]:
+    """Shards among what is requested of which no sample is read: part of the data would be missing.
+
+    A glob that ends in `.tar` itself asks for nothing else.
+    """
+    found = []
+    for key in entries:
+        fault = shard_fault(key)
+        if fault is not None:
+            found.append(ShardFault(key, UNSUPPORTED, fault))
+        elif key.rstrip().endswith(SHARD_SUFFIX) and (fault := name_fault(key)) is not None:
+            found.append(ShardFault(key, UNUSABLE, fault))
+    found += [
+        ShardFault(key, UNREADABLE, WHY[UNREADABLE])
+        for key in unlisted(storage, "", entries.keys())
+        if key.endswith(SHARD_SUFFIX)
+    ]
+    globs = [pattern.pattern for pattern in patterns if not pattern.is_name]
+    return sorted(
+        one
+        for one in found
+        if any(not glob or fnmatch.fnmatchcase(one.key, glob) for glob in globs)
+    )
 
 
 def scan_shard(
@@ -245,7 +323,10 @@ def matching_shards(
     Raises:
         InputMissingError: a pattern stands for no shard.
     """
-    tars = sorted(known | {key for key in entries if key.endswith(SUFFIX)})
+    tars = sorted(
+        {key for key in known if not is_hidden(key)}
+        | {key for key in entries if key.endswith(SHARD_SUFFIX) and not is_hidden(key)}
+    )
     found: list[str] = []
     for pattern in patterns:
         if pattern.is_name:
@@ -258,7 +339,7 @@ def matching_shards(
             names = [name for name in names if name not in entries or entries[name].size_bytes]
         if not names:
             raise InputMissingError(
-                f"no shard ({pattern.pattern or '*' + SUFFIX}) here",
+                f"no shard ({pattern.pattern or '*' + SHARD_SUFFIX}) here",
                 where=url,
                 fix="check the path or prefix; shards are uncompressed .tar files",
             )
@@ -328,11 +409,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _report_left_out(url: str, shards: Sequence[ShardEntry]) -> None:
-    count = sum(shard.left_out for shard in shards)
-    if count:
-        first = next(shard.name for shard in shards if shard.left_out)
-        log.warning(
-            "samples that cannot be used were left out",
-            extra={"url": url, "samples": count, "first_shard": first},
-        )
+def _report_left_out(files: IndexFiles, shards: Sequence[ShardEntry]) -> None:
+    """Say how many samples are left out; the first names come from the indexes of a few shards."""
+    lacking = [shard for shard in shards if shard.left_out]
+    if not lacking:
+        return
+    named: list[LeftOut] = []
+    unnamed = sum(shard.left_out for shard in lacking[SHARDS_NAMED:])
+    for shard in lacking[:SHARDS_NAMED]:
+        index = files.index(shard)
+        if index is None:
+            unnamed += shard.left_out
+        else:
+            named += [LeftOut(shard.name, key, reason) for key, reason in index.left_out]
+    sentence = summary(named, sum(shard.samples for shard in shards), unnamed)
+    log.warning(sentence, extra={"url": files.url})

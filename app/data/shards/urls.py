@@ -13,6 +13,7 @@ from math import prod
 
 from braceexpand import braceexpand
 
+from app.data.names import SHARD_SUFFIX, shard_fault
 from app.errors import ConfigError
 
 MOST_NAMES = 1_000_000
@@ -23,7 +24,7 @@ _COUNT = re.compile("\0([0-9]+)\0")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):(//)?")
 _GLOB = re.compile(r"[*?\[]")
 _REPEAT = re.compile(r"(.*?)\*(\d+)")
-SUFFIX = ".tar"
+SHARD_FIX = "unpack it or name it again: shards are uncompressed files called *.tar"
 SCHEMES = ("s3", "file", "http", "https")
 
 
@@ -115,7 +116,10 @@ def _name_count(text: str) -> int:
 def _pattern(url: str) -> ShardPattern:
     url = _checked(url.strip())
     glob = _GLOB.search(url)
-    if glob is None and not url.endswith(SUFFIX):
+    fault = shard_fault(url)
+    if fault is not None and glob is None:
+        raise ConfigError(f"this shard is not read: {fault}", where=url, fix=SHARD_FIX)
+    if glob is None and not url.endswith(SHARD_SUFFIX):
         return ShardPattern(url.rstrip("/") or "/", "")
     folder, slash, _ = (url[: glob.start()] if glob else url).rpartition("/")
     return ShardPattern(folder or slash or ".", url[len(folder) :].lstrip("/"))

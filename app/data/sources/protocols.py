@@ -6,25 +6,17 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from app.data.batch import Item
+from app.data.left_out import LeftOut
 from app.data.video.clip import ClipShape
 from app.data.video.sizes import Sizes
 from app.storage.objects import Entry
 
 SampleId = tuple[str, str]  # (shard, key); the shard of a folder is ""
-
-
-class LeftOut(NamedTuple):
-    """A sample that got no index; `dataset` counts the entries of `train_data`."""
-
-    shard: str
-    key: str
-    reason: str
-    dataset: int = 0
 
 
 class Shapes(Protocol):

@@ -8,7 +8,8 @@ from typing import Any
 
 from app.data.bad_clip import BadClipError
 from app.data.batch import Item
-from app.data.sources.protocols import Source
+from app.data.sources.protocols import Source, identity_of
+from app.data.sources.settings import prefixed
 from app.errors import CogvxError, ConfigError, DataError
 
 
@@ -17,9 +18,14 @@ class MapSource(Source):
 
     Its items are upstream's: a dictionary with `mp4` (T, 3, H, W), `txt`, `num_frames`, `fps`.
     It is indexed from several threads unless `num_workers` is 0 or 1.
+
+    Args:
+        dataset: the user's.
+        name: for messages.
+        caption_prefix: put before every caption.
     """
 
-    def __init__(self, dataset: Any, name: str) -> None:
+    def __init__(self, dataset: Any, name: str, caption_prefix: str = "") -> None:
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise ConfigError(
                 "the dataset cannot be indexed: samples are taken by number",
@@ -28,6 +34,7 @@ class MapSource(Source):
             )
         self._dataset = dataset
         self._name = name
+        self._prefix = caption_prefix.strip()
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -59,7 +66,18 @@ class MapSource(Source):
                 where=f"item {index} of {self._name}",
                 fix="see docs/data_format.md, 'A dataset of your own'",
             )
-        return {"key": f"{self._name}[{index}]", **item}
+        item = {"key": f"{self._name}[{index}]", **item}
+        return {**item, "txt": self._captioned(item["txt"])} if self._prefix else item
+
+    def identity(self, index: int) -> str:
+        prefix = (self._prefix,) if self._prefix else ()
+        return identity_of(self.fingerprint(), index, *prefix)
+
+    def _captioned(self, caption: Any) -> Any:
+        """One caption, or one per view."""
+        if isinstance(caption, list | tuple):
+            return [prefixed(self._prefix, str(one)) for one in caption]
+        return prefixed(self._prefix, str(caption))
 
     def close(self) -> None:
         close = getattr(self._dataset, "close", None)

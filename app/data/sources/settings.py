@@ -32,6 +32,7 @@ def settings_from_config(config: DataConfig, compat: CompatConfig, seed: int) ->
         frame_rule=compat.frame_rule,
         caption_rule=SAT if sat else "relative",
         missing_captions=EMPTY if sat else config.missing_captions,
+        caption_prefix=config.caption_prefix,
         temporal_crop=config.temporal_crop,
         on_changed_shard=config.on_changed_shard,
         cache_dir=Path(config.cache_dir) if config.cache_dir else node_folder("shards"),
@@ -63,6 +64,11 @@ def settings_from_args(args: Namespace) -> SourceSettings:
     return with_cache(settings, config.cache_gib, config.prefetch_gib)
 
 
+def prefixed(prefix: str, caption: str) -> str:
+    """`prefix` before `caption`, parted by one blank; either may be empty."""
+    return " ".join(part for part in (prefix.strip(), caption) if part)
+
+
 @dataclass(frozen=True, slots=True)
 class SourceSettings:
     """What does not depend on the class of the dataset."""
@@ -72,6 +78,7 @@ class SourceSettings:
     caption_rule: str = "relative"  # or SAT: how a folder's captions are found and cut
     # ERROR, or EMPTY: train on "" where a caption is missing
     missing_captions: str = default_of(DataConfig, "missing_captions")
+    caption_prefix: str = default_of(DataConfig, "caption_prefix")  # before every caption
     # START or RANDOM: where in a long video the clip begins
     temporal_crop: str = default_of(DataConfig, "temporal_crop")
     on_changed_shard: str = default_of(DataConfig, "on_changed_shard")  # ERROR or "rescan"
@@ -94,6 +101,15 @@ class SourceSettings:
                     where=f"data.{name}",
                     fix=f"use {' or '.join(allowed)}",
                 )
+
+    def prefixed(self, caption: str) -> str:
+        """The caption as training uses it: the prefix and one blank before it."""
+        return prefixed(self.caption_prefix, caption)
+
+    @property
+    def prefix_fact(self) -> tuple[str, ...]:
+        """The prefix as a part of a sample's identity; nothing where there is none."""
+        return (self.caption_prefix.strip(),) if self.caption_prefix.strip() else ()
 
     def crop(self, position: int) -> random.Random:
         """Where the random start of the sample at `position` comes from."""

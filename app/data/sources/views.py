@@ -15,7 +15,8 @@ from itertools import accumulate
 import numpy as np
 
 from app.data.batch import Item
-from app.data.sources.protocols import LeftOut, SampleId, Shapes, Source
+from app.data.left_out import LeftOut
+from app.data.sources.protocols import SampleId, Shapes, Source
 from app.data.video.clip import ClipShape
 from app.data.video.sizes import Sizes
 from app.distributed.mix import permutation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import random
 from argparse import Namespace
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -15,21 +16,17 @@ from typing import Any
 
 from app.config.schema.data import ShardDataConfig
 from app.data.bad_clip import BadClipError
+from app.data.left_out import LeftOut
 from app.data.local_files import LocalFiles
+from app.data.names import checked_address
 from app.data.shards.captions import Records, TextRules, metadata, read_sidecar, sidecar_name
 from app.data.shards.captions import caption as caption_of
-from app.data.shards.index import VIDEO, ShardIndex
+from app.data.shards.index import ShardIndex, video_of
 from app.data.shards.manifest import ShardEntry, fingerprint, sizes_key
 from app.data.shards.opened import OpenShard, check_content, open_shard
 from app.data.shards.survey import Folder, SurveyRules, survey
 from app.data.shards.urls import parse_shard_path
-from app.data.sources.protocols import (
-    LeftOut,
-    Original,
-    SampleId,
-    identity_of,
-    object_version,
-)
+from app.data.sources.protocols import Original, SampleId, identity_of, object_version
 from app.data.sources.settings import EMPTY, SAT, SourceSettings, settings_from_args
 from app.data.sources.video_source import READERS, VideoPlace, VideoSource, kept_sizes
 from app.data.video import frames
@@ -138,7 +135,7 @@ class ShardSource(VideoSource):
             log.info("reading sizes of videos", extra={"shard": self._url(shard)})
             index = self._index(shard)
             opened = index or open_shard(self._files[shard.folder], entry).index
-            videos = [sample[VIDEO] for sample in opened.samples()]
+            videos = [video_of(sample) for sample in opened.samples()]
             places = [VideoPlace(entry.name, video.offset, video.size) for video in videos]
             return self._scanned_sizes(folder.storage, places)
 
@@ -155,22 +152,24 @@ class ShardSource(VideoSource):
         content = shard.entry.sha256 or object_version(entries.get(shard.entry.name))
         sidecar = object_version(entries.get(sidecar_name(shard.entry.name)))
         names = (self._text.txt_key, *self._text.meta_names)
-        return identity_of(content, shard.entry.index_sha256, sidecar, names)
+        facts = (content, shard.entry.index_sha256, sidecar, names)
+        return identity_of(*facts, *self._settings.prefix_fact)
 
     def original(self, index: int) -> Original:
         which, offset = self._locate(index)
         shard = self._opened(which)
         sample = shard.samples[offset]
-        key = sample[VIDEO].key
+        key = video_of(sample).key
         where = f"{shard.url}, sample {key}"
         try:
             facts = metadata(sample, shard.read, partial(self._sidecar, which), self._text)
             text = caption_of(sample, shard.read, facts, self._text)
             caption = checked_caption(text, may_be_missing=self._may_be_missing)
+            caption = self._settings.prefixed(caption)
         except BadClipError as problem:
             raise problem.named(where) from problem
         shown = f"{self._shards[which].entry.name}:{key}"
-        return Original(shard.read(sample[VIDEO]), caption, shown, where, facts)
+        return Original(shard.read(video_of(sample)), caption, shown, where, facts)
 
     def shard_id(self, index: int) -> str:
         """The shard's key, with the number of its folder where there are several."""
@@ -186,11 +185,13 @@ class ShardSource(VideoSource):
 
     def _survey(self, path: str) -> None:
         """List, check and index every folder that the path names."""
+        path = checked_address(path, "the address of a dataset")
         patterns = parse_shard_path(path, self._params.include_dirs)
         rules = SurveyRules(self._params.txt_key, self._settings.on_changed_shard)
         for number, folder in enumerate(dict.fromkeys(pattern.folder for pattern in patterns)):
             here = [pattern for pattern in patterns if pattern.folder == folder]
-            found = survey(open_storage(folder), here, self._settings.cache_dir, rules)
+            storage = open_storage(folder, follow_links=True)
+            found = survey(storage, here, self._settings.cache_dir, rules)
             files = LocalFiles(
                 found.storage, found.entries, self._settings.cache, self._settings.prefetcher
             )
@@ -207,7 +208,7 @@ class ShardSource(VideoSource):
         if not count or self._may_be_missing:
             return
         names = [
-            f"{shard.entry.name}:{sample[VIDEO].key}"
+            f"{shard.entry.name}:{video_of(sample).key}"
             for shard in list(lacking.values())[:NAMES_SHOWN]
             if (index := self._index(shard)) is not None
             for sample in index.samples()
@@ -242,7 +243,7 @@ class ShardSource(VideoSource):
     def _keys_of(self, which: int) -> tuple[str, ...]:
         """Keys of a shard's samples, without fetching the shard where its index is beside it."""
         index = self._index(self._shards[which]) or self._opened(which).index
-        return tuple(sample[VIDEO].key for sample in index.samples())
+        return tuple(video_of(sample).key for sample in index.samples())
 
     def _locate(self, index: int) -> tuple[int, int]:
         """(shard, sample in it) of an index."""
@@ -270,13 +271,22 @@ class ShardSource(VideoSource):
     def _sat_frames(
         self, original: Original, position: int, request: FrameRequest, video: VideoFacts
     ) -> Selection:
-        fps = _number(original.metadata, "fps") or video.fps
-        duration_s = _number(original.metadata, "duration") or video.reported / video.fps
-        if duration_s < frames.sat_shards_duration_s(fps, request):
-            raise BadClipError("too_short", f"it lasts {duration_s:g} s")
-        return frames.sat_shards(
-            video.reported, fps, duration_s, request, self._settings.crop(position)
-        )
+        return sat_selection(original.metadata, request, video, self._settings.crop(position))
+
+
+def sat_selection(
+    metadata: Mapping[str, object], request: FrameRequest, video: VideoFacts, crop: random.Random
+) -> Selection:
+    """Frames of a sample by upstream's rule, which asks the metadata first.
+
+    Raises:
+        BadClipError: the clip is too short.
+    """
+    fps = _number(metadata, "fps") or video.fps
+    duration_s = _number(metadata, "duration") or video.reported / video.fps
+    if duration_s < frames.sat_shards_duration_s(fps, request):
+        raise BadClipError("too_short", f"it lasts {duration_s:g} s")
+    return frames.sat_shards(video.reported, fps, duration_s, request, crop)
 
 
 def _number(facts: Mapping[str, object], name: str) -> float | None:

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from app.data.left_out import why
 from app.data.loader import Loader
+from app.data.names import shown
 from app.data.quarantine import BadSample, check_share
 from app.data.sources.protocols import SampleId
 from app.data.sources.views import JoinedSource
@@ -25,7 +27,6 @@ log = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 30.0  # the whole file is written each time; saves and the end write it too
 MOST_LOGGED = 20  # log lines of one step
-LEFT_OUT = "left out when the shard was indexed"
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class QuarantineKeeper:
     _step: int = 0  # optimizer steps done
 
     def begin(self) -> None:
-        """List what the data's index left out, and look up the reasons of the checkpoint's ids.
+        """List what the datasets left out, and look up the reasons of the checkpoint's ids.
 
         Only the list and the metrics need it, so one rank does it.
         """
@@ -58,7 +59,7 @@ class QuarantineKeeper:
             return
         for one in self.loader.source.left_out():
             path = self._path(one.dataset)
-            self._lines.append(self._line(path, one.shard, one.key, one.reason, LEFT_OUT))
+            self._lines.append(self._line(path, one.shard, shown(one.key), one.reason, why(one)))
         self.write()
         self._look_up()
 

@@ -12,10 +12,10 @@ from app.config.dataset_defaults import DEFAULT_BUCKETS, DEFAULT_FPS, MOST_TOKEN
 from app.config.schema.data import Bucket, SFTDataConfig, ShardDataConfig
 from app.config.schema.run import RunConfig
 from app.data.check.sample import CheckRules, MinimumClip
-from app.data.check.scan import Census, Progress, ScanSettings, check_dataset
+from app.data.check.scan import Census, Progress, ScanSettings, TrainedClip, check_dataset
 from app.data.order.buckets import best_bucket
 from app.data.shards.captions import TextRules
-from app.data.sources.settings import EMPTY
+from app.data.sources.settings import EMPTY, EXACT, SAT
 from app.data.video.sizes import ClipSize
 from app.errors import ConfigError, UsageError
 from app.models.text.t5 import load_tokenizer
@@ -36,7 +36,12 @@ class CheckRequest:
         most_tokens: longest caption.
         buckets: sizes to fill; with `must_fill` a clip shorter than all of them is a problem.
         fps: frame rate of the buckets.
-        skip_frames: left out at both ends.
+        skip_frames: left out at both ends; None: what the class of the dataset has by default
+            (buckets are then filled without).
+        num_frames: of the clips.
+        frame_rule: of training.
+        upstream_names: find videos and captions of a folder as upstream does (compat: sat).
+        caption_prefix: what training puts before every caption.
         workers: decoder processes.
         png: file of the chart; None draws none.
     """
@@ -50,7 +55,11 @@ class CheckRequest:
     buckets: Sequence[Bucket] = DEFAULT_BUCKETS
     must_fill: bool = False
     fps: float = DEFAULT_FPS
-    skip_frames: int = 0
+    skip_frames: int | None = None
+    num_frames: int = DEFAULT_BUCKETS[0].frames
+    frame_rule: str = EXACT
+    upstream_names: bool = False
+    caption_prefix: str = ""
     workers: int = 2
     png: Path | None = None
 
@@ -77,10 +86,14 @@ def as_configured(request: CheckRequest, config: RunConfig) -> CheckRequest:
     return replace(
         request,
         most_tokens=model.conditioner.text.max_length if model else request.most_tokens,
-        may_lack_captions=data.missing_captions == EMPTY,
+        may_lack_captions=data.missing_captions == EMPTY or config.compat.mode == SAT,
         buckets=data.buckets or (one_size,),
         fps=params.fps,
         skip_frames=int(params.skip_frms_num),
+        num_frames=one_size.frames,
+        frame_rule=config.compat.frame_rule,
+        upstream_names=config.compat.mode == SAT,
+        caption_prefix=data.caption_prefix,
     )
 
 
@@ -104,6 +117,7 @@ class CheckResult:
             "samples": census.samples,
             "usable": len(usable),
             "shards": census.shards,
+            "left_out": census.left_out,
             "problems": [
                 {"source": problem.source, "key": problem.key, "reason": problem.reason}
                 for problem in census.problems
@@ -133,18 +147,25 @@ def check_data(request: CheckRequest, progress: Progress = lambda done, total: N
         _check_writable(request.png)
     shortest = min(bucket.frames for bucket in request.buckets)
     rules = CheckRules(
-        minimum=MinimumClip(shortest, request.fps, request.skip_frames)
+        minimum=MinimumClip(shortest, request.fps, request.skip_frames or 0)
         if request.must_fill
         else None,
         most_tokens=request.most_tokens,
         count_tokens=_counter(request.t5) if request.t5 else None,
         may_lack_captions=request.may_lack_captions,
+        caption_prefix=request.caption_prefix,
     )
+    clip = TrainedClip(request.num_frames, request.fps, request.skip_frames, request.frame_rule)
     census = check_dataset(
         request.url,
         rules,
         TextRules(request.txt_key, request.meta_names),
-        ScanSettings(request.workers, thumbnails=request.png is not None),
+        ScanSettings(
+            request.workers,
+            thumbnails=request.png is not None,
+            clip=clip,
+            upstream_names=request.upstream_names,
+        ),
         progress,
     )
     result = CheckResult(census, _filled(census, request), request.t5 is None)
@@ -170,7 +191,7 @@ def bucket_of(size: ClipSize | None, request: CheckRequest) -> int | None:
     """Number of the bucket that a clip would go to; None: none."""
     if size is None:
         return None
-    return best_bucket(size, request.buckets, request.fps, request.skip_frames)
+    return best_bucket(size, request.buckets, request.fps, request.skip_frames or 0)
 
 
 def _counter(url: str) -> Callable[[str], int]:

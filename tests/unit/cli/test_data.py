@@ -41,16 +41,25 @@ def test_the_report_is_a_line(asked: list[Asked], capsys: pytest.CaptureFixture[
 def test_every_flag_reaches_the_rules(
     asked: list[Asked], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = "--shard-mib 0.5 --name pets --missing-captions empty --overwrite --json"
+    flags = "--shard-mib 0.5 --name pets --missing-captions empty --overwrite --json "
+    flags += "--max-left-out 0.25"
 
     assert main(["data", "pack", "clips", "--out", "x", *flags.split()]) == 0
 
     assert json.loads(capsys.readouterr().out)["samples"] == 9
-    rules = PackRules(name="pets", shard_bytes=2**19, missing_captions="empty", overwrite=True)
+    rules = PackRules(
+        name="pets",
+        shard_bytes=2**19,
+        missing_captions="empty",
+        max_left_out=0.25,
+        overwrite=True,
+    )
     assert asked == [("clips", "x", rules)]
 
 
-@pytest.mark.parametrize("flags", [["--shard-mib", "0"], ["--missing-captions", "x"], []])
+@pytest.mark.parametrize(
+    "flags", [["--shard-mib", "0"], ["--missing-captions", "x"], ["--max-left-out", "2"], []]
+)
 def test_other_values_are_a_wrong_use(flags: list[str], asked: list[Asked]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["data", "pack", "clips", *flags])

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.config.schema.data import DataConfig, OrderConfig, SFTDataConfig, ShardDataConfig
+from app.config.schema.data import (
+    DataConfig,
+    OrderConfig,
+    QuarantineConfig,
+    SFTDataConfig,
+    ShardDataConfig,
+)
 from app.config.schema.run import CompatConfig
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.orders import SatOrder
@@ -148,3 +154,33 @@ def test_a_function_of_the_caller_replaces_the_class(folder: Path) -> None:
         return [{"mp4": torch.zeros(1), "txt": "made", "num_frames": 1, "fps": 8}] * 2
 
     assert captions(config(), request(folder, create=create), steps=1) == ["made", "made"]
+
+
+@pytest.mark.parametrize("params", [SFT, SHARDS])
+@pytest.mark.parametrize("blank", [" ", "\n"])
+def test_a_blank_behind_an_address_is_a_mistake_that_names_the_argument(
+    params: object, blank: str, folder: Path
+) -> None:
+    with pytest.raises(ConfigError, match="begins or ends with a blank") as caught:
+        open_loader(config(params), replace(request(folder), paths=[f"{folder}{blank}"]))
+
+    assert "args.train_data" in caught.value.where
+    assert caught.value.exit_code == 78
+
+
+def test_a_trigger_word_is_in_every_batch(folder: Path, shards: Path) -> None:
+    for params, place in ((SFT, folder), (SHARDS, shards)):
+        found = captions(config(params, caption_prefix="sks"), request(place), 3)
+
+        assert sorted(found) == [f"sks caption {n}" for n in range(6)]
+
+
+def test_too_many_unusable_names_stop_the_start(folder: Path, tmp_path: Path) -> None:
+    for name in ("a.mp4", "b\\c.mp4"):
+        for kind, end in (("videos", "mp4"), ("labels", "txt")):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (tmp_path / kind / name.replace("mp4", end)).write_bytes(b"words")
+    strict = config(quarantine=QuarantineConfig(after_samples=2))
+
+    with pytest.raises(DataError, match="1 of 2 videos are left out: unusable_name 1"):
+        open_loader(strict, request(tmp_path))

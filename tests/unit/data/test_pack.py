@@ -165,7 +165,135 @@ def test_shards_are_not_written_among_their_videos(source: str, out: str, tmp_pa
     assert list(clips.rglob("*.tar")) == []
 
 
+def test_nor_among_the_videos_of_a_linked_folder(tmp_path: Path) -> None:
+    clips = write_folder(tmp_path / "clips", {"a": "first"})
+    (tmp_path / "set").mkdir()
+    for kind in ("videos", "labels"):
+        (tmp_path / "set" / kind).symlink_to(clips / kind)
+
+    with pytest.raises(ConfigError, match="among the videos"):
+        pack(str(tmp_path / "set"), f"{clips}/videos/shards", PackRules())
+
+
 def test_shards_may_lie_in_a_folder_of_their_own_below_the_videos(tmp_path: Path) -> None:
     clips = write_folder(tmp_path / "clips", {"a": "first"})
 
     assert pack(str(clips), f"{clips}/shards", PackRules()).samples == 1
+
+
+def put(root: Path, names: list[str], video: bytes) -> Path:
+    """videos/<name> with a caption for each."""
+    for name in names:
+        for kind, file, data in (
+            ("videos", name, video),
+            ("labels", f"{name.rpartition('.')[0]}.txt", b"words"),
+        ):
+            (root / kind / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / kind / file).write_bytes(data)
+    return root
+
+
+SEVEN = ["1.mp4", "2.MP4", "3.gif", "4.wmv", "5.flv", "6.ts", "a\\b.mp4"]
+
+
+@pytest.fixture(scope="module")
+def video(folder: Path) -> bytes:
+    return (folder / "videos" / "a.mp4").read_bytes()
+
+
+def test_more_left_out_than_allowed_is_an_exit_code_and_writes_nothing(
+    video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = put(tmp_path / "in", SEVEN, video), tmp_path / "out"
+
+    code = cli.main(["data", "pack", str(root), "--out", str(out)])
+
+    said = capsys.readouterr().err
+    assert code == 65
+    assert "5 of 7 videos cannot be used" in said
+    for name in SEVEN[2:]:
+        assert f"videos/{name} (" in said
+    assert "--max-left-out (0.01)" in said
+    assert not out.exists()
+
+
+def test_what_is_left_out_below_the_limit_is_said(
+    video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = put(tmp_path / "in", SEVEN, video), tmp_path / "out"
+    (root / "videos" / "1.mp4").write_bytes(video[:1500])
+    words = ["data", "pack", str(root), "--out", str(out), "--max-left-out"]
+
+    assert cli.main([*words, "0.8"]) == 65  # 6 of 7, and one of them is known in the middle only
+    assert list(out.glob("*")) == []
+    capsys.readouterr()
+    assert cli.main([*words, "0.86", "--json"]) == 0
+
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert (report["samples"], report["left_out"]) == (1, 6)
+    line = (
+        "6 of 7 videos are left out: unsupported_suffix 4 (videos/3.gif, videos/4.wmv, "
+        "videos/5.flv and 1 more), truncated 1 (videos/1.mp4), "
+        "unusable_name 1 (videos/a\\b.mp4)"
+    )
+    assert printed.err == f"warning: {line}\n"
+    assert report["left_out_why"] == line
+
+
+def test_a_folder_of_which_nothing_is_left_is_never_packed(video: bytes, tmp_path: Path) -> None:
+    root = put(tmp_path / "in", ["1.mp4"], video[:1500])
+
+    with pytest.raises(DataError, match="1 of 1 videos cannot be used"):
+        pack(str(root), str(tmp_path / "out"), PackRules(max_left_out=1.0))
+
+
+def test_each_kind_keeps_its_name_in_the_shard_and_hidden_files_are_in_none(
+    video: bytes, tmp_path: Path
+) -> None:
+    root = put(tmp_path / "in", ["a.MP4", "b.c.mkv", "d\u00a0e.mov", "._a.mp4"], video)
+    (root / "videos" / "link").symlink_to(put(tmp_path / "more", ["x.webm"], video) / "videos")
+    (root / "labels" / "link").symlink_to(tmp_path / "more" / "labels")
+
+    report = pack(str(root), str(tmp_path / "out"), PackRules())
+
+    with tarfile.open(tmp_path / "out" / "clips-000000.tar") as archive:
+        names = [name for name in archive.getnames() if not name.endswith((".json", ".txt"))]
+    assert names == ["a.mp4", "b_c.mkv", "d_e.mov", "link/x.webm"]
+    assert (report.samples, report.left_out) == (4, 0)
+
+
+def test_hints_name_the_flags_of_this_command(
+    video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = put(tmp_path / "in", ["a.mp4"], video)
+    (root / "labels" / "a.txt").unlink()
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    (tars / "x.tar").write_bytes(b"")
+
+    cli.main(["data", "pack", str(root), "--out", str(tmp_path / "out")])
+    missing = capsys.readouterr().err
+    cli.main(["data", "pack", str(tars), "--out", str(tmp_path / "out")])
+    packed = capsys.readouterr().err
+    code = cli.main(["data", "pack", f"{root} ", "--out", str(tmp_path / "out")])
+
+    assert "--missing-captions empty" in missing
+    assert "data.missing_captions" not in missing
+    assert "packed already" in packed
+    assert "data.target" not in packed
+    assert code == 78
+    assert "ends with a blank" in capsys.readouterr().err
+
+
+def test_captions_of_a_table_are_packed_as_they_are(video: bytes, tmp_path: Path) -> None:
+    root = put(tmp_path / "in", ["a.mp4"], video)
+    (root / "labels" / "a.txt").unlink()
+    (root / "metadata.csv").write_text("file_name,text\nvideos/a.mp4,from a table\n")
+
+    pack(str(root), str(tmp_path / "out"), PackRules())
+
+    with tarfile.open(tmp_path / "out" / "clips-000000.tar") as archive:
+        member = archive.extractfile("a.txt")
+        assert member is not None
+        assert member.read() == b"from a table"

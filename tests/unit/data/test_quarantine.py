@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from app.config.schema.data import QuarantineConfig
 from app.data.bad_clip import CLOSED, BadClipError
 from app.data.batch import Item
+from app.data.left_out import LeftOut
 from app.data.loader import Loader, LoaderSettings
 from app.data.order.cursor import Cursor
 from app.data.order.orders import EpochOrder
@@ -25,6 +26,7 @@ from app.data.quarantine import (
     Quarantine,
     ReplacedSource,
     TooManyBadError,
+    check_names,
     check_share,
 )
 from app.data.sources.protocols import Source
@@ -399,3 +401,22 @@ def test_replacements_come_from_the_written_rule() -> None:
 
     with loader_of(source) as loader:
         assert used(loader, 0, 1)[0] == f"{replacement}@0"
+
+
+@pytest.mark.parametrize(
+    ("bad", "videos", "stops"),
+    [(11, 989, True), (10, 990, False), (11, 900, False), (500, 400, False), (1000, 0, True)],
+)
+def test_names_that_cannot_be_used_count_by_the_same_limits(
+    bad: int, videos: int, stops: bool
+) -> None:
+    """1% of at least 1000 videos; other kinds of video are only named."""
+    left_out = [LeftOut("", f"a\\{n}.mp4", "unusable_name") for n in range(bad)]
+    left_out += [LeftOut("", f"{n}.gif", "unsupported_suffix") for n in range(800)]
+    context = pytest.raises(TooManyBadError, match="max_share") if stops else nullcontext()
+
+    with context as caught:
+        check_names(left_out, videos, "s3://b/x", QuarantineConfig())
+
+    if stops:
+        assert f"{bad} of {bad + videos} videos" in str(caught.value)

@@ -63,3 +63,19 @@ def test_a_folder_is_no_object(tmp_path: Path) -> None:
     for call in (storage.stat, storage.read_small):
         with pytest.raises(ObjectMissingError):
             call("a")
+
+
+def test_linked_folders_are_listed_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    """A run's folder is swept: a link in it must not lead outside."""
+    for place in ("outside", "root"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.bin").write_bytes(b"x")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "outside")
+
+    plain, followed = (
+        [entry.key for entry in LocalStorage(tmp_path / "root", follow_links=links).list()]
+        for links in (False, True)
+    )
+
+    assert plain == ["a.bin"]
+    assert followed == ["a.bin", "link/a.bin"]

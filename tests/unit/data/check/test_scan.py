@@ -63,13 +63,13 @@ def test_clips_are_described_as_they_are_shown(planted: tuple[Census, dict[str, 
 def test_captions_without_a_video_and_videos_of_other_kinds_are_faults(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": "fine"})
     (tmp_path / "labels" / "lost.txt").write_text("no video")
-    (tmp_path / "videos" / "b.MP4").write_bytes(b"x")
+    (tmp_path / "videos" / "b.FLV").write_bytes(b"x")
     (tmp_path / "labels" / "b.txt").write_text("its video is not read")
     (tmp_path / "README.txt").write_text("about")
 
     assert reasons(check(tmp_path)) == [
         ("labels/lost.txt", "no_video"),
-        ("videos/b.MP4", "unsupported_suffix"),
+        ("videos/b.FLV", "unsupported_suffix"),
     ]
 
 

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import json
+import lzma
 import tarfile
 
 import pytest
 
-from app.data.shards.index import RangeFile, ShardIndex, index_digest, index_shard, walk_shard
+from app.data.shards.index import (
+    RangeFile,
+    ShardIndex,
+    index_digest,
+    index_shard,
+    video_of,
+    walk_shard,
+)
 from app.errors import DataError
 from tests.support.shards import samples, tar_bytes
 
@@ -167,6 +178,143 @@ def test_hidden_files_are_ignored_wherever_they_lie() -> None:
 
     assert [m.key for m in found.members[::2]] == ["train/000", "./b", "__MACOS/c"]
     assert found.left_out == ()
+
+
+@pytest.mark.parametrize("kind", ["mov", "M4V", "mkv", "webm", "avi", "mpg", "mpeg", "MP4"])
+def test_every_kind_of_video_makes_a_sample(kind: str) -> None:
+    found = index_of(tar_bytes([(f"a.{kind}", b"v" * 600), ("a.txt", b"t"), *samples(["b"])]))
+
+    assert [video_of(sample).key for sample in found.samples()] == ["a", "b"]
+    assert video_of(found.samples()[0]).size == 600
+    assert found.left_out == ()
+
+
+def test_a_sample_with_two_videos_has_a_reason_of_its_own() -> None:
+    found = index_of(tar_bytes([*samples(["a"]), ("a.mkv", b"v"), *samples(["b"])]))
+
+    assert [sample["txt"].key for sample in found.samples()] == ["b"]
+    assert found.left_out == (("a", "two_videos"),)
+
+
+@pytest.mark.parametrize("kind", ["flv", "gif", "wmv", "ts", "3gp", "v1.flv"])
+def test_a_sample_of_another_kind_is_not_read(kind: str) -> None:
+    found = index_of(tar_bytes([(f"a.{kind}", b"v"), ("a.txt", b"t"), *samples(["b"])]))
+
+    assert found.left_out == (("a", "unsupported_suffix"),)
+
+
+def test_names_with_dots_are_named_one_by_one() -> None:
+    dotted = ["video.v1.final", "clip 1.0 (x)", "2024.01.02 10.00", "2024.01.02 11.00"]
+
+    found = index_of(tar_bytes([*samples(dotted), *samples(["sub.dir/fine"])]))
+
+    assert [member.key for member in found.members] == ["sub.dir/fine"] * 2
+    assert found.left_out == tuple((f"{name}.mp4", "dots_in_name") for name in dotted)
+
+
+def test_a_view_of_a_sample_is_no_clip_and_one_with_a_caption_is_a_lost_one() -> None:
+    views = [*samples(["a"]), ("a.left.mp4", b"v")]
+    clips = [*samples(["b"]), *samples(["b.v1"])]
+
+    found = index_of(tar_bytes([*views, *clips]))
+
+    assert [sorted(sample) for sample in found.samples()] == [
+        ["left.mp4", "mp4", "txt"],
+        ["mp4", "txt", "v1.mp4", "v1.txt"],
+    ]
+    assert found.left_out == (("b.v1.mp4", "dots_in_name"),)
+
+
+@pytest.mark.parametrize(("video", "text"), [("\u00e9", "e\u0301"), ("e\u0301", "\u00e9")])
+def test_a_caption_in_another_normal_form_belongs_to_its_video(video: str, text: str) -> None:
+    data = tar_bytes([(f"{text}.txt", b"words"), (f"{video}.mp4", b"v"), *samples(["b"])], pax=True)
+
+    found = index_of(data)
+
+    first = next(sample for sample in found.samples() if video_of(sample).key == video)
+    assert data[first["txt"].offset :][:5] == b"words"
+    assert found.left_out == ()
+
+
+def test_two_videos_in_two_normal_forms_keep_their_own_captions() -> None:
+    names = ["\u00e9", "e\u0301"]
+
+    found = index_of(tar_bytes(samples(names), pax=True))
+
+    assert [member.key for member in found.members] == [names[0]] * 2 + [names[1]] * 2
+
+
+def chained(kind: bytes, count: int) -> bytes:
+    """A shard that begins with `count` headers, each of which describes the next one."""
+    info = tarfile.TarInfo("h")
+    info.type = kind
+    content = b"9 x=abcd\n" if kind in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE) else b"a.mp4\0"
+    info.size = len(content)
+    one = info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+    return one * count + tar_bytes(samples(["a"]))
+
+
+CHAINS = [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE]
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+@pytest.mark.parametrize("count", [150, 2_000, 20_000])
+def test_a_chain_of_headers_is_damage_and_bounded(kind: bytes, count: int) -> None:
+    data = chained(kind, count)
+
+    index, damage = walk_shard(io.BytesIO(data), len(data))
+
+    assert "too many headers" in str(damage)
+    assert index.members == ()
+    with pytest.raises(DataError, match="damaged"):
+        index_of(data)
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+def test_one_header_that_describes_the_next_is_none(kind: bytes) -> None:
+    assert len(index_of(chained(kind, 1)).samples()) == 1
+
+
+PACKED = {
+    "gzip": gzip.compress(ABC),
+    "bzip2": bz2.compress(ABC),
+    "xz": lzma.compress(ABC),
+    "zstd": b"\x28\xb5\x2f\xfd" + bytes(range(1, 200)) * 20,
+    "lz4": b"\x04\x22\x4d\x18" + bytes(range(1, 200)) * 20,
+    "zip": b"PK\x03\x04" + bytes(range(1, 200)) * 20,
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_compressed_file_named_tar_is_said_to_be_compressed(kind: str) -> None:
+    with pytest.raises(DataError, match=rf"damaged or not an uncompressed .*compressed \({kind}\)"):
+        index_of(PACKED[kind])
+
+
+def test_a_damaged_member_called_like_a_magic_number_is_not_compressed() -> None:
+    data = bytearray(tar_bytes(samples(["BZh9"])))
+    data[148:156] = b"0000000\0"  # the checksum
+
+    with pytest.raises(DataError) as caught:
+        index_of(bytes(data))
+
+    assert "compressed (" not in caught.value.what
+
+
+def test_an_index_of_the_first_version_is_read_and_outdated_only_where_it_left_videos_out() -> None:
+    def written(left_out: list[list[str]]) -> ShardIndex:
+        content = {
+            "format_version": 1,
+            "shard": "x.tar",
+            "members": [["a", "mp4", 512, 9]],
+            "left_out": left_out,
+        }
+        return ShardIndex.from_json(json.dumps(content).encode(), "x")
+
+    assert not written([]).is_outdated
+    assert not written([["b", "duplicate_key"]]).is_outdated
+    assert written([["b", "no_video"]]).is_outdated
+    assert written([]).members == (("a", "mp4", 512, 9),)
 
 
 def test_a_hidden_name_that_leaves_its_place_is_still_named() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from app.data.shards.index import ShardIndex, index_digest
 from app.data.shards.manifest import MANIFEST_NAME, DatasetManifest, fingerprint
 from app.data.shards.survey import Folder, SurveyRules, file_sha256, survey
 from app.data.shards.urls import parse_shard_path
@@ -255,3 +257,123 @@ def test_the_fingerprint_ignores_times_and_follows_content(shards: Path) -> None
 
     assert touched == before
     assert changed != before
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("x.tar.gz", "compressed"),
+        ("x.tgz", "compressed"),
+        ("x.tar.zst", "compressed"),
+        ("x.TAR", "ends in .TAR"),
+        ("a\nb.tar", "control character"),
+        ("b.tar ", "ends with a blank"),
+    ],
+)
+def test_a_shard_that_would_be_passed_over_is_an_error_before_the_start(
+    name: str, reason: str, shards: Path
+) -> None:
+    (shards / name).write_bytes((shards / "a-000.tar").read_bytes())
+
+    with pytest.raises(DataError) as caught:
+        look(shards)
+
+    assert caught.value.exit_code == 65
+    assert name.encode("unicode_escape").decode() in caught.value.what
+    assert reason in caught.value.what
+    assert not (shards / MANIFEST_NAME).exists()
+    assert len(look(shards, f"{shards}/a-*.tar").shards) == 2  # they are not asked for
+
+
+def test_a_compressed_shard_cannot_be_named_either(shards: Path) -> None:
+    with pytest.raises(ConfigError, match="compressed"):
+        parse_shard_path(f"{shards}/x-001.tar.gz")
+
+
+def test_a_link_to_nothing_is_not_a_shorter_dataset(shards: Path) -> None:
+    (shards / "c.tar").symlink_to("nowhere.tar")
+
+    with pytest.raises(DataError, match=r"c\.tar \(this is a link to nothing"):
+        look(shards)
+
+
+def test_hidden_shards_are_ignored_and_linked_folders_are_read(shards: Path) -> None:
+    before = look(shards).shards
+    (shards / MANIFEST_NAME).unlink()
+    for name in ("._a-000.tar", ".Trash-0/a-000.tar", "__MACOSX/._a-000.tar", "._x.tar.gz"):
+        (shards / name).parent.mkdir(exist_ok=True)
+        (shards / name).write_bytes(b"\x00\x05\x16\x07" * 1000)
+    write_shard(shards.parent / "more" / "z.tar", samples(["six"]))
+    (shards / "link").symlink_to(shards.parent / "more")
+    (shards / "link2").symlink_to(shards)  # a loop
+
+    found = folder_of(shards)
+
+    assert [shard.name for shard in found.shards] == [*(s.name for s in before), "link/z.tar"]
+    assert found.shards[:3] == before
+
+
+def folder_of(shards: Path) -> Folder:
+    storage = open_storage(str(shards), follow_links=True)
+    patterns = parse_shard_path(str(shards))
+    return survey(storage, patterns, shards.parent / "cache", SurveyRules())
+
+
+def test_what_is_left_out_is_said_with_reasons_and_names(
+    shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = [("d.x.mp4", b"v"), ("e.flv", b"v"), ("e.txt", b"t"), *samples(["f"]), ("f.avi", b"v")]
+    write_shard(shards / "c.tar", [*samples(["fine"]), *left])
+
+    with caplog.at_level("WARNING"):
+        look(shards)
+    first = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        look(shards)
+
+    assert (
+        first
+        == [record.getMessage() for record in caplog.records]
+        == [
+            "3 of 9 videos are left out: dots_in_name 1 (c.tar:d.x.mp4), two_videos 1 (c.tar:f), "
+            "unsupported_suffix 1 (c.tar:e)"
+        ]
+    )
+
+
+def test_a_manifest_made_when_only_mp4_was_read_is_brought_up_to_date(shards: Path) -> None:
+    """A dataset of .mp4 stays as it was; of other kinds, what was left out is read now."""
+    old = look(shards)
+    members = [("a.mkv", b"v"), ("a.txt", b"t"), *samples(["b"]), ("lonely.txt", b"t")]
+    write_shard(shards / "c.tar", members)
+    new = look(shards)
+    # As the first version wrote them: the sample `a` was left out.
+    index = json.loads((shards / "c.index.json").read_text())
+    index["members"] = [member for member in index["members"] if member[0] == "b"]
+    index |= {"format_version": 1, "left_out": [["a", "no_video"], ["lonely", "no_video"]]}
+    (shards / "c.index.json").write_text(json.dumps(index))
+    shard = new.shards[-1]
+    members = ShardIndex.from_json(json.dumps(index).encode(), "c")
+    first = replace(shard, samples=1, left_out=2, index_sha256=index_digest(members))
+    manifest = DatasetManifest((*old.shards, first), "cogvx", index_version=1)
+    assert b"index_version" not in manifest.to_json()
+    (shards / MANIFEST_NAME).write_bytes(manifest.to_json())
+
+    found = look(shards)
+
+    assert found.shards == new.shards
+    assert [shard.samples for shard in found.shards] == [2, 3, 0, 2]
+    assert json.loads((shards / "c.index.json").read_text())["format_version"] == 2
+    assert json.loads((shards / MANIFEST_NAME).read_text())["index_version"] == 2
+
+
+def test_a_manifest_of_the_first_version_that_left_nothing_out_stays_as_it_is(
+    shards: Path,
+) -> None:
+    found = look(shards)
+    old = DatasetManifest(found.shards, "cogvx", index_version=1).to_json()
+    (shards / MANIFEST_NAME).write_bytes(old)
+
+    assert look(shards).shards == found.shards
+    assert (shards / MANIFEST_NAME).read_bytes() == old

@@ -41,6 +41,7 @@ def plain(settings: SourceSettings) -> dict[str, object]:
         ("--compat", "sat"),
         ("--frame-rule", "sat", "--seed", "9"),
         ("data.missing_captions=empty", "data.temporal_crop=random", "data.cache_gib=0.5"),
+        ("data.caption_prefix=sks", "data.order.lanes=4"),
         ("data.decode_deadline_s=7", "data.decode_memory_gib=2", "data.on_changed_shard=rescan"),
     ],
 )

@@ -8,8 +8,9 @@ import torch
 
 from app.config.schema.data import SFTDataConfig
 from app.data.bad_clip import BadClipError
+from app.data.sources.folder import label_key
 from app.data.sources.settings import SourceSettings
-from app.data.sources.sft import SFTSource, label_key
+from app.data.sources.sft import SFTSource
 from app.errors import DataError, InputMissingError
 from tests.support.clip_files import encode, number_of, write_folder
 

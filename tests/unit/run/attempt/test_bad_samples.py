@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from app.config.schema.data import QuarantineConfig
+from app.data.left_out import LeftOut
 from app.data.loader import Loader, LoaderSettings
 from app.data.order.cursor import Cursor
 from app.data.order.orders import EpochOrder
 from app.data.order.share import Share
 from app.data.quarantine import TooManyBadError
-from app.data.sources.protocols import LeftOut
 from app.data.sources.views import JoinedSource
 from app.distributed.groups import ProcessGroups
 from app.errors import InputMissingError, RetryableError
@@ -89,6 +89,28 @@ def test_what_was_found_is_agreed_listed_and_counted(
     assert [line["step"] for line in lines] == [line["position"] // 4 + 1 for line in lines]
     told = [record for record in caplog.records if record.message.startswith("bad sample")]
     assert len(told) == 3
+
+
+def test_names_that_no_file_of_ours_can_hold_are_listed_as_they_are_shown(
+    groups: ProcessGroups, tmp_path: Path
+) -> None:
+    source = FlawedSource([9], {})
+    odd = [
+        LeftOut("", "videos/\udce4.mp4", "unusable_name"),
+        LeftOut("", "a\nb.mp4", "unusable_name"),
+    ]
+    source.left_out = lambda: odd  # type: ignore[method-assign]
+    keeper = keeper_of(tmp_path, source)
+
+    keeper.begin()
+
+    (path,) = tmp_path.glob("quarantine/*")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["key"] for line in lines] == [r"'videos/\udce4.mp4'", r"'a\nb.mp4'"]
+    assert [line["detail"] for line in lines] == [
+        "its name is not UTF-8: rename it",
+        "its name has a control character: rename it",
+    ]
 
 
 def test_nothing_bad_writes_nothing(groups: ProcessGroups, tmp_path: Path) -> None:

@@ -114,3 +114,12 @@ def test_a_configuration_says_what_data_is_for() -> None:
     assert buckets.buckets == (SMALL, Bucket(5, 64, 32))
     with pytest.raises(ConfigError, match="says nothing about videos"):
         as_configured(REQUEST, load(*base("tiny/tiny")))
+
+
+def test_a_configuration_says_how_training_reads_it() -> None:
+    ours = as_configured(REQUEST, load(*TINY, "data.caption_prefix=sks"))
+    sat = as_configured(REQUEST, load(*TINY, "--compat", "sat"))
+
+    assert (ours.num_frames, ours.frame_rule, ours.caption_prefix) == (9, "exact", "sks")
+    assert not ours.upstream_names
+    assert (sat.frame_rule, sat.upstream_names, sat.may_lack_captions) == ("sat", True, True)

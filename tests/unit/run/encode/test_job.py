@@ -344,3 +344,12 @@ def test_what_changes_from_epoch_to_epoch_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=what):
         made.encode(*words)
+
+
+def test_captions_with_another_trigger_word_are_other_entries(inputs: Inputs) -> None:
+    plain = inputs.encode()
+    first = inputs.encode("data.caption_prefix=sks")
+    again = inputs.encode("data.caption_prefix=sks")
+
+    assert [counts(report) for report in (plain, first, again)] == [(5, 5, 0), (5, 5, 0), (5, 0, 5)]
+    assert len(inputs.shards()) == 10
