@@ -104,6 +104,7 @@ class CheckedClip:
     size_bytes: int
     size: ClipSize | None = None
     codec: str = ""
+    traits: tuple[str, ...] = ()  # of the video, as VideoFacts.traits
     duration_s: float = 0.0
     tokens: int | None = None
     frames_shown: Tensor | None = None  # (n, 3, 96, W) uint8
@@ -146,6 +147,7 @@ def check_sample(
         size_bytes=sample.size_bytes,
         size=size,
         codec=facts.header.codec,
+        traits=facts.traits,
         duration_s=_seconds(facts),
         tokens=tokens,
         frames_shown=shown,
@@ -243,7 +245,8 @@ def _decode(
 def _thumbnail(frame: np.ndarray) -> Tensor:
     """(H, W, 3) uint8 to (3, 96, W') uint8."""
     rows, columns = frame.shape[:2]
-    pixels = torch.from_numpy(frame).permute(2, 0, 1).unsqueeze(0)
+    # A copy: the frame's memory is used again.
+    pixels = torch.from_numpy(frame).permute(2, 0, 1).unsqueeze(0).clone()
     return resize(pixels, (ROWS_SHOWN, max(1, round(columns * ROWS_SHOWN / rows))))[0]
 
 

@@ -130,6 +130,7 @@ class CheckResult:
             "fps": _spread([size.fps for size in sizes]),
             "sizes": _most_common(f"{size.rows}x{size.columns}" for size in sizes),
             "codecs": _most_common(clip.codec for clip in census.clips if clip.codec),
+            "traits": _most_common(trait for clip in census.clips for trait in clip.traits),
             "caption_tokens": _spread([c.tokens for c in census.clips if c.tokens])
             | {"estimated": self.tokens_are_estimated},
             "buckets": self.buckets,

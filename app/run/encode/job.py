@@ -186,7 +186,7 @@ def encode(
         raise DataError(
             f"none of {job.report.samples} clips can be used: {first['reason']}, {first['detail']}",
             where=first["key"],
-            fix="check the path and that its videos are mp4 files",
+            fix="check the path and what `cogvx data check` says of its videos",
         )
     return job.report
 
