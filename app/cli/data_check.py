@@ -156,6 +156,7 @@ def show(url: str, result: CheckResult) -> None:
         "fps": "frames per second",
         "sizes": "rows x columns",
         "codecs": "codecs",
+        "traits": "of them",
         "caption_tokens": f"caption tokens{estimated}",
     }
     rows = [[title, _cell(report[name])] for name, title in names.items()]

@@ -8,7 +8,7 @@ UNNAMED = "a clip"
 CLOSED = "closed"  # reason of a read that was given up because the loader ended: nobody's fault
 FIX = {
     "unsupported_codec": "re-encode it as H.264 (avc1) in mp4",
-    "not_a_video": "only mp4, mov, mkv, webm, avi and mpg files are read: re-encode it, or remove it",
+    "not_a_video": "only mp4, mov, mkv, webm, avi and mpg files are read: re-encode or remove it",
     "unsupported_orientation": "re-encode it, so that it needs no turning",
     "too_short": "remove it, or ask for fewer frames or a higher fps",
     "too_slow": "use frame_rule: exact, or remove the clip",
