@@ -31,6 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import imageio_ffmpeg
 import numpy as np
+import torch
+
+from app.data.video.transforms import frame_to_model_size
 
 FRAMES, FPS = 49, 30
 MODEL_SIZE = (480, 720)
@@ -84,11 +87,11 @@ def pyav(blob: bytes, chosen: Sequence[int]) -> None:
     for step, following in pairwise(steps):
         step.link_to(following)
     graph.configure()
-    wanted = set(chosen)
+    wanted, clip = set(chosen), Clip()
     for number, frame in enumerate(container.decode(stream)):
         if number in wanted:
             graph.push(frame)
-            _resize(graph.pull().to_ndarray())
+            clip.add(graph.pull().to_ndarray())
         if number == chosen[-1]:
             return
 
@@ -97,25 +100,32 @@ def decord_next(blob: bytes, chosen: Sequence[int]) -> None:
     import decord
 
     reader = decord.VideoReader(io.BytesIO(blob), num_threads=1)
-    wanted = set(chosen)
+    wanted, clip = set(chosen), Clip()
     for number in range(chosen[-1] + 1):
         frame = reader.next()
         if number in wanted:
-            _resize(frame.asnumpy())
+            clip.add(frame.asnumpy())
 
 
 def decord_batch(blob: bytes, chosen: Sequence[int]) -> None:
     import decord
 
     reader = decord.VideoReader(io.BytesIO(blob), num_threads=1)
+    clip = Clip()
     for frame in reader.get_batch(list(chosen)).asnumpy():
-        _resize(frame)
+        clip.add(frame)
 
 
-def _resize(frame: np.ndarray) -> None:
-    from app.data.video.transforms import frame_to_model_size
+class Clip:
+    """What every contender fills: the frames at the model's size, one tensor."""
 
-    frame_to_model_size(frame, MODEL_SIZE)
+    def __init__(self) -> None:
+        self._clip = torch.empty((FRAMES, 3, *MODEL_SIZE), dtype=torch.uint8)
+        self._filled = 0
+
+    def add(self, frame: np.ndarray) -> None:
+        self._clip[self._filled] = frame_to_model_size(frame, MODEL_SIZE)
+        self._filled += 1
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -128,8 +138,6 @@ CONTENDERS: dict[str, Contender] = {
 
 def measured(name: str, path: Path, chosen: Sequence[int], answers: SimpleQueue) -> None:
     """CPU seconds a clip (this process and its children) and peak MiB of both."""
-    import torch
-
     import app.data.video.clip  # noqa: F401 (imports are no part of what is measured)
 
     torch.set_num_threads(1)
@@ -151,7 +159,7 @@ def _cpu_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def clip(folder: Path, codec: str, size: str, seconds: float) -> Path:
+def made(folder: Path, codec: str, size: str, seconds: float) -> Path:
     suffix, words = CODECS[codec]
     path = folder / f"{codec}_{size}.{suffix}"
     source = ["-f", "lavfi", "-i", NOISE.format(size=size), "-t", str(seconds)]
@@ -179,7 +187,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for size in options.sizes:
             for codec in options.codecs:
-                path = clip(Path(folder), codec, size, options.seconds)
+                path = made(Path(folder), codec, size, options.seconds)
                 for choice, chosen in choices.items():
                     row(context, f"{codec} {size}", path, choice, chosen)
 

@@ -70,7 +70,9 @@ def read_clip(
         return unique
 
     def take(which: int, frame: np.ndarray) -> None:
-        clip[places[unique[which]]] = frame_to_model_size(frame, (shape.rows, shape.columns))
+        image = frame_to_model_size(frame, (shape.rows, shape.columns))
+        for place in places[unique[which]]:
+            clip[place] = image
 
     try:
         decoders.get().decode(blob, choose, take)

@@ -367,7 +367,8 @@ class _Process:
             rows, columns, slot = struct.unpack("<III", self._receive(12, deadline))
             if slot >= SLOTS or rows * columns * 3 > SLOT_BYTES:
                 raise DecoderLostError("decoder_crash", f"the decoder named slot {slot}")
-            take(place, np.ndarray((rows, columns, 3), np.uint8, self._slots, slot * SLOT_BYTES))
+            planes = np.ndarray((3, rows, columns), np.uint8, self._slots, slot * SLOT_BYTES)
+            take(place, planes.transpose(1, 2, 0))
             self._send(b"A", deadline)
         self.is_answering = False
         return True

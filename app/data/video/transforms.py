@@ -85,8 +85,7 @@ def resize_and_crop(
 
 def frame_to_model_size(frame: np.ndarray, target: tuple[int, int]) -> Tensor:
     """One decoded frame (H, W, 3) uint8 to (3, *target) uint8, centre kept."""
-    # Channels are brought apart while they are bytes: as floats it costs half of the resize.
-    pixels = torch.from_numpy(frame).permute(2, 0, 1).contiguous().unsqueeze(0)
+    pixels = torch.from_numpy(frame).permute(2, 0, 1).unsqueeze(0)
     return resize_and_crop(pixels, target)[0]
 
 

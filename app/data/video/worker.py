@@ -8,7 +8,7 @@ shared memory of two slots, so that one is decoded while the last one is resized
     open: b"O" + uint64 size + the whole file     -> b"F" + uint32 size + JSON facts, then float64
           + uint32 size + JSON {container, track}     begin time of each frame
     read: b"R" + uint64 count + int64 frames      -> b"P" + uint32 rows, columns, slot for each:
-                                                      (rows, columns, 3) uint8 is in that slot,
+                                                      (3, rows, columns) uint8 is in that slot,
                                                       until the answer b"A"
                                                   -> or b"F" and new facts: choose again
     instead of any of these, when the file is bad -> b"E" + uint32 size + JSON {reason, detail}
@@ -34,9 +34,7 @@ import sys
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from app.data.video.reader import Reader
+    from app.data.video.reader import Planes, Reader
 
 CPU_S_PER_REQUEST = 600  # against endless loops; the parent's deadline is the real one
 OPEN_FILES = 32
@@ -108,8 +106,8 @@ class Slots:
         self._answers = answers
         self._put = self._freed = 0
 
-    def put(self, frame: np.ndarray) -> None:
-        """Hand a (rows, columns, 3) uint8 frame over; waits for a free slot.
+    def put(self, planes: Planes) -> None:
+        """Hand a frame over; waits for a free slot.
 
         Raises:
             UnreadableError: it is larger than a slot.
@@ -118,14 +116,15 @@ class Slots:
 
         from app.data.video.reader import UnreadableError
 
-        rows, columns, _ = frame.shape
-        if frame.size > SLOT_BYTES:  # the stream is not what the tables say
+        rows, columns = planes[0].shape
+        if 3 * rows * columns > SLOT_BYTES:  # the stream is not what the tables say
             raise UnreadableError("too_large", f"its frames are {columns}x{rows} pixels")
         while self._put - self._freed >= SLOTS:
             self._free_one()
         slot = self._put % SLOTS
-        place = slot * SLOT_BYTES
-        np.ndarray(frame.shape, np.uint8, self._memory, place)[:] = frame
+        shared = np.ndarray((3, rows, columns), np.uint8, self._memory, slot * SLOT_BYTES)
+        for colour, plane in enumerate(planes):
+            shared[colour] = plane
         self._put += 1
         self._answers.write(b"P" + struct.pack("<III", rows, columns, slot))
         self._answers.flush()
@@ -225,12 +224,12 @@ def send_frames(
         reports.damage()  # of the last video
     left = len(chosen)
     try:
-        for frame in reader.frames(chosen, from_start=reports is not None):
+        for planes in reader.frames(chosen, from_start=reports is not None):
             left -= 1
             # The last frame is held back until it is clear that all of them are sound.
             if reports is not None and left == 0 and (damage := reports.damage()) is not None:
                 raise UnreadableError("undecodable", f"the decoder reports damage: {damage}")
-            slots.put(frame)
+            slots.put(planes)
     except FactsChangedError:
         slots.wait()
         send_facts(reader, answers)

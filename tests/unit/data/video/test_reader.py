@@ -94,8 +94,8 @@ def test_a_far_frame_is_reached_from_the_last_safe_place_only(folder: Path) -> N
         path = make(folder, name)
         opened = reader.Reader(path.read_bytes(), "mov", None)
         count = 0
-        for frame in opened.frames([40]):
-            count += frame.size > 0
+        for red, _, _ in opened.frames([40]):
+            count += red.size > 0
         starts[name] = (count, opened._entry(40)[0])
 
     # Of open groups and refreshed frames nothing is safe but the beginning.
