@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from app.errors import ConfigError
+from app.storage.environment import CA_VARIABLE, ENDPOINT_VARIABLES, REGION_VARIABLES
 
-ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "S3_ENDPOINT_URL")
-REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 DEFAULT_REGION = "us-east-1"
+PAYER_VARIABLE = "AWS_REQUEST_PAYER"  # the name that GDAL gave it
+REDIRECTS_VARIABLE = "COGVX_REDIRECT_HOSTS"
 MIB = 2**20
 
 
@@ -30,6 +31,9 @@ class StorageSettings:
     read_timeout_s: float = 20.0
     slow_bytes_per_s: int = 64 * 1024  # below this for `slow_window_s`: a new connection
     slow_window_s: float = 20.0
+    requester_pays: bool = False  # the account of the credentials pays for requests and traffic
+    redirect_hosts: tuple[str, ...] = ()  # over http(s), beside the host that is asked
+    small_object_bytes: int = 512 * MIB  # largest object read whole over http(s)
 
     def __post_init__(self) -> None:
         if self.endpoint is None:
@@ -52,13 +56,29 @@ class StorageSettings:
         """Settings from the environment's variables; an empty variable counts as unset.
 
         Raises:
-            ConfigError: the endpoint is not a URL.
+            ConfigError: the endpoint is not a URL, or the payer has another value.
         """
         return cls(
             endpoint=_first(environment, ENDPOINT_VARIABLES),
             region=_first(environment, REGION_VARIABLES) or DEFAULT_REGION,
-            ca_file=environment.get("AWS_CA_BUNDLE") or None,
+            ca_file=environment.get(CA_VARIABLE) or None,
+            requester_pays=_payer(environment.get(PAYER_VARIABLE, "")),
+            redirect_hosts=tuple(
+                host.strip().lower()
+                for host in environment.get(REDIRECTS_VARIABLE, "").split(",")
+                if host.strip()
+            ),
         )
+
+
+def _payer(value: str) -> bool:
+    if value.lower() not in ("", "requester", "bucketowner"):
+        raise ConfigError(
+            "the payer of requests is not 'requester'",
+            where=PAYER_VARIABLE,
+            fix=f"set {PAYER_VARIABLE}=requester, or unset it where the bucket's owner pays",
+        )
+    return value.lower() == "requester"
 
 
 def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> str | None:
