@@ -243,7 +243,11 @@ def s3_failure(error: BaseException) -> StorageFailure:
     by_name = type(error).__name__ in ("IncompleteReadError", "IncompleteRead")
     library = type(error).__module__.partition(".")[0]
     if isinstance(error, transport) or by_name or library == "aiohttp":
-        return StorageFailure(FailureKind.CONNECTION, type(error).__name__)
+        inner = getattr(error, "kwargs", {}).get("error")  # its text may hold signed headers
+        detail = type(error).__name__
+        if isinstance(inner, BaseException):
+            detail = f"{detail}, {type(inner).__name__}"
+        return StorageFailure(FailureKind.CONNECTION, detail)
     if isinstance(error, BotoCoreError):
         return StorageFailure(FailureKind.REQUEST, type(error).__name__)
     raise error

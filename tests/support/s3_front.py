@@ -177,15 +177,18 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.title(): value for name, value in answer.headers.items()}
         for name in ("Connection", "Transfer-Encoding", "Server"):
             headers.pop(name, None)
-        of_head = self.command == "HEAD" and answer.status < 400
-        length = headers.pop("Content-Length", "0") if of_head else str(len(answer.body))
+        announced = headers.pop("Content-Length", "0")
+        is_head = self.command == "HEAD"
+        if answer.status != 204:
+            length = str(len(answer.body))
+            if is_head:
+                length = announced if answer.status < 400 else "0"
+            headers["Content-Length"] = length
         self.send_response_only(answer.status)
         for name, value in {"Date": formatdate(usegmt=True), **headers}.items():
             self.send_header(name, value)
-        if answer.status != 204:
-            self.send_header("Content-Length", length if self.command != "HEAD" or of_head else "0")
         self.end_headers()
-        if self.command != "HEAD" and answer.status != 204:
+        if not is_head and answer.status != 204:
             self.wfile.write(answer.body)
 
     def log_message(self, *args: object) -> None:
