@@ -7,6 +7,7 @@ looks like a network failure.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 from contextlib import suppress
@@ -19,8 +20,10 @@ from app.storage.failures import FailureKind, StorageFailure
 Scheme = Literal["http", "https"]
 
 _PORTS = {"http": 80, "https": 443}
-_PROBES = 5  # of a server that does not answer; it may still be starting
-_SUSPECT = (FailureKind.CONNECTION, FailureKind.REQUEST, FailureKind.SERVER)
+_PROBES = 3  # of a server that does not answer; it may still be starting
+_PROBE_S = 2.0
+# What TLS ports say to plain http: Go, nginx, Apache.
+_SAYS_TLS = re.compile(rb"(HTTPS|SSL\S*) (server|port)", re.IGNORECASE)
 
 
 class SchemeProbe:
@@ -28,23 +31,24 @@ class SchemeProbe:
 
     Args:
         url: the endpoint, or None: then nothing is asked.
-        timeout_s: of one connection.
         source: what the user has to correct; None: the variable of the endpoint.
     """
 
-    def __init__(self, url: str | None, timeout_s: float, source: str | None = None) -> None:
+    def __init__(self, url: str | None, source: str | None = None) -> None:
         self._url = url
-        self._timeout_s = timeout_s
         self._source = source
         self._left = _PROBES if url is not None else 0
 
     def explained(self, failure: StorageFailure) -> StorageFailure:
         """The failure itself, or SETUP with what is wrong."""
-        if self._left <= 0 or failure.kind not in _SUSPECT or failure.progressed:
+        # A TLS port answers plain http with a bare 400, if at all.
+        bare = failure.kind is FailureKind.REQUEST and failure.code in ("400", "Bad Request")
+        suspect = bare or (failure.kind is FailureKind.CONNECTION and not failure.progressed)
+        if self._left <= 0 or not suspect:
             return failure
         assert self._url is not None
         self._left -= 1
-        spoken = spoken_scheme(self._url, self._timeout_s)
+        spoken = spoken_scheme(self._url, _PROBE_S)
         wrong = mismatch(self._url, spoken)
         if wrong is None:
             self._left = 0 if spoken else self._left
@@ -64,22 +68,18 @@ def spoken_scheme(url: str, timeout_s: float) -> Scheme | None:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # only whether it is TLS; nothing is trusted with it
     try:
-        with (
-            socket.create_connection(address, timeout_s) as plain,
-            context.wrap_socket(plain, server_hostname=address[0]),
-        ):
+        with socket.create_connection(address, timeout_s) as plain, suppress(TimeoutError):
+            context.wrap_socket(plain, server_hostname=address[0]).close()
             return "https"
     except ssl.SSLError as error:
         if "ALERT" in (error.reason or ""):
             return "https"  # it refuses this handshake, in TLS
-    except TimeoutError:
-        return None
     except OSError:
         pass  # some servers reset a connection that begins with a handshake
     with suppress(OSError), socket.create_connection(address, timeout_s) as plain:
-        plain.settimeout(timeout_s)
-        plain.sendall(f"HEAD / HTTP/1.0\r\nHost: {address[0]}\r\n\r\n".encode())
-        if plain.recv(5) == b"HTTP/":
+        plain.sendall(f"GET / HTTP/1.0\r\nHost: {address[0]}\r\n\r\n".encode())
+        answer = plain.recv(2048)
+        if answer.startswith(b"HTTP/") and not _SAYS_TLS.search(answer):
             return "http"
     return None
 

@@ -41,7 +41,7 @@ class HttpStorage:
             clock,
             refresh=lambda: None,
             throttled=self._streams.throttle,
-            explain=SchemeProbe(self.url, settings.connect_timeout_s, "the address").explained,
+            explain=SchemeProbe(self.url, "the address").explained,
         )
         self._client = HttpClient(self.url, settings)
         # Downloads only ever call `read_range`, which both clients have.

@@ -145,6 +145,8 @@ class HttpClient:
         def block(size: int) -> bytes:
             try:
                 return bytes(answer.read1(size))
+            except StorageFailure:
+                raise
             except Exception as error:
                 raise http_failure(error) from error
 
@@ -169,11 +171,16 @@ class _TimedBody(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         left_s = self._ends - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("the answer took longer than an operation may")
         silence_s = left_s if self._silence_s is None else min(left_s, self._silence_s)
-        self._connection.settimeout(silence_s)
-        return self._source.readinto(buffer)
+        try:
+            if left_s > 0:
+                self._connection.settimeout(silence_s)
+                return self._source.readinto(buffer)
+        except TimeoutError:
+            if silence_s < left_s:
+                raise
+        detail = "the answer took longer than an operation may"
+        raise StorageFailure(FailureKind.SLOW, detail)
 
     def close(self) -> None:
         self._source.close()

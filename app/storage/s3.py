@@ -73,7 +73,7 @@ class S3Storage:
             clock,
             refresh=self._renew,
             throttled=self._streams.throttle,
-            explain=SchemeProbe(settings.endpoint, settings.connect_timeout_s).explained,
+            explain=SchemeProbe(settings.endpoint).explained,
         )
         self._control = PerProcess(lambda: ControlClient(settings, bucket))
         self._bulk = PerProcess(lambda: BulkClient(settings, bucket))

@@ -167,9 +167,8 @@ def test_a_redirect_within_the_host_is_followed() -> None:
 
 @pytest.mark.parametrize("location", [f"/x y?token={SECRET}", f"http://[bad/?token={SECRET}", ""])
 def test_an_address_that_is_not_valid_is_not_shown(location: str) -> None:
-    with scripted_server(redirect(location)) as server:
-        with pytest.raises(CogvxError) as caught:
-            storage_at(server.url).read_small("x.json")
+    with scripted_server(redirect(location)) as server, pytest.raises(CogvxError) as caught:
+        storage_at(server.url).read_small("x.json")
 
     assert SECRET not in str(caught.value)
 
@@ -193,6 +192,6 @@ def test_https_on_an_http_port_is_said_and_not_repeated() -> None:
         url = server.url.replace("http://", "https://")
         started = time.monotonic()
         with pytest.raises(ConfigError, match="the server speaks http on port"):
-            storage_at(url, deadline_s=60.0).read_small("x.json")
+            storage_at(url, deadline_s=60.0, read_timeout_s=0.5).read_small("x.json")
 
     assert time.monotonic() - started < 5

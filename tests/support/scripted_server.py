@@ -26,9 +26,7 @@ class ScriptedServer:
 
 
 @contextmanager
-def scripted_server(
-    answer: Answer, tls: ssl.SSLContext | None = None
-) -> Iterator[ScriptedServer]:
+def scripted_server(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[ScriptedServer]:
     """Listens until the end of the block; each connection gets one answer and is closed."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = ScriptedServer(listener.getsockname()[1], [])

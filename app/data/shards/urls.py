@@ -23,6 +23,8 @@ _COUNT = re.compile("\0([0-9]+)\0")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):(//)?")
 _GLOB = re.compile(r"[*?\[]")
 _REPEAT = re.compile(r"(.*?)\*(\d+)")
+# A question mark in a glob has no `name=` after it.
+_QUERY = re.compile(r"https?://([^/?#]*)[^?]*\?[^/=?]+=", re.IGNORECASE)
 SUFFIX = ".tar"
 SCHEMES = ("s3", "file", "http", "https")
 
@@ -51,6 +53,13 @@ def parse_shard_path(path: str, include_dirs: str | None = None) -> list[ShardPa
     Raises:
         ConfigError: a form that runs a command, an unknown scheme, a bad brace, or nothing.
     """
+    for text in (path, include_dirs or ""):
+        if (query := _QUERY.search(text)) is not None:
+            raise ConfigError(
+                "an address of data cannot have a query (a signed address ends within days)",
+                where=f"http(s)://{query[1].rpartition('@')[2]}/...",  # the rest may be a secret
+                fix="write it without the query; private data is read from s3:// with credentials",
+            )
     if path.startswith(";"):
         include_dirs, path = path[1:], ""
     patterns = [
