@@ -17,7 +17,6 @@ from app.storage.objects import Storage
 from app.storage.opening import open_storage
 from app.storage.retry import Clock
 from app.storage.settings import StorageSettings
-from tests.support.s3_servers import set_environment
 from tests.support.scripted_server import Answer, dripping, plainly, scripted_server
 
 NO_WAIT = Clock(uniform=lambda low, high: 0.0)
@@ -84,9 +83,11 @@ def test_a_length_that_is_not_a_number_is_one_clear_error(call: str, length: byt
 
 
 def test_a_body_that_ends_with_its_connection_is_refused() -> None:
-    with scripted_server(plainly(OK + b"\r\n", b"half of it")) as server:
-        with pytest.raises(ConfigError, match="does not give the size"):
-            storage_at(server.url).read_small("x.json")
+    with (
+        scripted_server(plainly(OK + b"\r\n", b"half of it")) as server,
+        pytest.raises(ConfigError, match="does not give the size"),
+    ):
+        storage_at(server.url).read_small("x.json")
 
 
 HTML = b"Content-Type: text/html\r\n"
@@ -150,11 +151,12 @@ def test_a_redirect_reaches_no_address_of_the_network_inside(there: str) -> None
 
 
 def test_a_redirect_to_a_host_that_is_allowed_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with scripted_server(DATA) as other:
-        with scripted_server(redirect(f"http://localhost:{other.port}/y")) as server:
-            set_environment(monkeypatch, {"COGVX_REDIRECT_HOSTS": "cdn.example.com, localhost"})
-
-            assert open_storage(server.url).read_small("x.json") == b"data"
+    monkeypatch.setenv("COGVX_REDIRECT_HOSTS", "cdn.example.com, LOCALHOST")
+    with (
+        scripted_server(DATA) as other,
+        scripted_server(redirect(f"http://localhost:{other.port}/y")) as server,
+    ):
+        assert open_storage(server.url).read_small("x.json") == b"data"
 
 
 def test_a_redirect_within_the_host_is_followed() -> None:

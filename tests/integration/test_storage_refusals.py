@@ -23,13 +23,16 @@ from app.errors import AccessDeniedError, CogvxError, InputMissingError, Retryab
 from app.storage.objects import ObjectMissingError, Storage, read_if_present, stat_if_present
 from app.storage.opening import open_storage
 from tests.support.s3_front import (
+    Answer,
     Archived,
     ClockSkew,
     ExpiredToken,
     PrefixOnly,
+    Request,
     RequesterPays,
     S3Front,
     Situation,
+    refusal,
     s3_front,
 )
 from tests.support.s3_servers import RunningServer, set_environment
@@ -235,7 +238,7 @@ def test_an_archived_object_is_named(call: str, behind: Behind, tmp_path: Path) 
     storage = open_storage("s3://bucket/cold")
     arguments = {"read_small": (), "read_range": (0, 3), "download": (tmp_path / "x",)}[call]
 
-    with pytest.raises(InputMissingError, match="archived.*GLACIER") as caught:
+    with pytest.raises(InputMissingError, match=r"archived.*GLACIER") as caught:
         getattr(storage, call)("x-000.tar", *arguments)
 
     assert caught.value.exit_code == 66
@@ -418,6 +421,56 @@ def test_https_on_an_http_port_is_said_at_the_first_request(
     assert code == 78
     assert "the server speaks http" in shown
     assert "AWS_ENDPOINT_URL_S3" in shown
+
+
+# --- names of buckets
+
+
+@pytest.mark.parametrize("bucket", ["Old_Bucket.2012", "name.with.dots", "UPPER"])
+def test_old_names_of_buckets_work_where_the_server_has_them(
+    bucket: str, behind: Behind, tmp_path: Path
+) -> None:
+    assert behind.server.folder is not None
+    (behind.server.folder.parent / bucket).mkdir(exist_ok=True)
+    set_environment(behind.monkeypatch, behind.server.environment)
+    time.sleep(1.1)  # the server keeps its list of buckets for a second
+    storage = open_storage(f"s3://{bucket}/Run_1")
+
+    storage.check_reachable()
+
+    storage.write_small("x.txt", b"content")
+    assert [entry.key for entry in storage.list()] == ["x.txt"]
+    assert storage.read_small("x.txt") == b"content"
+    assert storage.download("x.txt", tmp_path / "x").size_bytes == 7
+
+
+def test_a_name_that_the_server_does_not_take_is_refused_before_the_start(
+    behind: Behind, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Strict(Situation):
+        def before(self, request: Request) -> Answer | None:
+            return refusal(400, "InvalidBucketName")
+
+    behind.enter(Strict())
+
+    code, shown = listed("s3://Old_Bucket/x", capsys)
+
+    assert code == 78
+    assert "400 InvalidBucketName" in shown
+    assert "bucket name" in shown
+
+
+def test_an_access_point_with_an_endpoint_is_refused_before_the_start(
+    behind: Behind, capsys: pytest.CaptureFixture[str]
+) -> None:
+    front = behind.enter(Situation())
+
+    code, shown = listed("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/data/x", capsys)
+
+    assert code == 78
+    assert "access point" in shown
+    assert "AWS_ENDPOINT_URL_S3" in shown
+    assert front.log == []
 
 
 # --- silence

@@ -33,7 +33,7 @@ ROLE = {"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/x"}
         "AWS_REQUEST_PAYER",
     ],
 )
-@pytest.mark.parametrize("blanks", [("", "\n"), ("\ufeff ".strip("\ufeff"), ""), ("\t", "\r\n")])
+@pytest.mark.parametrize("blanks", [("", "\n"), (" ", ""), ("\t", "\r\n")])
 def test_blanks_around_a_value_are_removed_with_one_line(
     name: str, blanks: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -46,3 +46,21 @@ def test_an_endpoint_must_be_a_url(endpoint: str) -> None:
 def test_the_authority_for_tls_is_read() -> None:
     assert StorageSettings.from_environment({"AWS_CA_BUNDLE": "/ca.pem"}).ca_file == "/ca.pem"
     assert StorageSettings.from_environment({"AWS_CA_BUNDLE": ""}).ca_file is None
+
+
+def test_the_payer_is_the_requester_where_the_variable_says_so() -> None:
+    assert StorageSettings.from_environment({"AWS_REQUEST_PAYER": "Requester"}).requester_pays
+    assert not StorageSettings.from_environment({}).requester_pays
+    assert not StorageSettings.from_environment({"AWS_REQUEST_PAYER": ""}).requester_pays
+    with pytest.raises(ConfigError, match="requester") as caught:
+        StorageSettings.from_environment({"AWS_REQUEST_PAYER": "true"})
+    assert caught.value.where == "AWS_REQUEST_PAYER"
+
+
+def test_hosts_of_redirects_are_a_list() -> None:
+    given = {"COGVX_REDIRECT_HOSTS": "cdn.example.com, Other.example.com,"}
+
+    hosts = StorageSettings.from_environment(given).redirect_hosts
+
+    assert hosts == ("cdn.example.com", "other.example.com")
+    assert StorageSettings.from_environment({}).redirect_hosts == ()
