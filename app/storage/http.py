@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from urllib.parse import urlsplit
 
 from app.errors import AccessDeniedError, ConfigError
-from app.storage.endpoint import SchemeProbe
+from app.storage.connections import SchemeProbe
 from app.storage.failures import StorageFailure, size_error
 from app.storage.http_client import HttpClient
 from app.storage.objects import Entry, ObjectMissingError, Receipt, Upload, check_key, check_prefix

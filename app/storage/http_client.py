@@ -19,11 +19,10 @@ from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
-from app.storage.bodies import check_etag, drain
-from app.storage.environment import tls_context
+from app.storage.connections import check_etag, drain
 from app.storage.failures import FailureKind, StorageFailure, kind_of_answer
 from app.storage.objects import Entry
-from app.storage.settings import StorageSettings
+from app.storage.settings import StorageSettings, tls_context
 
 _LARGEST_PAGE_BYTES = 64 << 20
 _NO_SIZE = "the server does not give the size of the file"

@@ -7,12 +7,11 @@ import re
 from pathlib import Path
 
 from app.errors import ConfigError
-from app.storage.environment import ENDPOINT_VARIABLES, given_by, prepare
 from app.storage.http import SCHEMES, HttpStorage
 from app.storage.local import LocalStorage
 from app.storage.objects import Storage, check_key
 from app.storage.s3 import S3Storage
-from app.storage.settings import StorageSettings
+from app.storage.settings import ENDPOINT_VARIABLES, StorageSettings, given_by, prepare
 
 # Also with one slash or none: `s3:/bucket` must not become a local folder named "s3:".
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):(.*)", re.DOTALL)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from app.errors import DataError, InputMissingError
-from app.storage.endpoint import SchemeProbe
+from app.storage.connections import SchemeProbe
 from app.storage.failures import FailureKind, StorageFailure, size_error
 from app.storage.objects import Entry, ObjectMissingError, Receipt, Upload, check_key, check_prefix
 from app.storage.retry import Clock, Retrier, Streams

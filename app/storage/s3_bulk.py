@@ -40,11 +40,10 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError as TransportError
 
-from app.storage.bodies import check_etag, drain
+from app.storage.connections import check_etag, drain
 from app.storage.digests import content_md5
-from app.storage.environment import REGION_VARIABLES, given_by, tls_context
 from app.storage.failures import FailureKind, StorageFailure, kind_of_answer
-from app.storage.settings import StorageSettings
+from app.storage.settings import REGION_VARIABLES, StorageSettings, given_by, tls_context
 
 # ValueError: values that no header takes.
 _TRANSPORT = (BotoCoreError, TransportError, OSError, http.client.HTTPException, ValueError)
