@@ -153,9 +153,12 @@ class BulkClient:
             total = _check_range(answer, start, stop)
             check_etag(etag, (answer.get("ETag") or "").strip('"') or None)
 
+            # botocore's own `read` waits for all of the block, for ever where a server drips.
+            stream = body._raw_stream
+
             def block(size: int) -> bytes:
                 try:
-                    return bytes(body.read(size))
+                    return bytes(stream.read1(size))
                 except _TRANSPORT as error:
                     raise s3_failure(error) from error
 

@@ -25,6 +25,8 @@ class ControlClient:
 
     def __init__(self, settings: StorageSettings, bucket: str) -> None:
         self._bucket = bucket
+        # Of one request: time-outs of the client count from the last byte.
+        self._timeout_s = settings.deadline_s
         session = AioSession()
         prepare_session(session, settings)
         self._files = s3fs.S3FileSystem(
@@ -67,7 +69,8 @@ class ControlClient:
     def get(self, key: str) -> bytes:
         """The whole body of a small object, of the length that the server announces."""
         with _failures():
-            return bytes(self._files.cat_file(f"{self._bucket}/{key}", max_concurrency=1))
+            path = f"{self._bucket}/{key}"
+            return bytes(self._files.cat_file(path, max_concurrency=1, timeout=self._timeout_s))
 
     def put(self, key: str, data: bytes) -> None:
         """Write a small object in one request."""
@@ -137,7 +140,9 @@ class ControlClient:
 
     def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
         with _failures():
-            answer: dict[str, Any] = self._files.call_s3(method, Bucket=self._bucket, **arguments)
+            answer: dict[str, Any] = self._files.call_s3(
+                method, Bucket=self._bucket, timeout=self._timeout_s, **arguments
+            )
             return answer
 
 
