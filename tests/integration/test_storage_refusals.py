@@ -20,10 +20,12 @@ import pytest
 from app.checkpoint.retention import sweep
 from app.cli.main import main
 from app.errors import AccessDeniedError, CogvxError, InputMissingError, RetryableError
+from app.storage.fetch import fetch
 from app.storage.objects import ObjectMissingError, Storage, read_if_present, stat_if_present
 from app.storage.opening import open_storage
 from app.storage.s3 import S3Storage
 from app.storage.settings import StorageSettings
+from tests.support.certificates import self_signed
 from tests.support.s3_front import (
     Answer,
     Archived,
@@ -38,7 +40,7 @@ from tests.support.s3_front import (
     s3_front,
 )
 from tests.support.s3_servers import RunningServer, set_environment
-from tests.support.scripted_server import dripping, scripted_server
+from tests.support.scripted_server import dripping, plainly, scripted_server
 
 SOON_S = 15.0  # in place of the 300 s of retries that these took
 
@@ -125,6 +127,17 @@ def test_with_it_a_start_goes_past_the_uploads_that_it_may_not_list(
     assert sweep(open_storage("s3://bucket/team-c/run"), attempt=3) == []
 
     assert "s3:ListBucketMultipartUploads" in caplog.text
+
+
+def test_with_it_a_folder_of_weights_is_fetched_by_its_name(behind: Behind, tmp_path: Path) -> None:
+    behind.put("weights/2b/config.json", b"{}")
+    behind.enter(PrefixOnly("weights/2b/"))
+
+    folder = fetch("s3://bucket/weights/2b", tmp_path)
+
+    assert (folder / "config.json").read_bytes() == b"{}"
+    with pytest.raises(AccessDeniedError):
+        fetch("s3://bucket/weights/5b", tmp_path)
 
 
 def test_another_prefix_is_denied(behind: Behind, capsys: pytest.CaptureFixture[str]) -> None:
@@ -423,6 +436,19 @@ def test_https_on_an_http_port_is_said_at_the_first_request(
 
     assert code == 78
     assert "the server speaks http" in shown
+    assert "AWS_ENDPOINT_URL_S3" in shown
+
+
+def test_http_to_a_tls_port_is_said_at_the_first_request(
+    behind: Behind, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with scripted_server(plainly(b""), self_signed(tmp_path)) as server:
+        set_environment(behind.monkeypatch, behind.server.behind(server.url))
+
+        code, shown = listed("s3://bucket/x", capsys)
+
+    assert code == 78
+    assert "the server speaks https" in shown
     assert "AWS_ENDPOINT_URL_S3" in shown
 
 
