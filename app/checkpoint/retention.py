@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 
 from app.checkpoint.catalog import checkpoint_refs, complete_checkpoints
 from app.checkpoint.layout import CheckpointRef, attempt_of_key
-from app.errors import CogvxError
-from app.storage.objects import Storage, stat_if_present
+from app.errors import AccessDeniedError, CogvxError
+from app.storage.objects import Storage, Upload, stat_if_present
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def sweep(storage: Storage, attempt: int) -> list[str]:
             storage.delete(keys)
             # Some servers show the folder of an upload that was only begun.
             gone += [ref.name] if keys else []
-    for upload in storage.list_uploads():
+    for upload in _unfinished_uploads(storage):
         owner = attempt_of_key(upload.key)
         if owner is not None and owner < attempt:
             storage.abort_upload(upload)
@@ -80,3 +80,16 @@ def sweep(storage: Storage, attempt: int) -> list[str]:
     if gone:
         log.info("unfinished files of older attempts deleted", extra={"names": gone})
     return gone
+
+
+def _unfinished_uploads(storage: Storage) -> Sequence[Upload]:
+    """Uploads that were begun; none where the policy allows objects below a prefix only."""
+    try:
+        return storage.list_uploads()
+    except AccessDeniedError as denied:
+        log.warning(
+            "unfinished uploads stay in the bucket: listing them is denied "
+            "(s3:ListBucketMultipartUploads)",
+            extra={"url": storage.url, "problem": denied.what},
+        )
+        return []

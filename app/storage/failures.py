@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from enum import Enum
 
-from app.errors import AccessDeniedError, CogvxError, ConfigError, DataError, RetryableError
+from app.errors import (
+    AccessDeniedError,
+    CogvxError,
+    ConfigError,
+    DataError,
+    InputMissingError,
+    RetryableError,
+)
 from app.storage.objects import ObjectMissingError
 
 
@@ -27,6 +34,9 @@ class FailureKind(Enum):
     DENIED = "denied"
     REQUEST = "request"
     TLS = "tls"
+    SETUP = "setup"
+    ARCHIVED = "archived"
+    REDIRECT = "redirect"
 
 
 ALWAYS_RETRIED = frozenset(
@@ -40,7 +50,7 @@ class StorageFailure(Exception):
     Args:
         kind: its class.
         detail: one readable line, without secrets.
-        code: the server's error code, when it gave one.
+        code: the server's error code, when it gave one; the variable or setting, of SETUP.
         progressed: bytes arrived before it failed, so the next try has less to do.
     """
 
@@ -64,6 +74,7 @@ _CODES = {
     FailureKind.WRONG_DATA: "BadDigest XAmzContentSHA256Mismatch",
     FailureKind.MISSING: "NoSuchKey NoSuchBucket NotFound NoSuchUpload",
     FailureKind.SERVER: "OperationAborted InternalError",
+    FailureKind.ARCHIVED: "InvalidObjectState",
 }
 _KIND_OF_CODE = {code: kind for kind, codes in _CODES.items() for code in codes.split()}
 _DENIED_STATUS = (401, 403)
@@ -93,6 +104,8 @@ def permanent_error(failure: StorageFailure, what: str, where: str) -> CogvxErro
         where: URL of the object or folder.
     """
     kind, detail = failure.kind, failure.detail
+    if kind is FailureKind.SETUP:
+        return ConfigError(detail, where=f"{failure.code}, for {where}", fix=_SETUP_FIX)
     if kind is FailureKind.MISSING:
         thing = "bucket" if failure.code == "NoSuchBucket" else "object"
         return ObjectMissingError(
@@ -100,36 +113,60 @@ def permanent_error(failure: StorageFailure, what: str, where: str) -> CogvxErro
             where=where,
             fix="check the URL, and that the upload to it has finished",
         )
-    if kind is FailureKind.DENIED:
-        return AccessDeniedError(
-            f"{what} was denied ({detail})",
-            where=where,
-            fix="check the credentials (cogvx doctor shows which are used) and their policy: "
-            "s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject",
-        )
-    if kind is FailureKind.CLOCK:
-        return AccessDeniedError(
-            f"{what} was denied: the clocks differ ({detail})",
-            where=where,
-            fix="set this machine's clock (NTP)",
-        )
     if kind in (FailureKind.WRONG_DATA, FailureKind.CHANGED) or failure.code == "InvalidRange":
         return DataError(
             f"{what}: {detail}",
             where=where,
             fix="the object does not match its description; write it again",
         )
-    if kind is FailureKind.TLS:
-        return ConfigError(
-            f"{what}: the server's certificate was rejected ({detail})",
-            where=where,
-            fix="set AWS_CA_BUNDLE to the file with the certificate of your authority",
-        )
-    return ConfigError(
-        f"{what}: the server rejected the request ({detail})",
-        where=where,
-        fix="check endpoint, region and bucket name",
-    )
+    error, text, fix = _PERMANENT.get(kind, _PERMANENT[FailureKind.REQUEST])
+    return error(f"{what}{text.format(detail)}", where=where, fix=fix)
+
+
+_SETUP_FIX = (
+    "correct it, or the file that it names; `cogvx doctor --url` shows which endpoint and "
+    "credentials are used"
+)
+_PERMANENT: dict[FailureKind, tuple[type[CogvxError], str, str]] = {
+    FailureKind.DENIED: (
+        AccessDeniedError,
+        " was denied ({})",
+        "check the credentials (cogvx doctor shows which are used) and their policy: "
+        "s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject",
+    ),
+    FailureKind.CLOCK: (
+        AccessDeniedError,
+        " was denied: the clocks differ ({})",
+        "set this machine's clock (NTP)",
+    ),
+    # A new pod reads the Secret again, and another node has other credentials.
+    FailureKind.EXPIRED: (
+        RetryableError,
+        ": the credentials have expired ({})",
+        "renew them where they come from (cogvx doctor shows it); keys in AWS_ACCESS_KEY_ID with "
+        "an AWS_SESSION_TOKEN last for hours only, a role of the pod renews itself",
+    ),
+    FailureKind.ARCHIVED: (
+        InputMissingError,
+        ": the object is archived and cannot be read ({})",
+        "restore it (`aws s3api restore-object`), or copy the data to a class that is read at once",
+    ),
+    FailureKind.TLS: (
+        ConfigError,
+        ": the server's certificate was rejected ({})",
+        "set AWS_CA_BUNDLE to the file with the certificate of your authority",
+    ),
+    FailureKind.REDIRECT: (
+        ConfigError,
+        ": the server sends the reader elsewhere ({})",
+        "give the final address, or allow that host: COGVX_REDIRECT_HOSTS=host,host",
+    ),
+    FailureKind.REQUEST: (
+        ConfigError,
+        ": the server rejected the request ({})",
+        "check endpoint, region and bucket name",
+    ),
+}
 
 
 def size_error(where: str, found: int, expected: int) -> DataError:

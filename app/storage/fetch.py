@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.errors import ConfigError, InputMissingError
+from app.errors import AccessDeniedError, ConfigError, InputMissingError
 from app.storage.objects import Entry, ObjectMissingError, Storage
 from app.storage.opening import is_remote, local_path, open_storage, split_s3_url
 
@@ -91,8 +91,9 @@ def _entries(storage: Storage, key: str, url: str) -> list[Entry]:
     if key and not url.endswith("/"):
         try:
             return [storage.stat(key)]
-        except ObjectMissingError:
-            log.debug("no object, looking for a folder", extra={"url": url})
+        except (ObjectMissingError, AccessDeniedError) as problem:
+            # Denied: a policy for what is below the folder says nothing of its own name.
+            log.debug("no object, looking for a folder", extra={"url": url, "why": problem.what})
     entries = storage.list(f"{key}/" if key else "")
     if not entries:
         raise InputMissingError(

@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 from urllib.parse import urlsplit
 
 from app.errors import AccessDeniedError, ConfigError
+from app.storage.connections import SchemeProbe
 from app.storage.failures import StorageFailure, size_error
 from app.storage.http_client import HttpClient
 from app.storage.objects import Entry, ObjectMissingError, Receipt, Upload, check_key, check_prefix
@@ -36,7 +37,11 @@ class HttpStorage:
         self.url = checked_address(url)
         self._streams = Streams(settings.download_streams, clock)
         self._retrier = Retrier(
-            settings.deadline_s, clock, refresh=lambda: None, throttled=self._streams.throttle
+            settings.deadline_s,
+            clock,
+            refresh=lambda: None,
+            throttled=self._streams.throttle,
+            explain=SchemeProbe(self.url, "the address").explained,
         )
         self._client = HttpClient(self.url, settings)
         # Downloads only ever call `read_range`, which both clients have.

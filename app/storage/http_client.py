@@ -1,13 +1,17 @@
 """Reading over http and https: one request per call, no retries (retry.py does those).
 
-Nothing but the standard library; redirects are followed to http and https only.
+Nothing but the standard library. Redirects stay on the host that was asked, unless the settings
+name another one: a server must not make this machine read an address inside its own network.
 """
 
 from __future__ import annotations
 
 import email.utils
 import http.client
+import io
+import socket
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -15,12 +19,13 @@ from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
-from app.storage.bodies import check_etag, drain
+from app.storage.connections import check_etag, drain
 from app.storage.failures import FailureKind, StorageFailure, kind_of_answer
 from app.storage.objects import Entry
-from app.storage.settings import StorageSettings
+from app.storage.settings import StorageSettings, tls_context
 
 _LARGEST_PAGE_BYTES = 64 << 20
+_NO_SIZE = "the server does not give the size of the file"
 _NO_HEAD = (403, 405, 501)  # servers and signed addresses that answer GET only
 
 
@@ -30,13 +35,13 @@ class HttpClient:
     def __init__(self, root: str, settings: StorageSettings) -> None:
         self._root = root
         self._settings = settings
-        context = ssl.create_default_context(cafile=settings.ca_file)
+        context = tls_context(settings.ca_file)
         self._opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.ProxyHandler(),
-            urllib.request.HTTPHandler(),
-            urllib.request.HTTPSHandler(context=context),
-            urllib.request.HTTPRedirectHandler(),
+            _PlainHandler(settings),
+            _TlsHandler(settings, context),
+            _Redirects(settings.redirect_hosts),
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.HTTPErrorProcessor(),
             urllib.request.UnknownHandler(),
@@ -49,7 +54,7 @@ class HttpClient:
             with self._request("HEAD", key) as answer:
                 size = answer.headers.get("Content-Length")
                 if size is not None:
-                    return _entry(key, int(size), answer.headers)
+                    return _entry(key, _total(answer.headers), answer.headers)
         except StorageFailure as failure:
             if failure.code not in {str(status) for status in _NO_HEAD}:
                 raise
@@ -57,10 +62,13 @@ class HttpClient:
             return _entry(key, _total(answer.headers), answer.headers)
 
     def get(self, key: str) -> bytes:
-        """A whole small object."""
+        """A whole small object, of the size that the server announces.
+
+        Raises:
+            StorageFailure: REQUEST, when it has over `small_object_bytes`.
+        """
         with self._request("GET", key) as answer:
-            size = answer.headers.get("Content-Length")
-            return self._drained(answer, None if size is None else int(size))
+            return self._drained(answer, self._settings.small_object_bytes)
 
     def read_range(
         self,
@@ -87,7 +95,7 @@ class HttpClient:
             if "html" not in answer.headers.get("Content-Type", ""):
                 raise StorageFailure(FailureKind.REQUEST, "the server shows no list of files")
             base = answer.geturl()
-            text = self._drained(answer, None, _LARGEST_PAGE_BYTES).decode("utf-8", "replace")
+            text = self._drained(answer, _LARGEST_PAGE_BYTES).decode("utf-8", "replace")
         links = _Links()
         links.feed(text)
         files, folders = set(), set()
@@ -110,11 +118,19 @@ class HttpClient:
         request = urllib.request.Request(url, headers=headers, method=method)
         try:
             return self._opener.open(request, timeout=self._settings.read_timeout_s)
+        except StorageFailure:
+            raise
         except Exception as error:
             raise http_failure(error) from error
 
-    def _drained(self, answer: Any, count: int | None, limit: int | None = None) -> bytes:
+    def _drained(self, answer: Any, limit: int) -> bytes:
         blocks: list[bytes] = []
+        count = _announced(answer.headers)
+        if count is not None and count > limit:
+            raise StorageFailure(FailureKind.REQUEST, f"it has {count} bytes, over {limit}")
+        if count is None and answer.headers.get("Transfer-Encoding") is None:
+            # The end of the connection would be the end of the object, and so would a fault.
+            raise StorageFailure(FailureKind.REQUEST, _NO_SIZE)
         self._drain(answer, blocks.append, count, limit)
         return b"".join(blocks)
 
@@ -128,10 +144,116 @@ class HttpClient:
         def block(size: int) -> bytes:
             try:
                 return bytes(answer.read1(size))
+            except StorageFailure:
+                raise
             except Exception as error:
                 raise http_failure(error) from error
 
         drain(block, sink, self._settings, count, limit)
+
+
+class _TimedBody(io.RawIOBase):
+    """The bytes of an answer, headers included, which end when the time of the request does.
+
+    The time-out of a socket counts from the last byte: a server that sends one in a while would
+    hold the reader for ever.
+    """
+
+    def __init__(self, source: socket.SocketIO, connection: socket.socket, seconds: float) -> None:
+        self._source = source
+        self._connection = connection
+        self._ends = time.monotonic() + seconds
+        self._silence_s = connection.gettimeout()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left_s = self._ends - time.monotonic()
+        silence_s = left_s if self._silence_s is None else min(left_s, self._silence_s)
+        try:
+            if left_s > 0:
+                self._connection.settimeout(silence_s)
+                return self._source.readinto(buffer)
+        except TimeoutError:
+            if silence_s < left_s:
+                raise
+        detail = "the answer took longer than an operation may"
+        raise StorageFailure(FailureKind.SLOW, detail)
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+def _timed_answers(seconds: float) -> type[http.client.HTTPResponse]:
+    """Answers that take at most `seconds`, from their first byte to their last."""
+
+    class TimedAnswer(http.client.HTTPResponse):
+        def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+            super().__init__(sock, *args, **kwargs)
+            self.fp.close()
+            source = sock.makefile("rb", buffering=0)
+            self.fp = io.BufferedReader(_TimedBody(source, sock, seconds))
+
+    return TimedAnswer
+
+
+class _PlainHandler(urllib.request.HTTPHandler):
+    """http with a time limit for the whole answer."""
+
+    def __init__(self, settings: StorageSettings) -> None:
+        super().__init__()
+        self._answers = _timed_answers(settings.deadline_s)
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_connections(http.client.HTTPConnection, self._answers), req)
+
+
+class _TlsHandler(urllib.request.HTTPSHandler):
+    """https with a time limit for the whole answer."""
+
+    def __init__(self, settings: StorageSettings, context: ssl.SSLContext) -> None:
+        super().__init__(context=context)
+        self._tls = context
+        self._answers = _timed_answers(settings.deadline_s)
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        kind = _connections(http.client.HTTPSConnection, self._answers)
+        return self.do_open(kind, req, context=self._tls)
+
+
+def _connections(kind: type[Any], answers: type[http.client.HTTPResponse]) -> Any:
+    return type(kind.__name__, (kind,), {"response_class": answers})
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects within a host, and to the hosts that the settings name."""
+
+    def __init__(self, hosts: tuple[str, ...]) -> None:
+        self._hosts = hosts
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        """The next request.
+
+        Raises:
+            StorageFailure: REDIRECT. Only the host is named: such addresses hold secrets.
+        """
+        here, there = urlsplit(req.full_url), urlsplit(newurl)
+        host = (there.hostname or "").lower()
+        upgraded = (here.scheme, there.scheme) == ("http", "https")
+        same = host == (here.hostname or "").lower() and (
+            here.netloc.lower() == there.netloc.lower() or (upgraded and there.port is None)
+        )
+        downgraded = (here.scheme, there.scheme) == ("https", "http")
+        if downgraded or (not same and host not in self._hosts):
+            fp.close()
+            place = f"{host}:{there.port}" if there.port else host
+            detail = f"HTTP {code} to {there.scheme} at {place}"
+            raise StorageFailure(FailureKind.REDIRECT, detail)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class _Links(HTMLParser):
@@ -147,7 +269,7 @@ class _Links(HTMLParser):
 
 
 def http_failure(error: Exception) -> StorageFailure:
-    """The class of a failure of the standard library's client."""
+    """The class of a failure of the standard library's client; no address is in its text."""
     if isinstance(error, urllib.error.HTTPError):
         error.close()
         code = "InvalidRange" if error.code == 416 else str(error.code)
@@ -155,11 +277,13 @@ def http_failure(error: Exception) -> StorageFailure:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, ssl.SSLCertVerificationError):
         return StorageFailure(FailureKind.TLS, reason.verify_message)
+    if isinstance(reason, http.client.InvalidURL):
+        return StorageFailure(FailureKind.REQUEST, "the address has blanks or control characters")
     if isinstance(reason, OSError | http.client.HTTPException):
-        detail = str(reason) or type(reason).__name__
+        detail = (str(reason) if isinstance(reason, OSError) else "") or type(reason).__name__
         return StorageFailure(FailureKind.CONNECTION, detail)
     if isinstance(error, urllib.error.URLError | ValueError):
-        return StorageFailure(FailureKind.REQUEST, str(reason))
+        return StorageFailure(FailureKind.REQUEST, "the server sent an address that is not valid")
     raise error
 
 
@@ -174,20 +298,26 @@ def _check_range(answer: Any, start: int, stop: int) -> int:
         raise StorageFailure(FailureKind.REQUEST, "the server does not support ranges")
     if span.rpartition("/")[0] != f"bytes {start}-{stop - 1}":
         raise StorageFailure(FailureKind.WRONG_DATA, f"requested {start}-{stop - 1}, got {span}")
-    length = answer.headers.get("Content-Length")
-    if length is not None and int(length) != stop - start:
+    length = _announced(answer.headers)
+    if length is not None and length != stop - start:
         raise StorageFailure(
             FailureKind.WRONG_DATA, f"the answer announces {length} bytes of {stop - start}"
         )
     return total
 
 
-def _total(headers: Any) -> int:
-    span = headers.get("Content-Range")
+def _total(headers: Any, *, whole: bool = True) -> int:
+    """Size of the whole object, or of the body of this answer."""
+    span = headers.get("Content-Range") if whole else None
     size = span.rpartition("/")[2] if span else headers.get("Content-Length", "")
-    if not str(size).isdigit():
-        raise StorageFailure(FailureKind.REQUEST, "the server does not give the size of the file")
+    if not str(size).isdecimal():
+        raise StorageFailure(FailureKind.REQUEST, _NO_SIZE)
     return int(size)
+
+
+def _announced(headers: Any) -> int | None:
+    """Content-Length; None where the answer has another way to say where it ends."""
+    return None if headers.get("Content-Length") is None else _total(headers, whole=False)
 
 
 def _entry(key: str, size_bytes: int, headers: Any) -> Entry:

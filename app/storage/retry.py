@@ -35,6 +35,8 @@ FRESH_RETRIES = 3  # of a 404 for an object that we have just written
 # The same wrong answer so often in a row is the object's own fault and not the network's. Not
 # two: at one bad answer in sixty, a run with thousands of ranges meets two in a row.
 SAME_WRONG_ANSWERS = 3
+SILENT_S = 3.0  # an operation that fails for longer says so
+SAID_EVERY_S = 30.0  # one line in so much time, whatever the number of requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class Retrier:
         clock: time and chance.
         refresh: called once when credentials have expired, before the one retry.
         throttled: called when the server asks to slow down.
+        explain: looks closer at a failure; returns it, or a better known one.
     """
 
     def __init__(
@@ -96,11 +99,15 @@ class Retrier:
         clock: Clock,
         refresh: Callable[[], None],
         throttled: Callable[[], None],
+        explain: Callable[[StorageFailure], StorageFailure] = lambda failure: failure,
     ) -> None:
         self._deadline_s = deadline_s
         self._clock = clock
         self._refresh = refresh
         self._throttled = throttled
+        self._explain = explain
+        self._said_at = float("-inf")
+        self._saying = threading.Lock()
 
     def run(
         self,
@@ -128,12 +135,11 @@ class Retrier:
         while True:
             try:
                 return call()
-            except StorageFailure as failure:
+            except StorageFailure as first:
+                failure = self._explain(first)
                 elapsed_s = self._clock.monotonic() - started
                 left_s = (self._deadline_s if deadline_s is None else deadline_s) - elapsed_s
                 if not history.may_retry(failure):
-                    if failure.kind is FailureKind.EXPIRED:
-                        raise deadline_error(failure, what, where, elapsed_s) from failure
                     raise permanent_error(failure, what, where) from failure
                 wait_s = self._prepare(failure, history)
                 if left_s <= 0:
@@ -148,7 +154,23 @@ class Retrier:
                         "wait_s": round(wait_s, 3),
                     },
                 )
+                if elapsed_s >= SILENT_S:
+                    self._say(failure, what, where, left_s)
             self._clock.sleep(wait_s)
+
+    def _say(self, failure: StorageFailure, what: str, where: str, left_s: float) -> None:
+        """Tell the user why nothing happens, at a bounded rate."""
+        with self._saying:
+            now = self._clock.monotonic()
+            if now - self._said_at < SAID_EVERY_S:
+                return
+            self._said_at = now
+        reason = f"{failure.kind.value}: {failure.detail}"
+        log.warning(
+            "retrying for at most %.0f s more: %s of %s (%s)",
+            *(left_s, what, where, reason),
+            extra={"operation": what, "url": where, "reason": reason, "left_s": round(left_s)},
+        )
 
     def _prepare(self, failure: StorageFailure, history: _FailureHistory) -> float:
         """Do what the failure calls for before the next try; seconds to wait for it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from app.errors import DataError, InputMissingError
+from app.storage.connections import SchemeProbe
 from app.storage.failures import FailureKind, StorageFailure, size_error
 from app.storage.objects import Entry, ObjectMissingError, Receipt, Upload, check_key, check_prefix
 from app.storage.retry import Clock, Retrier, Streams
@@ -68,7 +69,11 @@ class S3Storage:
         self._settings = settings
         self._streams = Streams(settings.download_streams + settings.upload_streams, clock)
         self._retrier = Retrier(
-            settings.deadline_s, clock, refresh=self._renew, throttled=self._streams.throttle
+            settings.deadline_s,
+            clock,
+            refresh=self._renew,
+            throttled=self._streams.throttle,
+            explain=SchemeProbe(settings.endpoint).explained,
         )
         self._control = PerProcess(lambda: ControlClient(settings, bucket))
         self._bulk = PerProcess(lambda: BulkClient(settings, bucket))
@@ -186,7 +191,7 @@ class S3Storage:
         """See Storage.check_reachable."""
         try:
             self._retrier.run(
-                lambda: self._control.get().head_bucket(),
+                lambda: self._control.get().look(self._prefix),
                 what="looking for the bucket",
                 where=self._place(),
                 deadline_s=deadline_s,

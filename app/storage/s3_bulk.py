@@ -7,8 +7,11 @@ of both client libraries.
 from __future__ import annotations
 
 import http.client
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any
 
@@ -17,12 +20,19 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConfigParseError,
     CredentialRetrievalError,
     HTTPClientError,
+    InfiniteLoopConfigError,
+    InvalidConfigError,
+    InvalidRegionError,
     NoCredentialsError,
     PartialCredentialsError,
+    ProfileNotFound,
     ResponseStreamingError,
     SSLError,
+    SSOError,
+    UnknownCredentialError,
 )
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
@@ -30,12 +40,26 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError as TransportError
 
-from app.storage.bodies import check_etag, drain
+from app.storage.connections import check_etag, drain
 from app.storage.digests import content_md5
 from app.storage.failures import FailureKind, StorageFailure, kind_of_answer
-from app.storage.settings import StorageSettings
+from app.storage.settings import REGION_VARIABLES, StorageSettings, given_by, tls_context
 
-_TRANSPORT = (BotoCoreError, TransportError, OSError, http.client.HTTPException)
+# ValueError: values that no header takes.
+_TRANSPORT = (BotoCoreError, TransportError, OSError, http.client.HTTPException, ValueError)
+# Files of credentials and certificates: nothing on the network raises these.
+_FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+# What the clients say of profiles and files; no value of a key is in these texts.
+_SETUP_ERRORS: dict[type[BotoCoreError], str] = {
+    ProfileNotFound: "AWS_PROFILE",
+    ConfigParseError: "AWS_CONFIG_FILE or AWS_SHARED_CREDENTIALS_FILE",
+    InvalidRegionError: "",  # the variable that gives the region
+    PartialCredentialsError: "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    InvalidConfigError: "AWS_PROFILE",
+    InfiniteLoopConfigError: "AWS_PROFILE",
+    UnknownCredentialError: "AWS_PROFILE",
+    SSOError: "AWS_PROFILE",
+}
 
 
 def client_options(settings: StorageSettings) -> dict[str, Any]:
@@ -60,11 +84,31 @@ def service_models() -> Any:
     return botocore.session.get_session().get_component("data_loader")
 
 
+def prepare_session(session: Any, settings: StorageSettings) -> None:
+    """Give a session of either client library what both clients share.
+
+    Raises:
+        StorageFailure: SETUP: the profile or a file that names it is wrong.
+        ConfigError: the profile names a CA bundle that cannot be read.
+    """
+    if settings.ca_file is None:
+        with _failures():
+            ca_file = session.get_config_variable("ca_bundle")
+        tls_context(ca_file, "ca_bundle of the AWS profile")
+    session.register_component("data_loader", service_models())
+    if settings.requester_pays:
+        session.register("before-call.s3", _pay)
+
+
+def _pay(params: dict[str, Any], **_: Any) -> None:
+    params["headers"]["x-amz-request-payer"] = "requester"
+
+
 def credential_provider() -> str:
     """Name of botocore's provider that found credentials; "none" when nothing did."""
     try:
         credentials = botocore.session.get_session().get_credentials()
-    except BotoCoreError as error:
+    except (BotoCoreError, OSError, ValueError) as error:
         return f"failed ({type(error).__name__})"
     return str(credentials.method) if credentials is not None else "none"
 
@@ -76,14 +120,15 @@ class BulkClient:
         self._settings = settings
         self._bucket = bucket
         session = botocore.session.get_session()
-        session.register_component("data_loader", service_models())
-        self._client = session.create_client(
-            "s3",
-            region_name=settings.region,
-            endpoint_url=settings.endpoint,
-            verify=settings.ca_file,
-            config=Config(**client_options(settings)),
-        )
+        prepare_session(session, settings)
+        with _failures():
+            self._client = session.create_client(
+                "s3",
+                region_name=settings.region,
+                endpoint_url=settings.endpoint,
+                verify=settings.ca_file,
+                config=Config(**client_options(settings)),
+            )
 
     def read_range(
         self,
@@ -108,9 +153,12 @@ class BulkClient:
             total = _check_range(answer, start, stop)
             check_etag(etag, (answer.get("ETag") or "").strip('"') or None)
 
+            # botocore's own `read` waits for all of the block, for ever where a server drips.
+            stream = body._raw_stream
+
             def block(size: int) -> bytes:
                 try:
-                    return bytes(body.read(size))
+                    return bytes(stream.read1(size))
                 except _TRANSPORT as error:
                     raise s3_failure(error) from error
 
@@ -154,11 +202,17 @@ class BulkClient:
         self._call("abort_multipart_upload", Key=key, UploadId=upload_id)
 
     def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
-        try:
+        with _failures():
             answer: dict[str, Any] = getattr(self._client, method)(Bucket=self._bucket, **arguments)
-        except (ClientError, ResponseParserError, *_TRANSPORT) as error:
-            raise s3_failure(error) from error
-        return answer
+            return answer
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
+    except (ClientError, ResponseParserError, *_TRANSPORT) as error:
+        raise s3_failure(error) from error
 
 
 def s3_failure(error: BaseException) -> StorageFailure:
@@ -169,7 +223,10 @@ def s3_failure(error: BaseException) -> StorageFailure:
     """
     if isinstance(error, ClientError):
         return _answer_failure(error)
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+    setup = _setup_failure(error)
+    if setup is not None:
+        return setup
+    if isinstance(error, NoCredentialsError):
         return StorageFailure(FailureKind.DENIED, "no credentials were found")
     if isinstance(error, CredentialRetrievalError):
         return StorageFailure(FailureKind.SERVER, "the provider gave no credentials")
@@ -188,10 +245,30 @@ def s3_failure(error: BaseException) -> StorageFailure:
     by_name = type(error).__name__ in ("IncompleteReadError", "IncompleteRead")
     library = type(error).__module__.partition(".")[0]
     if isinstance(error, transport) or by_name or library == "aiohttp":
-        return StorageFailure(FailureKind.CONNECTION, type(error).__name__)
+        inner = getattr(error, "kwargs", {}).get("error")  # its text may hold signed headers
+        detail = type(error).__name__
+        if isinstance(inner, BaseException):
+            detail = f"{detail}, {type(inner).__name__}"
+        return StorageFailure(FailureKind.CONNECTION, detail)
     if isinstance(error, BotoCoreError):
         return StorageFailure(FailureKind.REQUEST, type(error).__name__)
     raise error
+
+
+def _setup_failure(error: BaseException) -> StorageFailure | None:
+    """A mistake in the variables and files that the clients read; None for everything else."""
+    for kind, name in _SETUP_ERRORS.items():
+        if isinstance(error, kind):
+            name = name or given_by(os.environ, REGION_VARIABLES)
+            return StorageFailure(FailureKind.SETUP, str(error), code=name)
+    if isinstance(error, _FILE_ERRORS) and error.filename:
+        reason = (error.strerror or type(error).__name__).lower()
+        detail = f"a file of the storage's settings cannot be read ({reason})"
+        return StorageFailure(FailureKind.SETUP, detail, code=str(error.filename))
+    if isinstance(error, ValueError) and "header" in str(error).lower():
+        detail = "a credential has a line break, which no header takes"
+        return StorageFailure(FailureKind.SETUP, detail, code="the source of the credentials")
+    return None
 
 
 def _answer_failure(error: ClientError) -> StorageFailure:
@@ -199,10 +276,12 @@ def _answer_failure(error: ClientError) -> StorageFailure:
     status = int(meta.get("HTTPStatusCode", 0))
     code = str(error.response.get("Error", {}).get("Code", ""))
     kind = kind_of_answer(status, code)
-    detail = f"{status} {code}".strip()
+    detail = f"{status} {code}" if code and code != str(status) else str(status)
     if kind is FailureKind.CLOCK:
-        server = meta.get("HTTPHeaders", {}).get("date", "unknown")
-        detail = f"server {server}, here {datetime.now(UTC):%a, %d %b %Y %H:%M:%S} GMT"
+        detail = clock_difference(meta.get("HTTPHeaders", {}).get("date", ""), datetime.now(UTC))
+    elif kind is FailureKind.ARCHIVED:
+        storage_class = error.response.get("Error", {}).get("StorageClass")
+        detail = f"{detail}, class {storage_class}" if storage_class else detail
     elif status in (301, 307):
         region = meta.get("HTTPHeaders", {}).get("x-amz-bucket-region", "another region")
         detail = f"{detail}, the bucket is in {region}"
@@ -210,6 +289,16 @@ def _answer_failure(error: ClientError) -> StorageFailure:
         # An upload garbled on the way says nothing about the object: always repeat it.
         kind = FailureKind.CONNECTION
     return StorageFailure(kind, detail, code=code)
+
+
+def clock_difference(server_date: str, here: datetime) -> str:
+    """Both times and their difference; `server_date` is the Date header of the answer."""
+    shown = f"server {server_date or 'unknown'}, here {here:%a, %d %b %Y %H:%M:%S} GMT"
+    try:
+        seconds = (here - parsedate_to_datetime(server_date)).total_seconds()
+    except (ValueError, TypeError):
+        return shown
+    return f"this machine is {abs(seconds):.0f} s {'ahead' if seconds > 0 else 'behind'}: {shown}"
 
 
 def _check_range(answer: Mapping[str, Any], start: int, stop: int) -> int:

@@ -16,7 +16,7 @@ from aiobotocore.session import AioSession
 from app.storage.digests import content_md5
 from app.storage.failures import FailureKind, StorageFailure
 from app.storage.objects import Entry, Upload
-from app.storage.s3_bulk import client_options, s3_failure, service_models
+from app.storage.s3_bulk import client_options, prepare_session, s3_failure
 from app.storage.settings import StorageSettings
 
 
@@ -25,8 +25,10 @@ class ControlClient:
 
     def __init__(self, settings: StorageSettings, bucket: str) -> None:
         self._bucket = bucket
+        # Of one request: time-outs of the client count from the last byte.
+        self._timeout_s = settings.deadline_s
         session = AioSession()
-        session.register_component("data_loader", service_models())
+        prepare_session(session, settings)
         self._files = s3fs.S3FileSystem(
             session=session,
             endpoint_url=settings.endpoint,
@@ -53,13 +55,22 @@ class ControlClient:
 
     def stat(self, key: str) -> Entry:
         """HEAD of one object."""
-        answer = self._call("head_object", Key=key)
+        try:
+            answer = self._call("head_object", Key=key)
+        except StorageFailure as failure:
+            if not _is_bare(failure):
+                raise
+            # Where the policy lists this prefix only, S3 denies HEAD of what does not exist.
+            if self._first_key(key, failure) != key and failure.kind is FailureKind.DENIED:
+                raise StorageFailure(FailureKind.MISSING, "404", code="NoSuchKey") from failure
+            raise
         return _entry(key, answer["ContentLength"], answer)
 
     def get(self, key: str) -> bytes:
         """The whole body of a small object, of the length that the server announces."""
         with _failures():
-            return bytes(self._files.cat_file(f"{self._bucket}/{key}", max_concurrency=1))
+            path = f"{self._bucket}/{key}"
+            return bytes(self._files.cat_file(path, max_concurrency=1, timeout=self._timeout_s))
 
     def put(self, key: str, data: bytes) -> None:
         """Write a small object in one request."""
@@ -101,13 +112,37 @@ class ControlClient:
             if failure.kind is not FailureKind.MISSING or failure.code == "NoSuchBucket":
                 raise
 
-    def head_bucket(self) -> None:
-        """Check that the bucket exists and may be used."""
-        self._call("head_bucket")
+    def look(self, prefix: str) -> None:
+        """Check that the bucket exists and may be used, at least below a prefix."""
+        try:
+            self._call("head_bucket")
+        except StorageFailure as failure:
+            if not _is_bare(failure):
+                raise
+            self._first_key(prefix, failure)
+
+    def _first_key(self, prefix: str, failure: StorageFailure) -> str | None:
+        """The first key below a prefix; None: there are none.
+
+        An answer to HEAD has no body, so it is denied or rejected without a reason. This asks
+        again, in a way that has one.
+
+        Raises:
+            StorageFailure: `failure`, or the one with the reason.
+        """
+        try:
+            answer = self._call("list_objects_v2", Prefix=prefix, MaxKeys=1)
+        except StorageFailure as reasoned:
+            if reasoned.kind is FailureKind.DENIED and reasoned.code in ("", "AccessDenied", "403"):
+                raise failure from reasoned
+            raise reasoned from failure
+        return next((str(found["Key"]) for found in _many(answer, "Contents")), None)
 
     def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
         with _failures():
-            answer: dict[str, Any] = self._files.call_s3(method, Bucket=self._bucket, **arguments)
+            answer: dict[str, Any] = self._files.call_s3(
+                method, Bucket=self._bucket, timeout=self._timeout_s, **arguments
+            )
             return answer
 
 
@@ -121,6 +156,11 @@ def _failures() -> Iterator[None]:
         cause = error.__cause__
         original = cause if cause is not None and hasattr(cause, "response") else error
         raise s3_failure(original) from error
+
+
+def _is_bare(failure: StorageFailure) -> bool:
+    """Whether a HEAD was refused without a word why."""
+    return failure.code in ("400", "403", "Bad Request", "Forbidden")
 
 
 def _many(answer: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:

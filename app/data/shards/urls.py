@@ -25,6 +25,8 @@ _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):(//)?")
 _GLOB = re.compile(r"[*?\[]")
 _REPEAT = re.compile(r"(.*?)\*(\d+)")
 SHARD_FIX = "unpack it or name it again: shards are uncompressed files called *.tar"
+# A question mark in a glob has no `name=` after it.
+_QUERY = re.compile(r"https?://([^/?#]*)[^?]*\?[^/=?]+=", re.IGNORECASE)
 SCHEMES = ("s3", "file", "http", "https")
 
 
@@ -52,6 +54,13 @@ def parse_shard_path(path: str, include_dirs: str | None = None) -> list[ShardPa
     Raises:
         ConfigError: a form that runs a command, an unknown scheme, a bad brace, or nothing.
     """
+    for text in (path, include_dirs or ""):
+        if (query := _QUERY.search(text)) is not None:
+            raise ConfigError(
+                "an address of data cannot have a query (a signed address ends within days)",
+                where=f"http(s)://{query[1].rpartition('@')[2]}/...",  # the rest may be a secret
+                fix="write it without the query; private data is read from s3:// with credentials",
+            )
     if path.startswith(";"):
         include_dirs, path = path[1:], ""
     patterns = [

@@ -24,6 +24,8 @@ from app.storage.failures import (
         (501, "NotImplemented", FailureKind.REQUEST),
         (400, "RequestTimeout", FailureKind.CONNECTION),
         (400, "ExpiredToken", FailureKind.EXPIRED),
+        (403, "ExpiredToken", FailureKind.EXPIRED),
+        (403, "InvalidObjectState", FailureKind.ARCHIVED),
         (403, "RequestTimeTooSkewed", FailureKind.CLOCK),
         (400, "BadDigest", FailureKind.WRONG_DATA),
         (404, "NoSuchKey", FailureKind.MISSING),
@@ -48,6 +50,9 @@ def test_the_code_counts_more_than_the_status(status: int, code: str, kind: Fail
         (FailureKind.CHANGED, "", 65, "reading: detail"),
         (FailureKind.REQUEST, "InvalidRange", 65, "reading: detail"),
         (FailureKind.TLS, "", 78, "certificate"),
+        (FailureKind.EXPIRED, "ExpiredToken", 138, "credentials have expired (detail)"),
+        (FailureKind.ARCHIVED, "InvalidObjectState", 66, "is archived"),
+        (FailureKind.REDIRECT, "", 78, "sends the reader elsewhere (detail)"),
         (FailureKind.REQUEST, "", 78, "rejected the request"),
     ],
 )
@@ -59,6 +64,16 @@ def test_a_permanent_failure_names_url_and_reason(
     assert error.exit_code == exit_code
     assert says in error.what
     assert error.where == "s3://b/k"
+
+
+def test_a_mistake_in_the_settings_names_what_to_correct() -> None:
+    failure = StorageFailure(FailureKind.SETUP, "there is no such profile", code="AWS_PROFILE")
+
+    error = permanent_error(failure, "reading", "s3://b/k")
+
+    assert error.exit_code == 78
+    assert error.what == "there is no such profile"
+    assert error.where == "AWS_PROFILE, for s3://b/k"
 
 
 def test_after_the_deadline_a_new_start_may_help() -> None:

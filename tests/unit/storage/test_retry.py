@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from collections.abc import Callable
@@ -250,3 +251,49 @@ def test_no_more_streams_run_than_allowed() -> None:
         thread.join()
 
     assert most == 2
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    return [record.getMessage() for record in lines]
+
+
+def test_silence_is_explained_after_seconds_and_at_a_bounded_rate(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    time = FakeTime()
+    retrier = retrier_on(time, deadline_s=300)
+    for _ in range(3):  # several operations at once share the bound; here one after another
+        with pytest.raises(RetryableError):
+            run(retrier, Script(*[failure(FailureKind.CONNECTION, "refused")] * 999))
+
+    lines = said(caplog)
+
+    assert 27 <= len(lines) <= 30  # 900 s, one line in 30 s
+    assert lines[0] == (
+        "retrying for at most 297 s more: reading of s3://bucket/key (connection: refused)"
+    )
+
+
+def test_a_short_failure_is_not_worth_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    run(retrier_on(FakeTime()), Script(*[failure(FailureKind.SERVER)] * 4))
+
+    assert said(caplog) == []
+
+
+def test_a_failure_that_is_better_known_is_treated_as_what_it_is() -> None:
+    time = FakeTime()
+    retrier = Retrier(
+        300,
+        time.clock(),
+        refresh=lambda: None,
+        throttled=lambda: None,
+        explain=lambda found: StorageFailure(FailureKind.SETUP, "https on http", code="VARIABLE"),
+    )
+    script = Script(failure(FailureKind.CONNECTION))
+
+    with pytest.raises(ConfigError, match="https on http"):
+        run(retrier, script)
+
+    assert script.calls == 1
+    assert time.sleeps == []

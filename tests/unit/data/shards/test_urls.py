@@ -128,3 +128,25 @@ def test_what_runs_a_command_or_is_unknown_is_refused(path: str) -> None:
 def test_no_path_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no path"):
         parse_shard_path("")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "https://h/x.tar?X-Amz-Signature=hunter2",
+        "HTTPS://u:p@h/{a,b}.tar?token=hunter2",
+        "/data::http://h/x-{000..1.tar?sig=hunter2",
+        ";https://h/dir?sig=hunter2,/data",
+    ],
+)
+def test_an_address_with_a_query_is_refused_and_not_shown(path: str) -> None:
+    with pytest.raises(ConfigError, match="query") as caught:
+        parse_shard_path(path)
+
+    assert "hunter2" not in str(caught.value)
+    assert "u:p" not in str(caught.value)
+
+
+def test_a_question_mark_is_still_a_glob() -> None:
+    assert parse_shard_path("https://h/a/x-00?.tar")[0].pattern == "x-00?.tar"
+    assert parse_shard_path("https://h/a/x-?/date=1/y.tar")[0].pattern == "x-?/date=1/y.tar"
