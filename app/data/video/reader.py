@@ -61,7 +61,7 @@ class Facts:
 
     Attributes:
         codec: libavcodec's name.
-        rows, columns: of a frame as it is shown.
+        rows, columns: of a coded frame, before it is turned.
         packets: coded frames, hidden ones among them.
         fps: mean of the file.
         times: (frames,) float64 seconds at which each frame begins, the first at 0, ascending.
