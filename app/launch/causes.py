@@ -78,7 +78,12 @@ def _early_end(problem: SystemExit) -> Cause:
     code = problem.code
     number = exit_code_of(code) if isinstance(code, int) and 0 < code < 256 else UNKNOWN
     given = repr(code) if code is None or isinstance(code, int) else f"'{code}'"
-    frames = traceback.extract_tb(problem.__traceback__)
+    # wandb puts a function of its own in the place of sys.exit.
+    frames = [
+        frame
+        for frame in traceback.extract_tb(problem.__traceback__)
+        if "/wandb/" not in frame.filename
+    ]
     where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else "the trainer"
     fix = "raise an error that says what is wrong, in place of sys.exit()"
     return Cause(number, f"the work was ended by SystemExit({given})", where, fix)

@@ -104,11 +104,11 @@ class CheckedClip:
     size_bytes: int
     size: ClipSize | None = None
     codec: str = ""
-    traits: tuple[str, ...] = ()  # of the video, as VideoFacts.traits
     duration_s: float = 0.0
     tokens: int | None = None
     frames_shown: Tensor | None = None  # (n, 3, 96, W) uint8
     content: bytes = b""  # sha256 of the video and its caption
+    traits: tuple[str, ...] = ()  # of the video, as VideoFacts.traits
 
 
 def check_sample(
