@@ -127,7 +127,7 @@ class CheckResult:
             "bytes": sum(clip.size_bytes for clip in census.clips),
             "seconds": _spread([c.duration_s for c in census.clips if c.size is not None]),
             "frames": _spread([size.frames for size in sizes]),
-            "fps": _spread([size.fps for size in sizes]),
+            "fps": _spread([size.fps for size in sizes], total=False),
             "sizes": _most_common(f"{size.rows}x{size.columns}" for size in sizes),
             "codecs": _most_common(clip.codec for clip in census.clips if clip.codec),
             "traits": _most_common(trait for clip in census.clips for trait in clip.traits),
@@ -205,16 +205,16 @@ def _counter(url: str) -> Callable[[str], int]:
     return count
 
 
-def _spread(values: Sequence[float | None]) -> dict[str, object]:
+def _spread(values: Sequence[float | None], *, total: bool = True) -> dict[str, object]:
     known = [value for value in values if value is not None]
     if not known:
         return {}
-    return {
+    spread: dict[str, object] = {
         "min": round(min(known), 3),
         "median": round(statistics.median(known), 3),
         "max": round(max(known), 3),
-        "total": round(sum(known), 3),
     }
+    return spread | ({"total": round(sum(known), 3)} if total else {})
 
 
 def _most_common(words: object) -> dict[str, int]:

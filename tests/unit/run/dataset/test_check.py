@@ -75,6 +75,7 @@ def test_the_report_counts_usable_samples_and_spreads_those_that_could_be_read(
     assert (found["samples"], found["usable"], found["bytes"]) == (5, 2, 4000)
     assert found["frames"] == {"min": 8, "median": 16, "max": 40, "total": 64}
     assert found["seconds"] == {"min": 1.0, "median": 2.0, "max": 5.0, "total": 8.0}
+    assert "total" not in found["fps"]  # a sum of rates means nothing
     assert found["caption_tokens"] == {
         "min": 10,
         "median": 10,
