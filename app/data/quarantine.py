@@ -82,15 +82,19 @@ class Quarantine:
         self._lock = threading.Lock()
         self._keys: dict[str, set[str]] = {}  # by shard
         self._count = 0
+        self._sorted: tuple[SampleId, ...] | None = ()  # None: an id was added since
         self._news: dict[SampleId, BadSample] = {}
 
     def __len__(self) -> int:
         return self._count
 
     def ids(self) -> tuple[SampleId, ...]:
-        """All agreed ids, sorted."""
+        """All agreed ids, sorted: once after a change, because every step asks."""
         with self._lock:
-            return tuple(sorted((shard, key) for shard, keys in self._keys.items() for key in keys))
+            if self._sorted is None:
+                pairs = ((shard, key) for shard, keys in self._keys.items() for key in keys)
+                self._sorted = tuple(sorted(pairs))
+            return self._sorted
 
     def agree(self, ids: Iterable[SampleId]) -> list[SampleId]:
         """Quarantine these from the next step on; the ones that were not, in sorted order.
@@ -105,6 +109,8 @@ class Quarantine:
                     known.add(key)
                     self._count += 1
                     fresh.append((shard, key))
+            if fresh:
+                self._sorted = None
             return fresh
 
     def note(self, found: Iterable[BadSample]) -> None:

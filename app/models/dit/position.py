@@ -7,6 +7,8 @@ text rows first, which are zero in the fixed one.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from app.errors import ShapeError
 from app.models.dit.tokens import PatchGrid
 
 WAVELENGTH_BASE = 10000.0  # as in "Attention is all you need"
+MOST_GRIDS = 8  # tables kept; one of the 2B model at 49x480x720 in bf16 has 64 MiB
 
 
 def has_table(config: PositionConfig) -> bool:
@@ -80,6 +83,9 @@ class PositionTable(nn.Module):
         self.table = nn.Parameter(
             torch.zeros(shape, device=device, dtype=dtype), requires_grad=config.position.learnable
         )
+        # Image rows that were computed for larger grids; follows from the configuration, so it is
+        # not in the state dict.
+        self._computed: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
         if not self.table.is_meta and not config.position.learnable:
             with torch.no_grad():
                 self.table.copy_(self.computed())
@@ -122,8 +128,8 @@ class PositionTable(nn.Module):
     def forward(self, grid: PatchGrid) -> Tensor:
         """(1, n + grid.num_tokens, h): text rows, then one row per image token.
 
-        Smaller latents use the top left part of the table. A fixed table is recomputed where
-        the grid is larger than the stored one.
+        Smaller latents use the top left part of the table. A fixed table is computed, once,
+        where the grid is larger than the stored one.
         """
         if grid == self.grid:
             return self.table
@@ -136,8 +142,21 @@ class PositionTable(nn.Module):
             stored = image.unflatten(1, self.grid)
             image = stored[:, : grid.frames, : grid.rows, : grid.columns].flatten(1, 3)
         else:
-            image = sincos_table(grid, self.table.shape[-1], self.config)[None].to(self.table)
+            image = self._larger(grid)
         return torch.cat([text, image], dim=1)
+
+    def _larger(self, grid: PatchGrid) -> Tensor:
+        """(1, grid.num_tokens, h) image rows of a grid beyond the stored one, computed once."""
+        key = (grid, self.table.device, self.table.dtype)
+        if key not in self._computed:
+            # Also used by training after a validation, which autograd would refuse.
+            with torch.inference_mode(False):
+                rows = sincos_table(grid, self.table.shape[-1], self.config)[None]
+                self._computed[key] = rows.to(self.table)
+            if len(self._computed) > MOST_GRIDS:
+                self._computed.popitem(last=False)
+        self._computed.move_to_end(key)
+        return self._computed[key]
 
     def _has_rows(self, grid: PatchGrid) -> bool:
         if self.config.first_rows:

@@ -420,3 +420,29 @@ def test_names_that_cannot_be_used_count_by_the_same_limits(
 
     if stops:
         assert f"{bad} of {bad + videos} videos" in str(caught.value)
+
+
+class CountedSets(dict[str, set[str]]):
+    """Ids by shard that count how often all of them are looked at."""
+
+    looks = 0
+
+    def items(self):  # type: ignore[no-untyped-def]
+        self.looks += 1
+        return super().items()
+
+
+def test_the_ids_are_sorted_once_for_each_change() -> None:
+    quarantine = Quarantine()
+    quarantine._keys = counted = CountedSets()
+    quarantine.agree([("b.tar", "2"), ("a.tar", "9"), ("b.tar", "1")])
+
+    for _ in range(100):  # every step asks
+        assert quarantine.ids() == (("a.tar", "9"), ("b.tar", "1"), ("b.tar", "2"))
+    quarantine.agree([("a.tar", "9")])  # known already
+    quarantine.ids()
+    assert counted.looks == 1
+
+    quarantine.agree([("a.tar", "0")])
+    assert quarantine.ids()[0] == ("a.tar", "0")
+    assert counted.looks == 2

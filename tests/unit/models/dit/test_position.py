@@ -9,7 +9,7 @@ from diffusers.models.embeddings import get_3d_sincos_pos_embed
 
 from app.config.schema.model import PositionConfig
 from app.errors import ShapeError
-from app.models.dit.position import PositionTable, sincos_table
+from app.models.dit.position import MOST_GRIDS, PositionTable, sincos_table
 from app.models.dit.tokens import PatchGrid
 from tests.support.networks import tiny
 
@@ -133,3 +133,46 @@ def test_2d_table_refuses_more_than_one_frame() -> None:
     table.check(PatchGrid(1, 4, 6), 5)
     with pytest.raises(ShapeError, match="cannot tell frames apart"):
         table.check(PatchGrid(2, 4, 6), 5)
+
+
+def test_rows_of_a_larger_grid_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[PatchGrid] = []
+
+    def counted(grid: PatchGrid, width: int, config: PositionConfig) -> torch.Tensor:
+        computed.append(grid)
+        return sincos_table(grid, width, config)
+
+    table = fixed_table()
+    saved = set(table.state_dict())
+    monkeypatch.setattr("app.models.dit.position.sincos_table", counted)
+    grids = [PatchGrid(5, 4, 6), PatchGrid(3, 7, 9), PatchGrid(5, 4, 6)]
+
+    first, other, again = (table(grid) for grid in grids)
+
+    assert computed == grids[:2]
+    assert torch.equal(first, again)
+    assert other.shape == (1, 5 + 3 * 7 * 9, 32)
+    assert set(table.state_dict()) == saved
+    assert table.to(torch.float64)(grids[0]).dtype == torch.float64
+    assert computed == [*grids[:2], grids[0]]
+
+
+def test_tables_of_few_grids_are_kept() -> None:
+    table = fixed_table()
+
+    for rows in range(5, 5 + 3 * MOST_GRIDS):
+        table(PatchGrid(3, rows, 6))
+
+    assert len(table._computed) == MOST_GRIDS
+
+
+def test_a_table_made_while_validating_serves_training() -> None:
+    table, grid = fixed_table(), PatchGrid(5, 4, 6)
+    with torch.inference_mode():
+        table(grid)
+    tokens = torch.ones(1, 5 + grid.num_tokens, 32, requires_grad=True)
+
+    (tokens * table(grid)).sum().backward()
+
+    assert tokens.grad is not None
+    torch.testing.assert_close(tokens.grad, fixed_table()(grid).detach())
