@@ -275,6 +275,7 @@ class _Process:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self.is_answering = False  # frames are on their way
+        self._facts_follow = False  # `read` met them in place of frames
         self._to = self._child.stdin.fileno()
         self._from = self._child.stdout.fileno()
         os.set_blocking(self._to, False)
@@ -352,8 +353,6 @@ class _Process:
             )
         reported, reported_fps = found.get("upstream") or (found["packets"], fps)
         return VideoFacts(header, reported, reported_fps, times, tuple(found["traits"]))
-
-    _facts_follow = False
 
     def read(self, frames: Sequence[int], take: Take, deadline: float) -> bool:
         """Give each frame to `take`; False: the file holds other frames, ask `facts` again."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from app.data.bad_clip import BadClipError
 from app.data.video.containers import FIRST_BOXES
+from app.data.video.orientation import AT_AN_ANGLE, is_turned, upright
 
 # Units of one frame on average, at most: a crafted file of tiny units must not cost minutes.
 MOST_UNITS_PER_FRAME = 512
@@ -65,7 +66,6 @@ CODECS = (
     *("avc1", "avc3", "hvc1", "hev1", "dvh1", "dvhe", "av01", "vp08", "vp09", "mp4v", "jpeg"),
     *("mjpa", "apco", "apcs", "apcn", "apch", "ap4h", "ap4x", "m2v1"),
 )
-TILT = 0.02  # of a display matrix, as a share: half a degree is rounding
 MOST_BOXES, MOST_TRACKS = 100_000, 64
 # Box in the sample entry -> its byte whose last two bits are the bytes of a unit's length, less 1.
 UNIT_LENGTHS = {"avcC": 4, "hvcC": 21}
@@ -288,13 +288,10 @@ class _Walk:
         for box, from_end in ((self.need(track, "tkhd"), 44), (self.need(movie, "mvhd"), 64)):
             a, b, _, c, d = struct.unpack_from(">iiiii", self.data, box.stop - from_end)
             shown = shown @ np.array([[a, b], [c, d]], dtype=np.float64)
-        straight, crossed = np.abs(np.diag(shown)).max(), np.abs(np.diag(shown[::-1])).max()
-        if min(straight, crossed) > TILT * max(straight, crossed):
-            raise BadClipError(
-                "unsupported_orientation",
-                "it is to be shown at an angle that is not a quarter turn",
-            )
-        return bool(crossed > straight)
+        steps = upright(*shown.flat)
+        if steps is None:
+            raise BadClipError("unsupported_orientation", AT_AN_ANGLE)
+        return is_turned(steps)
 
     def sample_entry(self, track: Box) -> tuple[str, int, int]:
         """Codec, rows and columns of the first entry of `stsd`."""

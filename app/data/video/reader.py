@@ -26,6 +26,8 @@ import av.logging
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 
+from app.data.video.orientation import AT_AN_ANGLE, is_turned, upright
+
 # Names of libavcodec; what is not here is refused by name.
 CODECS = (
     *("av1", "h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "prores", "vp8", "vp9"),
@@ -38,8 +40,6 @@ CLOSED = {"enable_drefs": "0", "use_absolute_path": "0", "protocol_whitelist": "
 LibraryError = av.FFmpegError  # whatever libav raises
 PROGRESSIVE = 1  # libavcodec's field orders: what is above has fields
 PQ, HLG = 16, 18  # transfer characteristics, ISO/IEC 23091-2
-Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
-TILT = 0.02  # of a display matrix, as a share: half a degree is rounding
 
 
 class UnreadableError(Exception):
@@ -96,9 +96,10 @@ class Reader:
     """
 
     def __init__(self, blob: bytes, container: str, track: int | None) -> None:
-        self._file: Any = _open(
+        opened: Any = av.open(
             io.BytesIO(blob), format=container, options=CLOSED, metadata_errors="replace"
         )
+        self._file = opened
         self._stream = self._video_stream(track)
         self._codec = self._stream.codec_context
         if self._codec_name not in CODECS:
@@ -130,10 +131,10 @@ class Reader:
         """libavcodec's name of the codec, whatever library decodes it."""
         return str(self._codec.codec.canonical_name)
 
-    def frames(self, chosen: Sequence[int], *, from_start: bool = False) -> Iterator[Planes]:
+    def frames(self, chosen: Sequence[int], *, from_start: bool = False) -> Iterator[np.ndarray]:
         """The frames with these numbers, which ascend.
 
-        Each is red, green and blue, (rows, columns) uint8, valid until the next one is taken.
+        Each is (rows, columns, 3) uint8, valid until the next one is taken.
 
         Raises:
             FactsChangedError: read `facts` again, and choose again.
@@ -258,14 +259,14 @@ class Converter:
         self._made_for: tuple[object, ...] | None = None
         self._graph: Any = None
 
-    def rgb(self, frame: Any) -> Planes:
-        """Red, green and blue, views of memory that the next frame may take.
+    def rgb(self, frame: Any) -> np.ndarray:
+        """(rows, columns, 3) uint8, a view of memory that the next frame may take.
 
         Raises:
             UnreadableError: the frame is to be shown at an angle.
         """
         matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
-        turns = () if matrix is None else upright(np.frombuffer(bytes(matrix), dtype="<i4"))
+        turns = () if matrix is None else _turns(np.frombuffer(bytes(matrix), dtype="<i4"))
         size = f"{frame.width}x{frame.height}"
         colours = f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
         made_for = (size, frame.format.name, colours, turns)
@@ -275,62 +276,33 @@ class Converter:
             self._made_for = made_for
         self._graph.push(frame)
         image = self._graph.pull()
-        shape = (image.height, image.width)
-        green, blue, red = (
-            np.ndarray(shape, np.uint8, buffer=plane, strides=(plane.line_size, 1))
-            for plane in image.planes
-        )
-        return red, green, blue
+        plane = image.planes[0]
+        shape = (image.height, image.width, 3)
+        return np.ndarray(shape, np.uint8, buffer=plane, strides=(plane.line_size, 3, 1))
 
 
-def _open(blob: io.BytesIO, **options: Any) -> Any:
-    return av.open(blob, **options)
+def _turns(matrix: np.ndarray) -> tuple[str, ...]:
+    """Steps for the (9,) entries a b _ c d _ _ _ _ of a display matrix."""
+    steps = upright(*(float(matrix[place]) for place in (0, 1, 3, 4)))
+    if steps is None:
+        raise UnreadableError("unsupported_orientation", AT_AN_ANGLE)
+    return steps
 
 
-def _graph(source: str, turns: Sequence[tuple[str, str]]) -> Any:
+def _graph(source: str, turns: Sequence[str]) -> Any:
     graph = av.filter.Graph()
     graph.threads = 1
     steps = [
         graph.add("buffer", source),
-        *(graph.add(name, arguments) for name, arguments in turns),
+        *(graph.add("transpose", f"dir={t}") if is_turned((t,)) else graph.add(t) for t in turns),
         graph.add("scale"),
-        graph.add("format", "rgb24"),  # as ffmpeg converts; in planes, other roundings
-        graph.add("scale"),
-        graph.add("format", "gbrp"),  # only brings the bytes apart, faster than numpy or torch
+        graph.add("format", "rgb24"),
         graph.add("buffersink"),
     ]
     for step, following in pairwise(steps):
         step.link_to(following)
     graph.configure()
     return graph
-
-
-def upright(matrix: np.ndarray) -> tuple[tuple[str, str], ...]:
-    """Filters that show a frame as its display matrix says: (name, arguments) each.
-
-    Args:
-        matrix: (9,) of ISO/IEC 14496-12: a pixel at (x, y) is shown at (a x + c y, b x + d y) for
-            the entries a b _ c d _ _ _ _.
-
-    Raises:
-        UnreadableError: neither a quarter turn nor a mirror.
-    """
-    a, b, c, d = (float(matrix[place]) for place in (0, 1, 3, 4))
-    largest = max(abs(value) for value in (a, b, c, d))
-    if largest == 0 or max(abs(b), abs(c)) <= TILT * largest:
-        mirrors = (("hflip", a < 0), ("vflip", d < 0))
-        return tuple((name, "") for name, applies in mirrors if applies)
-    if max(abs(a), abs(d)) <= TILT * largest:
-        direction = {
-            (True, True): "cclock_flip",
-            (True, False): "clock",
-            (False, True): "cclock",
-            (False, False): "clock_flip",
-        }[b > 0, c > 0]
-        return (("transpose", f"dir={direction}"),)
-    raise UnreadableError(
-        "unsupported_orientation", "it is to be shown at an angle that is not a quarter turn"
-    )
 
 
 def begins_anew(packet: bytes, codec: str, extradata: bytes) -> bool:

@@ -10,7 +10,7 @@ from app.config.schema.data import SFTDataConfig
 from app.data.bad_clip import BadClipError
 from app.data.sources.sft import SFTSource
 from app.data.video.decoder import VideoDecoder, VideoFacts
-from app.data.video.reader import UnreadableError, begins_anew, is_vp9_key_frame, upright
+from app.data.video.reader import begins_anew, is_vp9_key_frame
 from tests.support import numbered_videos
 from tests.support.numbered_videos import RECIPES, TURNS, drawn_number, make, shown_by_ffmpeg
 
@@ -94,8 +94,8 @@ def test_a_far_frame_is_reached_from_the_last_safe_place_only(folder: Path) -> N
         path = make(folder, name)
         opened = reader.Reader(path.read_bytes(), "mov", None)
         count = 0
-        for red, _, _ in opened.frames([40]):
-            count += red.size > 0
+        for frame in opened.frames([40]):
+            count += frame.size > 0
         starts[name] = (count, opened._entry(40)[0])
 
     # Of open groups and refreshed frames nothing is safe but the beginning.
@@ -116,14 +116,6 @@ def test_a_video_at_an_angle_is_refused(decoder: VideoDecoder, folder: Path, deg
         decoder.probe(tilted.read_bytes())
 
     assert caught.value.reason == "unsupported_orientation"
-
-
-def test_what_a_matrix_asks_for_beyond_quarter_turns_is_refused() -> None:
-    one = 1 << 16
-
-    assert upright(np.array([one, 0, 0, 0, one, 0, 0, 0, 1 << 30])) == ()
-    with pytest.raises(UnreadableError):
-        upright(np.array([one, one, 0, -one, one, 0, 0, 0, 1 << 30]))
 
 
 def test_idr_frames_are_told_from_other_key_frames() -> None:
