@@ -35,7 +35,7 @@ FRESH_RETRIES = 3  # of a 404 for an object that we have just written
 # The same wrong answer so often in a row is the object's own fault and not the network's. Not
 # two: at one bad answer in sixty, a run with thousands of ranges meets two in a row.
 SAME_WRONG_ANSWERS = 3
-SILENT_S = 3.0  # an operation that fails for longer says so
+SILENT_S = 3.0  # an operation that fails for longer says so, before the wait that goes beyond
 SAID_EVERY_S = 30.0  # one line in so much time, whatever the number of requests
 
 
@@ -154,7 +154,7 @@ class Retrier:
                         "wait_s": round(wait_s, 3),
                     },
                 )
-                if elapsed_s >= SILENT_S:
+                if elapsed_s + wait_s >= SILENT_S:
                     self._say(failure, what, where, left_s)
             self._clock.sleep(wait_s)
 

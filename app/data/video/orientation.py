@@ -5,7 +5,7 @@ Source: ISO/IEC 14496-12, 6.2.2: a pixel at (x, y) is shown at (a x + c y, b x +
 
 from __future__ import annotations
 
-TILT = 0.02  # of a matrix's largest entry: half a degree is rounding
+TILT = 0.02  # of the largest entry: about one degree, which ffmpeg takes for rounding too
 AT_AN_ANGLE = "it is to be shown at an angle that is not a quarter turn"
 
 

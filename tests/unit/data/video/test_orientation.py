@@ -47,7 +47,7 @@ def test_the_steps_do_what_the_matrix_says(matrix: tuple[int, int, int, int]) ->
     assert is_turned(steps) == (expected.shape == (3, 2))
 
 
-@pytest.mark.parametrize("degrees", [1, 30, 45, 89, 100])
+@pytest.mark.parametrize("degrees", [2, 30, 45, 88, 100])
 def test_other_angles_are_not_shown(degrees: float) -> None:
     cos, sin = (f(math.radians(degrees)) for f in (math.cos, math.sin))
 
