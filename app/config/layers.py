@@ -95,7 +95,7 @@ def _read_layer(name: str, problems: Problems) -> DictConfig | None:
     except yaml.MarkedYAMLError as error:
         _report_yaml(name, content, error, problems)
         return None
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         first = str(error).splitlines()[0]
         problems.add(f"the file cannot be parsed: {first}", where=name, fix="correct the YAML")
         return None
@@ -115,9 +115,11 @@ def _is_bare_text(layer: DictConfig, content: str) -> bool:
 
 
 def _report_yaml(name: str, content: str, error: yaml.MarkedYAMLError, problems: Problems) -> None:
-    mark = error.problem_mark
+    mark, lines = error.problem_mark, content.splitlines()
+    if mark and mark.line >= len(lines):
+        mark = error.context_mark  # something is not closed: where it begins
     where = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
-    line = content.splitlines()[mark.line] if mark and mark.line < content.count("\n") + 1 else ""
+    line = lines[mark.line] if mark and mark.line < len(lines) else ""
     indent = line[: len(line) - len(line.lstrip())]
     if "\t" in indent or "'\\t'" in str(error.problem):
         problems.add(

@@ -21,6 +21,7 @@ class Problems:
     def __init__(self, origins: Mapping[str, str] | None = None) -> None:
         self.origins: Mapping[str, str] = origins or {}
         self.errors: list[ConfigError] = []
+        self.count = 0  # of the mistakes found, those not reported again included
         self.warnings: list[str] = []
         # Every key that a reader of a section asked for: editors get their schema from it.
         self.accepted: dict[str, Kind | None] = {}
@@ -28,6 +29,7 @@ class Problems:
 
     def add(self, what: str, *, where: str, fix: str) -> None:
         """Record a mistake at the dotted path `where`."""
+        self.count += 1
         if where in self.broken:
             return
         error = ConfigError(what, where=self.locate(where), fix=fix)

@@ -70,7 +70,7 @@ def read_data(node: object, where: str, context: Context) -> DataConfig | None:
     part = open_part(node, where, "dataset", context)
     if part is None:
         return None
-    before = len(problems.errors)
+    before = problems.count
     values: dict[str, Any] = part.node.fields(CACHE)
     values["order"] = _section(part.node, "order", OrderConfig, ORDER)
     values["quarantine"] = _section(part.node, "quarantine", QuarantineConfig, QUARANTINE)
@@ -90,9 +90,9 @@ def read_data(node: object, where: str, context: Context) -> DataConfig | None:
             )
         part.params.close()
         _check_frames(found, part.params)
-        if len(problems.errors) == before:
+        if problems.count == before:
             values["params"] = problems.build(part.target.params, found)
-    if len(problems.errors) > before:
+    if problems.count > before:
         return None
     values |= {"target": part.name, "implementation": part.target.implementation}
     return problems.build(DataConfig, values)

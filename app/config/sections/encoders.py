@@ -66,7 +66,7 @@ def read_first_stage(node: object, where: str, context: Context) -> Component[VA
     part.node.close()
     if part.registered:
         return part.component(dict(part.params.values))
-    before = len(problems.errors)
+    before = problems.count
     params = part.params
     params.dead(upstream.DEAD_FIRST_STAGE)
     values = params.fields(FIRST_STAGE)
@@ -75,9 +75,9 @@ def read_first_stage(node: object, where: str, context: Context) -> Component[VA
     values["encoder"] = _coder(params, "encoder_config", "vae encoder", context)
     values["decoder"] = _coder(params, "decoder_config", "vae decoder", context)
     params.close()
-    if len(problems.errors) == before:
+    if problems.count == before:
         _check_coders(values["encoder"], values["decoder"], params)
-    if len(problems.errors) > before:
+    if problems.count > before:
         return None
     config = problems.build(VAEConfig, values)
     return part.component(config) if config else None
@@ -178,7 +178,7 @@ def _embedder(node: object, where: str, context: Context) -> ConditionerConfig |
     part = open_part(node, where, "text encoder", context)
     if part is None:
         return None
-    before = len(context.problems.errors)
+    before = context.problems.count
     part.node.dead(upstream.DEAD_EMBEDDER)
     values = part.node.fields(EMBEDDER)
     part.node.close()
@@ -195,7 +195,7 @@ def _embedder(node: object, where: str, context: Context) -> ConditionerConfig |
         part.params.close()
     if found["model_dir"] is not None:
         values["text"] = context.problems.build(T5Config, found)
-    if len(context.problems.errors) > before:
+    if context.problems.count > before:
         return None
     values |= {"target": part.name, "implementation": part.target.implementation}
     return context.problems.build(ConditionerConfig, values)

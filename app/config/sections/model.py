@@ -50,7 +50,7 @@ SCHEDULES = {
 def read_model(node: object, where: str, context: Context) -> ModelConfig | None:
     """Section `model:`; None, with the mistakes recorded, if it cannot be read."""
     problems = context.problems
-    before = len(problems.errors)
+    before = problems.count
     reader = Reader(node, where, problems)
     reader.dead(upstream.DEAD_MODEL)
     values = reader.fields(MODEL)
@@ -58,10 +58,10 @@ def read_model(node: object, where: str, context: Context) -> ModelConfig | None
         values[name] = read(reader.raw(key), reader.path(key), context)
     reader.close()
     _check_schedules(values, where, problems)
-    if len(problems.errors) > before:
+    if problems.count > before:
         return None
     _check_agreement(values, where, problems)
-    if len(problems.errors) > before:
+    if problems.count > before:
         return None
     return problems.build(ModelConfig, values)
 

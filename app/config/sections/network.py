@@ -80,7 +80,7 @@ LORA = rows(
 def read_dit(node: object, where: str, context: Context) -> Component[DiTConfig] | None:
     """The network; None, with the mistakes recorded, if it cannot be read."""
     problems = context.problems
-    before = len(problems.errors)
+    before = problems.count
     part = open_part(node, where, "network", context)
     if part is None:
         return None
@@ -91,7 +91,7 @@ def read_dit(node: object, where: str, context: Context) -> Component[DiTConfig]
     values |= _transformer_args(params)
     values |= _modules(params, values, context)
     params.close()
-    if len(problems.errors) > before:
+    if problems.count > before:
         return None
     if values["time_embed_dim"] is None:
         values["time_embed_dim"] = values["hidden_size"]

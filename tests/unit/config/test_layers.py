@@ -99,6 +99,10 @@ def test_dashes_in_yaml_args_are_underscores(tmp_path: Path) -> None:
     [
         ("args:\n\tlr: 1\n", "a tab where YAML needs spaces", "0.yaml, line 2, column 1"),
         ("args:\n  lr: [1\nb: 2\n", "not valid YAML", "0.yaml, line 3"),
+        ("args:\n  lr: [1\n", "not valid YAML", "0.yaml, line 2, column 7"),
+        ("args: {lr: 1\n", "not valid YAML", "0.yaml, line 1, column 7"),
+        ('args:\n  lr: "1', "not valid YAML", "0.yaml, line 2, column"),
+        ("args: " + "{a: " * 1500 + "1" + "}" * 1500, "the file cannot be parsed", "0.yaml"),
         ("args: {lr: 1}\nargs: {lr: 2}\n", "duplicate key", "0.yaml, line 2"),
         ("hello\n", "holds no sections", "0.yaml"),
         ("modle: {a: 1}\n", "unknown section 'modle'", "did you mean 'model'?"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from app.config.command_line import CommandLine
 from app.config.layers import Merged
 from app.config.load import config_of
+from app.config.problems import Problems
 from app.config.runnable import lacking
 from app.config.snapshot import snapshot
 from app.errors import ConfigErrors
@@ -68,3 +70,32 @@ def test_strange_values_never_surprise(section: str, monkeypatch: pytest.MonkeyP
             snapshot(config)
 
     assert outcomes == {"mistakes, all told", "valid"}
+
+
+def taken_out(
+    where: str,
+    sections: dict[str, Any],
+    base: object,
+    file: object,
+    overrides: object,
+    problems: Problems,
+) -> Merged:
+    """What merging leaves of a value that it cannot resolve."""
+    problems.add("the interpolation cannot be resolved", where=where, fix="name a key")
+    problems.broken.add(where)
+    return Merged(sections=sections)
+
+
+@pytest.mark.parametrize("section", ["args", "model", "data", "deepspeed"])
+def test_a_value_that_was_taken_out_is_reported_once_and_surprises_nobody(
+    section: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = whole()
+    for path in places(sections[section], (section,)):
+        where = ".".join(map(str, path))
+        taken = partial(taken_out, where, with_value(sections, path, None))
+        monkeypatch.setattr("app.config.load.merge_layers", taken)
+        with pytest.raises(ConfigErrors) as mistakes:
+            config_of(CommandLine(flags={"base": ["a.yaml"]}), TARGETS)
+
+        assert [one.where for one in mistakes.value.errors].count(where) == 1
