@@ -12,12 +12,13 @@ from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 
 from app.cli import output
-from app.config.command_line import make_parser, read_command_line
+from app.config.command_line import COMMAND_LINE, make_parser, read_command_line
 from app.config.load import config_of
 from app.config.runnable import trainable_run
 from app.config.schema.run import RunConfig
 from app.distributed.devices import count_gpus
 from app.distributed.environment import resolve_layout
+from app.errors import ConfigError
 from app.launch.launcher import LaunchOptions, launch
 from app.registry import TARGETS
 
@@ -50,13 +51,24 @@ def run_words(words: Sequence[str]) -> int:
 
 
 def started_by_us(config: RunConfig, environ: Mapping[str, str]) -> dict[str, str] | None:
-    """Variables for the processes to start; None when this process is a rank itself."""
+    """Variables for the processes to start; None when this process is a rank itself.
+
+    Raises:
+        ConfigError: `--nproc-per-node` asks for another number than the environment says.
+    """
     layout = resolve_layout(environ)
+    given = config.arguments["nproc_per_node"]
+    if layout.mode != "single" and given not in (None, layout.nproc_per_node):
+        raise ConfigError(
+            f"--nproc-per-node is {given}, but the environment says {layout.nproc_per_node}",
+            where=f"{COMMAND_LINE}, and environment: {layout.sources['nproc_per_node']}",
+            fix="remove the flag and set spec.nprocPerNode of the job, or unset RANK and "
+            "WORLD_SIZE to start all processes from here",
+        )
     if layout.mode in ("inside", "plain"):
         return None
     if layout.mode != "single":
         return {}  # a pod whose entry point is this command: its variables are enough
-    given = config.arguments["nproc_per_node"]
     count = int(str(given)) if given is not None else count_gpus(environ)
     if count <= 1:
         return None

@@ -236,7 +236,14 @@ def _static(env: Variables, gpus: CountGpus) -> Reading:
         )
     if not host.value:
         port = default(ANY_PORT)  # one node, nobody else needs to know
-    node_rank = env.integer("PET_NODE_RANK") or env.integer("RANK")
+    node_rank, rank = env.integer("PET_NODE_RANK"), env.integer("RANK")
+    if node_rank and rank and node_rank.value != rank.value:
+        raise contradiction(
+            f"this node is {node_rank.value} and {rank.value}",
+            f"PET_NODE_RANK={node_rank.value} RANK={rank.value}",
+            "unset RANK: processes are started here, and get their own",
+        )
+    node_rank = node_rank or rank
     if node_rank is None and nodes.value > 1:
         raise contradiction(
             f"{nodes.value} nodes, and nothing says which one this is",

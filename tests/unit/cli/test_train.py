@@ -73,6 +73,23 @@ def test_nproc_per_node_is_the_number_of_processes_started(
     assert variables == (None if started is None else expected)
 
 
+@pytest.mark.parametrize(
+    ("environ", "count"),
+    [
+        (TORCHRUN, 3),
+        (PLAIN, 2),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "h"}, 2),
+        (OPERATOR, 4),
+        (ELASTIC, 2),
+    ],
+)
+def test_another_number_than_the_environment_says_is_refused(
+    environ: dict[str, str], count: int
+) -> None:
+    with pytest.raises(ConfigError, match=f"--nproc-per-node is {count}, but the environment"):
+        command.started_by_us(load(*TINY, "--nproc-per-node", str(count)), environ)
+
+
 @pytest.mark.parametrize("environ", [OPERATOR, ELASTIC])
 def test_a_pod_says_everything_itself(environ: dict[str, str]) -> None:
     assert command.started_by_us(load(*TINY), environ) == {}

@@ -258,6 +258,7 @@ CONTRADICTIONS: dict[str, tuple[Mapping[str, str], str]] = {
     "rank beyond world": (operator(4, "4", "1"), "RANK is 4 of WORLD_SIZE 4"),
     "node rank beyond nodes": (operator(7, "32", "8"), "node rank 7 of 4 nodes"),
     "world is not nodes times processes": (operator(1, "16", "8"), "WORLD_SIZE is 16"),
+    "two node ranks": (operator(1, "16", "8") | {"PET_NODE_RANK": "0"}, "this node is 0 and 1"),
     "rank of nothing": ({"RANK": "1"}, "WORLD_SIZE is not set"),
     "world without rank": (
         {"WORLD_SIZE": "2", "MASTER_ADDR": "a"},
