@@ -66,9 +66,12 @@ def load_class(implementation: str, where: str, methods: Sequence[str] = ()) -> 
     module_name, _, class_name = implementation.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a user's module may fail in any way
+        kind = (
+            "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        )
         raise ConfigError(
-            f"{implementation} cannot be imported: {error}",
+            f"{implementation} cannot be imported: {kind}{error}",
             where=where,
             fix="check --register NAME=package.module:Class and PYTHONPATH",
         ) from error

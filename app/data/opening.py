@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -113,6 +114,14 @@ def open_dataset(
             where=config.implementation,
             fix="add this classmethod: docs/data_format.md, 'A dataset of your own'",
         )
+    try:
+        inspect.signature(create).bind(path, request.args, **config.params)
+    except TypeError as error:
+        raise ConfigError(
+            f"create_dataset_function cannot be called with data.params: {error}",
+            where=config.implementation,
+            fix="accept **params: they hold the keys of every file given to --base",
+        ) from error
     dataset = create(path, request.args, **config.params)
     return MapSource(dataset, config.target, config.caption_prefix)
 

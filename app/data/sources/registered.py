@@ -6,11 +6,15 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from app.data.bad_clip import BadClipError
 from app.data.batch import Item
 from app.data.sources.protocols import Source, identity_of
 from app.data.sources.settings import prefixed
 from app.errors import CogvxError, ConfigError, DataError
+
+ROUNDING = 0.01  # of pixels scaled in bf16
 
 
 class MapSource(Source):
@@ -66,6 +70,7 @@ class MapSource(Source):
                 where=f"item {index} of {self._name}",
                 fix="see docs/data_format.md, 'A dataset of your own'",
             )
+        _check_values(item["mp4"], f"item {index} of {self._name}")
         item = {"key": f"{self._name}[{index}]", **item}
         return {**item, "txt": self._captioned(item["txt"])} if self._prefix else item
 
@@ -83,3 +88,20 @@ class MapSource(Source):
         close = getattr(self._dataset, "close", None)
         if callable(close):
             close()
+
+
+def _check_values(clip: Any, where: str) -> None:
+    """Refuse pixels that would train without an error, and wrongly."""
+    clip = torch.as_tensor(clip)
+    fix = "give (T, 3, H, W), uint8 or floats in [-1, 1]: docs/data_format.md"
+    if clip.ndim < 4:
+        return  # the step refuses it
+    if clip.shape[-3] != 3 and clip.shape[-1] == 3:
+        raise DataError(f"'mp4' is {tuple(clip.shape)}: channels come last", where=where, fix=fix)
+    if clip.shape[-3] != 3 or clip.dtype == torch.uint8:
+        return  # latents, or any pixels
+    if not clip.is_floating_point():
+        raise DataError(f"'mp4' holds {clip.dtype}", where=where, fix=fix)
+    least, most = (float(value) for value in torch.aminmax(clip))
+    if not -ROUNDING <= least + 1 <= most + 1 <= 2 + ROUNDING:  # neither is NaN
+        raise DataError(f"'mp4' holds floats of {least:g} to {most:g}", where=where, fix=fix)

@@ -134,9 +134,24 @@ def test_a_registered_class_is_created_as_upstream_does() -> None:
     assert found == ["here"] * 4
 
 
-def test_a_class_that_cannot_be_imported_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigError, match="cannot be imported"):
-        open_loader(config({}, implementation="nowhere.module:Data"), request(Path("x")))
+def test_parameters_that_a_registered_class_does_not_take_are_named() -> None:
+    mine = config({"size": 3, "fps": 8}, implementation=f"{__name__}:Mine")
+
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'fps'") as caught:
+        open_loader(mine, request(Path("here")))
+
+    assert "accept **params" in caught.value.fix
+
+
+@pytest.mark.parametrize("content", ["import nowhere", "def (", "1 / 0"])
+def test_a_class_that_cannot_be_imported_is_a_configuration_error(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "of_a_user.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(ConfigError, match="of_a_user:Data cannot be imported: .*Error"):
+        open_loader(config({}, implementation="of_a_user:Data"), request(Path("x")))
 
 
 def test_a_class_without_the_seam_is_a_configuration_error() -> None:
