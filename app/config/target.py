@@ -67,11 +67,8 @@ def load_class(implementation: str, where: str, methods: Sequence[str] = ()) -> 
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # a user's module may fail in any way
-        kind = (
-            "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
-        )
         raise ConfigError(
-            f"{implementation} cannot be imported: {kind}{error}",
+            f"{implementation} cannot be imported: {type(error).__name__}: {error}",
             where=where,
             fix="check --register NAME=package.module:Class and PYTHONPATH",
         ) from error

@@ -150,7 +150,7 @@ def test_a_class_that_cannot_be_imported_is_a_configuration_error(
     (tmp_path / "of_a_user.py").write_text(content)
     monkeypatch.syspath_prepend(tmp_path)
 
-    with pytest.raises(ConfigError, match="of_a_user:Data cannot be imported: .*Error"):
+    with pytest.raises(ConfigError, match=r"of_a_user:Data cannot be imported: \w+Error"):
         open_loader(config({}, implementation="of_a_user:Data"), request(Path("x")))
 
 
