@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from app.errors import InputMissingError, WeightsError
+from app.storage.file_kinds import GZIP, LFS_POINTER, PREFIX_BYTES, WEB_PAGE, apparent_kind
 
 # Entries that may hold a state dict, in the order of preference: SAT and DeepSpeed, others.
 WRAPPERS = ("module", "state_dict", "model")
@@ -50,6 +51,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputMissingError("there is no such file", where=str(path), fix="check the path")
+    with path.open("rb") as file:
+        kind = apparent_kind(file.read(PREFIX_BYTES))
+    if kind in (LFS_POINTER, WEB_PAGE, GZIP):
+        raise WeightsError(kind.what, where=str(path), fix=kind.fix)
     with torch.serialization.safe_globals(_numpy_random_state()):
         content = _load(path)
     tensors = _tensors_of(content)
@@ -64,9 +69,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _load(path: Path) -> object:
     try:
-        # Only the zip format of torch >= 1.6 can be mapped; the older one is read whole.
-        mapped = zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_mappable(path))
     except pickle.UnpicklingError as cause:
         raise WeightsError(
             f"the file needs more than tensors and plain containers: {_first_line(cause)}",
@@ -74,12 +77,23 @@ def _load(path: Path) -> object:
             fix="we do not run code from weight files; save its state dict again from the "
             "program that made it, as tensors only",
         ) from cause
-    except DAMAGED as cause:
+    except (*DAMAGED, zipfile.BadZipFile) as cause:
         raise WeightsError(
             f"not a readable torch file ({_first_line(cause)})",
             where=str(path),
             fix="fetch it again; it may be cut short",
         ) from cause
+
+
+def _is_mappable(path: Path) -> bool:
+    """Whether torch can map the file: it takes the bytes of an entry as they are in the zip.
+
+    The format before torch 1.6 is not a zip; other programs compress the entries.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _tensors_of(content: object) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 from app.errors import DataError
+from app.storage.file_kinds import apparent_kind
 
 HEADER_LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
@@ -61,8 +62,10 @@ def header_size(prefix: bytes, where: str) -> int:
     """
     length = int.from_bytes(prefix[:HEADER_LENGTH_BYTES], "little")
     if len(prefix) < HEADER_LENGTH_BYTES or not 2 <= length <= MAX_HEADER_BYTES:
+        kind = apparent_kind(prefix)
+        what = kind.what if kind else f"the header claims {length} bytes"
         raise DataError(
-            f"the header claims {length} bytes: not a safetensors file", where=where, fix=FIX
+            f"{what}: not a safetensors file", where=where, fix=kind.fix if kind else FIX
         )
     return HEADER_LENGTH_BYTES + length
 

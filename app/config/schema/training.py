@@ -148,7 +148,9 @@ class TrainingConfig:
         group=RUN,
         unit="passes over the data",
     )
-    seed: int = argument(integer(0), 1234, "base seed of every random number of the run", group=RUN)
+    seed: int = argument(
+        integer(0, 2**63 - 1), 1234, "base seed of every random number of the run", group=RUN
+    )
     exit_interval: int | None = argument(
         optional(integer(1)),
         None,

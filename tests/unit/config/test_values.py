@@ -138,6 +138,13 @@ def test_weights_must_match_the_data() -> None:
     assert "2 weights for 1 entries of train_data" in found[0]
 
 
+def test_a_seed_is_one_that_torch_takes() -> None:
+    largest = 2**63 - 1
+
+    assert load(*TINY, f"args.seed={largest}").arguments["seed"] == largest
+    assert "args.seed" in mistakes(*TINY, f"args.seed={largest + 1}")[0]
+
+
 def test_misspelt_argument_names_the_nearest(tmp_path: Path) -> None:
     extra = layer(tmp_path, {"args": {"train_itres": 5}})
 

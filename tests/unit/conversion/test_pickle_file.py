@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import pickle
 import random
 import zipfile
@@ -145,3 +146,33 @@ def test_tensors_are_mapped_not_read(tmp_path: Path) -> None:
 
     assert str(path) in Path("/proc/self/maps").read_text()
     assert tensors["a"][-1] == 999
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (gzip.compress(b"weights"), "gzip"),
+    ],
+)
+def test_what_was_fetched_instead_of_weights_is_named(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    path = tmp_path / "w.pt"
+    path.write_bytes(content)
+
+    with pytest.raises(WeightsError, match=said):
+        read_state_dict(path)
+
+
+def test_a_torch_file_whose_entries_were_compressed_gives_its_tensors(tmp_path: Path) -> None:
+    stored, deflated = saved(tmp_path / "stored.pt", TENSORS), tmp_path / "deflated.pt"
+    with (
+        zipfile.ZipFile(stored) as source,
+        zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+
+    assert_tensors(deflated)

@@ -55,6 +55,13 @@ def test_an_absurd_header_length_is_refused(prefix: bytes) -> None:
         header_size(prefix, "x")
 
 
+def test_another_kind_of_file_is_named_with_the_way_on() -> None:
+    with pytest.raises(DataError, match="Git LFS") as caught:
+        header_size(b"version https://git-lfs.github.com/spec/v1"[:8], "x.safetensors")
+
+    assert "git lfs pull" in caught.value.fix
+
+
 def test_what_is_written_is_read_back_and_the_data_after_it_is_aligned() -> None:
     table = {"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}, "__metadata__": {"x": "y"}}
 
