@@ -155,6 +155,7 @@ def test_tensors_are_mapped_not_read(tmp_path: Path) -> None:
         (b"<!DOCTYPE html><html></html>", "web page"),
         (gzip.compress(b"weights"), "gzip"),
     ],
+    ids=["pointer", "page", "gzip"],
 )
 def test_what_was_fetched_instead_of_weights_is_named(
     tmp_path: Path, content: bytes, said: str
