@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from app.errors import InputMissingError, WeightsError
-from app.storage.file_kinds import GZIP, LFS_POINTER, PREFIX_BYTES, WEB_PAGE, apparent_kind
+from app.storage.safetensors_header import (
+    GZIP,
+    HEADER_LENGTH_BYTES,
+    LFS_POINTER,
+    WEB_PAGE,
+    apparent_kind,
+)
 
 # Entries that may hold a state dict, in the order of preference: SAT and DeepSpeed, others.
 WRAPPERS = ("module", "state_dict", "model")
@@ -52,7 +58,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputMissingError("there is no such file", where=str(path), fix="check the path")
     with path.open("rb") as file:
-        kind = apparent_kind(file.read(PREFIX_BYTES))
+        kind = apparent_kind(file.read(HEADER_LENGTH_BYTES))
     if kind in (LFS_POINTER, WEB_PAGE, GZIP):
         raise WeightsError(kind.what, where=str(path), fix=kind.fix)
     with torch.serialization.safe_globals(_numpy_random_state()):

@@ -1,7 +1,7 @@
-"""The header of a safetensors file: which tensor is at which bytes. Needs no torch.
+"""The header of a safetensors file: which tensor is at which bytes; what a file is instead.
 
 Source: the safetensors format (huggingface/safetensors README): 8 bytes little-endian header
-length, JSON header `{name: {dtype, shape, data_offsets}}`, then the data.
+length, JSON header `{name: {dtype, shape, data_offsets}}`, then the data. Needs no torch.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.errors import DataError
-from app.storage.file_kinds import apparent_kind
 
 HEADER_LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
@@ -32,6 +31,40 @@ ITEM_BYTES = {
     "U8": 1,
 }
 FIX = "the file is damaged: fetch it or write it again"
+
+
+class FileKind(NamedTuple):
+    """`what` the file is, and how to get (`fix`) what was meant."""
+
+    what: str
+    fix: str
+
+
+LFS_POINTER = FileKind(
+    "a pointer of Git LFS, not the file itself", "run `git lfs pull` in the repository it is from"
+)
+WEB_PAGE = FileKind(
+    "a web page, not the file itself", "download it again; the address may ask for an account"
+)
+GZIP = FileKind("compressed with gzip", "unpack it first")
+ZIP = FileKind("a zip archive or a torch file", "convert or unpack it first")
+PICKLE = FileKind("a Python pickle", "convert it first: `cogvx convert --help`")
+
+_BY_PREFIX = {
+    b"version ": LFS_POINTER,
+    b"<!": WEB_PAGE,
+    b"<h": WEB_PAGE,
+    b"<?": WEB_PAGE,
+    b"\x1f\x8b": GZIP,
+    b"PK\x03\x04": ZIP,
+    b"\x80\x02": PICKLE,
+}
+
+
+def apparent_kind(prefix: bytes) -> FileKind | None:
+    """The kind of a file that begins with `prefix` (HEADER_LENGTH_BYTES of it); None: not known."""
+    begins = (kind for start, kind in _BY_PREFIX.items() if prefix.startswith(start))
+    return next(begins, None)
 
 
 @dataclass(frozen=True, slots=True)

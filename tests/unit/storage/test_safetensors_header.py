@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import json
+import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,19 @@ import torch
 
 from app.checkpoint.tensor_file import write_tensors
 from app.errors import DataError
-from app.storage.safetensors_header import header_bytes, header_size, parse_header
+from app.storage.safetensors_header import (
+    GZIP,
+    HEADER_LENGTH_BYTES,
+    LFS_POINTER,
+    PICKLE,
+    WEB_PAGE,
+    ZIP,
+    FileKind,
+    apparent_kind,
+    header_bytes,
+    header_size,
+    parse_header,
+)
 
 
 def test_the_parsed_header_points_at_the_bytes(tmp_path: Path) -> None:
@@ -72,3 +87,33 @@ def test_what_is_written_is_read_back_and_the_data_after_it_is_aligned() -> None
     place = parse_header(head, len(head) + 3, "x")["a"]
     assert header_size(head[:8], "x") == len(head)
     assert (place.start, place.stop) == (len(head), len(head) + 3)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def zip_of(path: Path) -> bytes:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", b"b")
+    return path.read_bytes()
+
+
+def test_what_other_programs_write_is_named(tmp_path: Path) -> None:
+    examples: list[tuple[bytes, FileKind]] = [
+        (POINTER, LFS_POINTER),
+        (b"<!DOCTYPE html><html>", WEB_PAGE),
+        (b"<html><body>401", WEB_PAGE),
+        (b'<?xml version="1.0"?><Error>', WEB_PAGE),
+        (gzip.compress(b"x"), GZIP),
+        (zip_of(tmp_path / "x.zip"), ZIP),
+        (pickle.dumps({"a": 1}, protocol=2), PICKLE),
+    ]
+
+    assert [apparent_kind(data[:HEADER_LENGTH_BYTES]) for data, _ in examples] == [
+        k for _, k in examples
+    ]
+
+
+@pytest.mark.parametrize("data", [b"", b"v", b"\x40\0\0\0\0\0\0\0", b"plain words"])
+def test_anything_else_is_not_guessed(data: bytes) -> None:
+    assert apparent_kind(data) is None
