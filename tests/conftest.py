@@ -15,6 +15,10 @@ os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matmuls on a GPU
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One server of warm Pythons (tests/support/warm_python.py) for all workers, started by the first
+# who needs it; it ends with this process, the workers' parent.
+os.environ.setdefault("WARM_PYTHON_OWNER", str(os.getpid()))
+os.environ.setdefault("WARM_PYTHON", f"{tempfile.gettempdir()}/warm-python-{os.getpid()}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.ports import reserved_port
+from tests.support.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +31,7 @@ def run_processes(
     *,
     extra: Mapping[str, str] | None = None,
     timeout_s: float = 120.0,
+    python: Callable[..., list[str]] = warm_python,
 ) -> list[Ended]:
     """Run `python *command` once per entry of `ranks`, with the variables of a rank.
 
@@ -39,7 +40,7 @@ def run_processes(
     port = reserved_port()
     started = [
         subprocess.Popen(
-            [sys.executable, *command],
+            python(*command),
             cwd=ROOT,
             env=environment(rank, world_size, port) | dict(extra or {}),
             stdout=subprocess.PIPE,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 from tests.distributed.rank_processes import ROOT, environment
 from tests.support.ports import reserved_port
+from tests.support.warm_python import warm_python
 
 
 def test_a_signal_to_one_rank_ends_both_after_the_same_saved_step() -> None:
     port = reserved_port()
     ranks = [
         subprocess.Popen(
-            [sys.executable, "tests/distributed/looper.py"],
+            warm_python("tests/distributed/looper.py"),
             cwd=ROOT,
             env=environment(rank, 2, port),
             stdout=subprocess.PIPE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from tests.distributed.rank_processes import outputs, run_processes
@@ -27,6 +28,7 @@ def test_two_processes_train_without_a_compiler_and_with_empty_caches(tmp_path: 
         ranks=[0, 1],
         world_size=2,
         extra=hidden | kept,
+        python=lambda *words: [sys.executable, *words],
     )
 
     assert all(shutil.which(name, path=str(tools)) is None for name in ("gcc", "g++", "c++", "cc"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from app.checkpoint.catalog import complete_checkpoints
 from app.rehearsal.records import read_metrics
 from app.storage.local import LocalStorage
 from tests.support.configs import ROOT
+from tests.support.made_once import made_once
+from tests.support.warm_python import warm_python
 
 CLIPS = 7  # of the recipe; the job on epochs has 6
 
@@ -64,14 +65,17 @@ class Jobs:
         return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    folder = tmp_path_factory.mktemp("jobs")
-    command = [sys.executable, "-m", "tests.integration.argument_jobs", str(folder)]
+def run_jobs(folder: Path) -> None:
+    command = warm_python("-m", "tests.integration.argument_jobs", str(folder))
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    folder = made_once(tmp_path_factory, "argument-jobs", run_jobs)
     return Jobs(folder, json.loads((folder / "results.json").read_text()))
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.support.encoding import Inputs, write_inputs
 from tests.support.fault_proxy import FaultProxy
 from tests.support.s3_servers import RunningServer, set_environment
 from tests.support.tiny_run import TinyWorld, cogvx, numbers_of_steps
+from tests.support.warm_python import warm_python
 
 I2V = (
     "model.noised_image_input=true",
@@ -126,7 +126,7 @@ def test_a_hurt_network_changes_no_entry_and_no_batch(
 
 def begun(words: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "app", *words],
+        warm_python("-m", "app", *words),
         env=dict(environment),
         cwd=environment["TMPDIR"],
         stdout=subprocess.PIPE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from app.rehearsal.processes import LocalPods
 from app.rehearsal.substitutions import LocalProcess
 from tests.support.ports import reserved_port
+from tests.support.warm_python import warm_python
 
 WAIT_S = 150.0  # for whatever a run does next, importing torch included
 SETTLE_S = 30.0  # for the others, after one of them failed
@@ -44,7 +44,7 @@ def ranks_by_hand(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        argv = (sys.executable, "-m", "app", *words)
+        argv = tuple(warm_python("-m", "app", *words))
         folder = Path(environment["TMPDIR"])
         processes.append(LocalProcess(f"process-{number}", argv, variables, folder))
     return processes

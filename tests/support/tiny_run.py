@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from app.storage.local import LocalStorage
 from app.storage.objects import Storage
 from tests.support.configs import CONFIGS, ROOT
 from tests.support.s3_servers import set_environment
+from tests.support.warm_python import warm_python
 
 CLIP_SIZE = (32, 64)  # rows, columns; what configs/tiny/ cuts
 CLIPS, SHARD_BYTES = 12, 40_000  # several shards; a few steps go more than once round
@@ -140,7 +140,7 @@ def run_python(
 ) -> Ended:
     """Run `python *words`; whatever is left of it at the end or at the deadline is killed."""
     process = subprocess.Popen(
-        [sys.executable, *words],
+        warm_python(*words),
         env=dict(environment),
         cwd=environment["TMPDIR"],
         stdin=subprocess.DEVNULL,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
+
+from tests.support.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[3]
 KINDS = ("2b", "5b", "5b_i2v", "1.5", "1.5_i2v")
@@ -12,7 +13,7 @@ KINDS = ("2b", "5b", "5b_i2v", "1.5", "1.5_i2v")
 
 def on_another_device(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tests.support.foreign_device", *words],
+        warm_python("-m", "tests.support.foreign_device", *words),
         cwd=ROOT,
         capture_output=True,
         text=True,
