@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from tests.support.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "tests" / "golden"
@@ -43,7 +44,7 @@ def parity(folder: Path, *modules: str) -> dict[str, bool]:
     paths = [f"tests/parity/{module}.py" for module in modules] or ["tests/parity"]
     command = ["-m", "pytest", *paths, "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, *command, f"--junitxml={report}"],
+        warm_python(*command, f"--junitxml={report}"),
         cwd=ROOT,
         env=environment,
         capture_output=True,
