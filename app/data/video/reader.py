@@ -24,6 +24,7 @@ import av
 import av.filter
 import av.logging
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideData
 
 from app.data.video.orientation import AT_AN_ANGLE, is_turned, upright
@@ -38,6 +39,7 @@ WITHOUT_TIMES = ("avi", "mpeg")
 # No other file or address: the demuxers get neither references nor protocols.
 CLOSED = {"enable_drefs": "0", "use_absolute_path": "0", "protocol_whitelist": "none"}
 LibraryError = av.FFmpegError  # whatever libav raises
+_side_data_of: Any = SideDataContainer  # its stub forgets the argument
 PROGRESSIVE = 1  # libavcodec's field orders: what is above has fields
 PQ, HLG = 16, 18  # transfer characteristics, ISO/IEC 23091-2
 
@@ -265,7 +267,9 @@ class Converter:
         Raises:
             UnreadableError: the frame is to be shown at an angle.
         """
-        matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+        # Not `frame.side_data`, which frame and container keep alive in a circle: at 4K the frames
+        # that wait for the garbage collector take gigabytes.
+        matrix = _side_data_of(frame).get(SideData.DISPLAYMATRIX)
         turns = () if matrix is None else _turns(np.frombuffer(bytes(matrix), dtype="<i4"))
         size = f"{frame.width}x{frame.height}"
         colours = f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"

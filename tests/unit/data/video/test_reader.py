@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 from argparse import Namespace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from app.config.schema.data import SFTDataConfig
 from app.data.bad_clip import BadClipError
 from app.data.sources.sft import SFTSource
 from app.data.video.decoder import VideoDecoder, VideoFacts
-from app.data.video.reader import begins_anew, is_vp9_key_frame
+from app.data.video.reader import Reader, begins_anew, is_vp9_key_frame
 from tests.support import numbered_videos
 from tests.support.numbered_videos import RECIPES, TURNS, drawn_number, make, shown_by_ffmpeg
 
@@ -116,6 +118,20 @@ def test_a_video_at_an_angle_is_refused(decoder: VideoDecoder, folder: Path, deg
         decoder.probe(tilted.read_bytes())
 
     assert caught.value.reason == "unsupported_orientation"
+
+
+def test_no_frame_waits_for_the_garbage_collector(folder: Path) -> None:
+    reader = Reader(make(folder, "h264_closed").read_bytes(), "mov", None)
+    gc.collect()
+    gc.disable()
+    try:
+        taken = sum(1 for _ in reader.frames(range(len(reader.facts.times))))
+        alive = sum(isinstance(found, av.VideoFrame) for found in gc.get_objects())
+    finally:
+        gc.enable()
+
+    assert taken > 40
+    assert alive <= 3  # what the filters hold
 
 
 def test_idr_frames_are_told_from_other_key_frames() -> None:
