@@ -2,14 +2,15 @@
 
 All processes of a node share one directory. A file's name is a digest of the object's URL and
 identity, so two buckets with a `000.tar` never mix and a replaced object is another file. Locks
-are `flock`s: the kernel frees them when a process dies, so nothing is left to clean up.
+are `flock`s: the kernel frees them when a process dies.
 
     <digest>.obj        a complete object, checked before it got this name
-    <digest>.lock       held by whoever downloads it; others wait here and then find the file
+    <digest>.lock       held by whoever downloads it, then removed; others wait here and then find
+                        the file
     <digest>.part       being downloaded, by the holder of the lock
     <digest>.reserved   sparse file of the size that a running download will need
     <process>.want      names that a process will read soon, locked while it lives
-    evict.lock          held while space is counted and files are removed
+    evict.lock          held while files come and go; the sum of their bytes (cache_space.py)
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.data.cache_space import LOCK, OBJECT, RESERVED, CacheSpace, Protected, held, is_free
 from app.errors import CogvxError, ConfigError, DataError
 from app.storage.objects import Entry, Storage
 
 log = logging.getLogger(__name__)
 
 Check = Callable[[Path], None]  # raises DataError when the file is not what it should be
-OBJECT, PART, RESERVED, WANT = ".obj", ".part", ".reserved", ".want"
+PART, WANT = ".part", ".want"
 # The storage writes `.<digest>.part.part-...` first; only a killed process leaves it.
-_UNFINISHED = re.compile(r"\.?([0-9a-f]{32})\.(?:part.*|reserved)")
+_UNFINISHED = re.compile(r"\.?([0-9a-f]{32})\.(?:part.*|reserved|lock)")
 WAIT_S = 0.2
 GIB = 1 << 30
 AFTER_FULL_DISK = 0.8  # of the bound, when the disk was full before the bound was reached
@@ -78,6 +80,7 @@ class ObjectCache:
         self.folder = folder
         self.limit_bytes = limit_bytes
         self._want_lock = threading.Lock()
+        self._space = CacheSpace(folder, limit_bytes)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             process = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -107,7 +110,7 @@ class ObjectCache:
         path = self.folder / f"{target.name}{OBJECT}"
         if self._present(path, target):
             return path
-        with self._locked(f"{target.name}.lock"):
+        with held(self.folder / f"{target.name}{LOCK}"):
             if not self._present(path, target):
                 try:
                     self._download(target, path, urgent)
@@ -118,8 +121,7 @@ class ObjectCache:
 
     def discard(self, target: CachedObject) -> None:
         """Remove a file that its reader found damaged; the next `get` fetches it again."""
-        with suppress(FileNotFoundError):
-            (self.folder / f"{target.name}{OBJECT}").unlink()
+        self._space.remove(self.folder / f"{target.name}{OBJECT}")
 
     def announce(self, names: Iterable[str]) -> None:
         """Publish which names this process reads soon, so that no other removes them."""
@@ -137,9 +139,8 @@ class ObjectCache:
 
     def _present(self, path: Path, target: CachedObject) -> bool:
         try:
-            found = path.stat()
-            if found.st_size != target.entry.size_bytes:
-                path.unlink()
+            if path.stat().st_size != target.entry.size_bytes:
+                self._space.remove(path)
                 return False
             os.utime(path)  # least recently used goes first
         except FileNotFoundError:
@@ -149,16 +150,19 @@ class ObjectCache:
     def _download(self, target: CachedObject, path: Path, urgent: bool) -> None:
         """Called with the object's lock held."""
         part = path.with_suffix(PART)
-        with self._reserved(target, urgent):
+        self._reserve(target, urgent)
+        try:
             try:
                 self._fetch(target, part)
             except OSError as problem:
                 if problem.errno != errno.ENOSPC:
                     raise
-                with self._locked("evict.lock"):
-                    self._make_room(0, urgent, int(AFTER_FULL_DISK * self._used_bytes()))
+                self._space.shrink(AFTER_FULL_DISK, self._protected(urgent))
                 self._fetch(target, part)
-            os.replace(part, path)
+            self._space.keep(target.name, part)
+        except BaseException:
+            self._space.release(target.name)
+            raise
         log.debug("shard cached", extra={"url": target.url, "bytes": target.entry.size_bytes})
 
     def _fetch(self, target: CachedObject, part: Path) -> None:
@@ -170,10 +174,8 @@ class ObjectCache:
             part.unlink(missing_ok=True)
             raise
 
-    @contextmanager
-    def _reserved(self, target: CachedObject, urgent: bool) -> Iterator[None]:
+    def _reserve(self, target: CachedObject, urgent: bool) -> None:
         """Count the bytes of a download before it begins."""
-        path = self.folder / f"{target.name}{RESERVED}"
         needed = target.entry.size_bytes
         if needed > self.limit_bytes:
             raise ConfigError(
@@ -182,56 +184,24 @@ class ObjectCache:
                 where="data.cache_gib",
                 fix="use a larger cache or smaller shards",
             )
-        while True:
-            with self._locked("evict.lock"):
-                if self._make_room(needed, urgent, self.limit_bytes):
-                    with path.open("wb") as file:
-                        file.truncate(needed)
-                    break
+        while not self._space.reserve(target.name, needed, self._protected(urgent)):
             if not urgent:
                 raise NoRoomError
             time.sleep(WAIT_S)  # the space is reserved by running downloads: they end
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
-    def _make_room(self, needed: int, urgent: bool, limit: int) -> bool:
-        """Remove files until `needed` bytes fit; called with evict.lock held.
+    def _protected(self, urgent: bool) -> Callable[[], Protected]:
+        """Names whose files stay, strictest first.
 
-        Files that no process has announced go first, oldest first. A reader that waits may also
-        take what is read later, by this process before others: it costs them a download, and
-        refusing would stop every rank, because they wait for each other.
+        Files that no process has announced go first. A reader that waits may also take what is
+        read later, by this process before others: it costs them a download, and refusing would
+        stop every rank, because they wait for each other.
         """
-        used = self._used_bytes()
-        if used + needed <= limit:
-            return True
-        mine, others = self._announced_names()
-        for protected in (mine | others, others, set[str]()) if urgent else (mine | others,):
-            for path in self._oldest_first():
-                if used + needed <= limit:
-                    return True
-                if path.stem not in protected:
-                    with suppress(FileNotFoundError):
-                        used -= path.stat().st_size
-                        path.unlink()
-        return used + needed <= limit
 
-    def _used_bytes(self) -> int:
-        total = 0
-        for path in self.folder.iterdir():
-            if path.suffix in (OBJECT, RESERVED):
-                with suppress(FileNotFoundError):
-                    total += path.stat().st_size
-        return total
+        def names() -> Protected:
+            mine, others = self._announced_names()
+            return (mine | others, others, set()) if urgent else (mine | others,)
 
-    def _oldest_first(self) -> list[Path]:
-        aged = []
-        for path in self.folder.iterdir():
-            if path.suffix == OBJECT:
-                with suppress(FileNotFoundError):
-                    aged.append((path.stat().st_mtime, path))
-        return [path for _, path in sorted(aged)]
+        return names
 
     def _announced_names(self) -> tuple[set[str], set[str]]:
         """Names announced by this process, and by the other living ones."""
@@ -248,20 +218,13 @@ class ObjectCache:
         return mine, others
 
     def _remove_leftovers(self) -> None:
-        """Delete partial files whose download died: nobody holds their lock."""
+        """Delete partial files whose download died, and locks of downloads that ended: all free."""
         for path in self.folder.iterdir():
             match = _UNFINISHED.fullmatch(path.name)
-            if match is not None:
-                lock = self.folder / f"{match[1]}.lock"
-                with lock.open("a") as file, suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink(missing_ok=True)
-
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        with (self.folder / name).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            if match is not None and is_free(self.folder / f"{match[1]}{LOCK}"):
+                self._space.remove(path) if path.suffix == RESERVED else path.unlink(
+                    missing_ok=True
+                )
 
 
 def _is_dead(want: Path) -> bool:
