@@ -1,4 +1,4 @@
-"""`cogvx data check|pack|quarantine`: datasets on their way to training."""
+"""`cogvx data check|pack|index|quarantine`: datasets on their way to training."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ from dataclasses import asdict
 
 from app.cli import data_check, data_quarantine, output
 from app.cli.numbers import number
-from app.config.dataset_defaults import DEFAULT_SHARD_MIB, MOST_LEFT_OUT
+from app.config.dataset_defaults import DEFAULT_SHARD_MIB, MOST_LEFT_OUT, TXT_KEY
 
 SMALLEST_SHARD_MIB, LARGEST_SHARD_MIB = 2**-10, 2.0**20
 EXAMPLES = """examples:
   cogvx data check ./disney --png disney.png
   cogvx data pack ./disney --out s3://bucket/disney
   cogvx data pack ./disney --out ./shards --shard-mib 64 --json
+  cogvx data index s3://bucket/other-shards
   cogvx data quarantine s3://runs/disney
+"""
+
+
+EXAMPLES_OF_INDEX = """examples:
+  cogvx data index s3://bucket/shards
+  cogvx data index 's3://bucket/shards/x-{000..999}.tar' --json
+
+Reads the headers of each shard once and writes x-000.index.json beside x-000.tar, and
+dataset.manifest.json for all. An interrupted call continues where it was. `cogvx data pack` has
+done this already.
 """
 
 
@@ -34,6 +45,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
             "pack a folder of videos/ and labels/ into tar shards with a manifest",
             EXAMPLES,
             _configure_pack,
+        ),
+        (
+            "index",
+            "index shards that other programs made, so that a run starts at once",
+            EXAMPLES_OF_INDEX,
+            _configure_index,
         ),
         (
             "quarantine",
@@ -93,8 +110,45 @@ def _configure_pack(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, pack or list; return the exit code."""
-    actions = {"check": data_check.run, "pack": _pack, "quarantine": data_quarantine.run}
+    actions = {
+        "check": data_check.run,
+        "pack": _pack,
+        "index": _index,
+        "quarantine": data_quarantine.run,
+    }
     return actions[args.action](args)
+
+
+def _configure_index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="shards by folder, prefix or glob; local or s3://")
+    parser.add_argument(
+        "--txt-key",
+        default=TXT_KEY,
+        help="member of the shards with the caption (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _index(args: argparse.Namespace) -> int:
+    from app.data.indexing import index_shards
+    from app.storage.node_disk import node_folder
+
+    with output.progress("reading headers", total=0) as bar:
+        report = index_shards(
+            args.source,
+            node_folder("shards"),
+            args.txt_key,
+            lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+        )
+    if args.json:
+        output.as_json(asdict(report))
+    else:
+        left_out = f", {report.left_out} samples left out" if report.left_out else ""
+        output.line(
+            f"{report.samples} samples in {report.shards} shards, {report.scanned} of them read "
+            f"now{left_out}: {' '.join(report.manifests)}"
+        )
+    return 0
 
 
 def _pack(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from app.cli import output
 from app.cli.numbers import integer, number
-from app.config.dataset_defaults import DEFAULT_BUCKETS, DEFAULT_FPS, MOST_TOKENS
+from app.config.dataset_defaults import DEFAULT_BUCKETS, DEFAULT_FPS, MOST_TOKENS, TXT_KEY
 from app.config.load import load_config
 from app.config.schema.data import parse_bucket
 from app.errors import DataError
@@ -93,7 +93,7 @@ def _configure_clips(parser: argparse.ArgumentParser) -> None:
         "class, 3 in a folder and 0 in shards; buckets are then filled without skipping)",
     )
     parser.add_argument(
-        "--txt-key", default="caption", help="key of the captions in shards (default: %(default)s)"
+        "--txt-key", default=TXT_KEY, help="key of the captions in shards (default: %(default)s)"
     )
     parser.add_argument(
         "--missing-captions",

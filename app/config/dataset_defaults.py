@@ -14,4 +14,5 @@ DEFAULT_BUCKETS = tuple(
     for rows, columns in ((480, 720), (576, 576), (720, 480))
 )
 DEFAULT_FPS = 8.0
+TXT_KEY = "caption"  # member of a shard with the caption
 MOST_TOKENS = 226  # max_length of the released text encoders' configurations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.config.schema.data import Bucket, DataConfig, OrderConfig, SFTDataConfig, ShardDataConfig
@@ -23,6 +23,7 @@ from app.data.sources.settings import SourceSettings, settings_from_config, with
 from app.data.sources.sft import SFTSource
 from app.data.sources.views import JoinedSource, part_of
 from app.data.sources.webdataset import ShardSource
+from app.distributed.shared_work import SharedWork
 from app.errors import ConfigError
 from app.storage.opening import is_remote
 
@@ -41,6 +42,7 @@ class LoaderRequest:
     `replace`: what reads the samples instead of each source (the latent cache); None: itself.
     `split`, `part`: shares of training, validation and test data, and which of them is loaded.
     `cost`: modelled time of one clip of a bucket, for `data.bucket_batch: cost`.
+    `shared_work`: the ranks that open it together, so that one lists for all.
     """
 
     paths: Sequence[str]
@@ -55,6 +57,7 @@ class LoaderRequest:
     split: Sequence[float] = (1.0, 0.0, 0.0)
     part: str = "train"
     cost: Callable[[Bucket], float] | None = None
+    shared_work: SharedWork = field(default_factory=SharedWork)
 
 
 def open_loader(config: DataConfig, request: LoaderRequest) -> Loader:
@@ -68,6 +71,7 @@ def open_loader(config: DataConfig, request: LoaderRequest) -> Loader:
     if not request.paths:
         raise ConfigError("no data is named", where="args.train_data", fix="name a path")
     settings = settings_from_config(config, request.compat, request.seed)
+    settings = replace(settings, shared_work=request.shared_work)
     places = [url for path in request.paths for url in _urls(path, config)]
     if any(is_remote(url) for url in (*places, config.latent_cache or "")):
         settings = with_cache(settings, config.cache_gib, config.prefetch_gib)

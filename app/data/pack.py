@@ -25,8 +25,9 @@ from app.data.left_out import UNUSABLE, LeftOut, summary, why
 from app.data.local_files import LocalFiles
 from app.data.names import checked_address, shown, suffix_of, without_suffix
 from app.data.shards.index import index_shard, safe_name
+from app.data.shards.index_files import IndexFiles
 from app.data.shards.manifest import MANIFEST_NAME, DatasetManifest, ShardEntry, sizes_key, updated
-from app.data.shards.survey import IndexFiles, file_sha256, shard_entry
+from app.data.shards.survey import file_sha256, shard_entry
 from app.data.sources.captions import CaptionFiles
 from app.data.sources.folder import LABELS, VIDEOS, list_folder, split_root
 from app.data.sources.settings import ERROR, SourceSettings

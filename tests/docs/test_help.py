@@ -17,7 +17,7 @@ from tests.docs.pages import ROOT
 
 _EXAMPLE = re.compile(r"^  (?:cogvx|echo) (?:.*\\\n)*.*", re.MULTILINE)
 WITH_EXAMPLES = ("", "convert", "data", "encode", "sample", "train", "weights")
-WITH_EXAMPLES_OF_ACTIONS = ("data check", "data pack", "data quarantine")
+WITH_EXAMPLES_OF_ACTIONS = ("data check", "data index", "data pack", "data quarantine")
 
 
 def helps() -> Iterator[str]:

@@ -41,8 +41,27 @@ class ShardEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class SidecarEntry:
+    """A `.meta.jsonl` beside a shard: captions may come from it."""
+
+    name: str
+    bytes: int
+    etag: str | None
+    modified: float | None
+    sha256: str
+
+    def is_same(self, entry: Entry) -> bool:
+        """Whether a listing shows the file that was read."""
+        return (self.bytes, self.etag, self.modified) == (
+            entry.size_bytes,
+            entry.etag or None,
+            entry.modified,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class DatasetManifest:
-    """The shards of one folder, sorted by name.
+    """The shards of one folder, sorted by name, and the side files with captions.
 
     `index_version` is that of the rules by which samples were left out (index.py); manifests of
     the first version do not say it.
@@ -51,6 +70,7 @@ class DatasetManifest:
     shards: tuple[ShardEntry, ...]
     made_by: str
     index_version: int = INDEX_VERSION
+    sidecars: tuple[SidecarEntry, ...] = ()
 
     def by_name(self) -> dict[str, ShardEntry]:
         return {shard.name: shard for shard in self.shards}
@@ -63,6 +83,7 @@ class DatasetManifest:
             **({} if self.index_version == MP4_VERSION else {"index_version": self.index_version}),
             "samples_total": sum(shard.samples for shard in self.shards),
             "shards": [asdict(shard) for shard in sorted(self.shards, key=lambda s: s.name)],
+            **({"sidecars": [asdict(one) for one in self.sidecars]} if self.sidecars else {}),
         }
         content["sha256_of_this"] = _digest(content)
         return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
@@ -82,9 +103,11 @@ class DatasetManifest:
             claimed = content.pop("sha256_of_this")
             if claimed != _digest(content):
                 raise ValueError("its digest does not fit its content")
-            shards = tuple(_entry(shard) for shard in content["shards"])
             return cls(
-                shards, str(content["made_by"]), int(content.get("index_version", MP4_VERSION))
+                tuple(shard_from_json(shard) for shard in content["shards"]),
+                str(content["made_by"]),
+                int(content.get("index_version", MP4_VERSION)),
+                tuple(SidecarEntry(**one) for one in content.get("sidecars", ())),
             )
 
         return parsed(
@@ -191,7 +214,12 @@ def _digest(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _entry(values: Mapping[str, object]) -> ShardEntry:
+def shard_from_json(values: Mapping[str, object]) -> ShardEntry:
+    """A shard of the manifest, each field checked.
+
+    Raises:
+        ValueError, TypeError: a field is unknown, missing or of another kind.
+    """
     unknown = set(values) - {field.name for field in fields(ShardEntry)}
     if unknown:
         raise ValueError(f"unknown fields {sorted(unknown)} of a shard")

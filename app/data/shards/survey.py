@@ -2,49 +2,54 @@
 
 from __future__ import annotations
 
-import fcntl
 import fnmatch
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app import __version__
 from app.data.left_out import UNREADABLE, UNSUPPORTED, UNUSABLE, WHY, LeftOut, summary
 from app.data.local_files import unlisted
 from app.data.names import SHARD_SUFFIX, is_hidden, name_fault, shard_fault, shown
 from app.data.shards.captions import sidecar_name
-from app.data.shards.index import INDEX_VERSION, RangeFile, ShardIndex, index_digest, index_shard
+from app.data.shards.index import INDEX_VERSION, ShardIndex, index_digest
+from app.data.shards.index_files import SCAN_THREADS, IndexFiles, walked
 from app.data.shards.manifest import (
     MANIFEST_NAME,
     DatasetManifest,
     ShardEntry,
+    SidecarEntry,
     changed,
     identity_change,
     index_key,
     missing_shard,
+    shard_from_json,
     sizes_key,
     updated,
 )
 from app.data.shards.urls import SHARD_FIX, ShardPattern
-from app.errors import AccessDeniedError, ConfigError, DataError, InputMissingError
+from app.distributed.shared_work import SharedWork
+from app.errors import ConfigError, DataError, InputMissingError
 from app.storage.http import HttpStorage
 from app.storage.objects import Entry, ObjectMissingError, Storage
 from app.storage.opening import is_remote
 
 log = logging.getLogger(__name__)
 
-SCAN_THREADS = 8
 NAMES_SHOWN = 5
+MANY_SHARDS = 1000  # without an index: making them is announced with the command that does it
+SMALLEST_BATCH, MOST_BATCHES = 256, 20  # of scanned shards between two manifests
 SHARDS_NAMED = 8  # of those with samples that are left out, the ones whose indexes are read
 RESCAN, ERROR = "rescan", "error"
 # Members besides `.txt` and the configured caption key that may hold a caption.
 CAPTION_MEMBERS = frozenset({"txt", "json", "id"})
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +57,10 @@ class Folder:
     """One folder of shards: how to reach it, what is in it, which shards are requested."""
 
     storage: Storage
-    entries: Mapping[str, Entry]  # by key, all of them (side files too)
+    entries: Mapping[str, Entry]  # by key: the requested shards and what is beside them
     shards: tuple[ShardEntry, ...]  # the requested ones, sorted by name; repeated ones repeat
     indexes: IndexFiles
+    sidecars: Mapping[str, str]  # name of each `.meta.jsonl` of a requested shard -> sha256
 
 
 class ShardFault(NamedTuple):
@@ -63,89 +69,6 @@ class ShardFault(NamedTuple):
     key: str
     reason: str
     detail: str
-
-
-class IndexFiles:
-    """Where the indexes and the manifest of a folder are kept: beside the shards, or here.
-
-    A folder that may not be written gets them below `fallback`, on this node.
-    """
-
-    def __init__(self, storage: Storage, fallback: Path) -> None:
-        self._storage = storage
-        self.url = storage.url
-        digest = hashlib.sha256(storage.url.encode()).hexdigest()[:32]
-        self._fallback = fallback / "manifests" / digest
-        self.writable = True
-
-    def read(self, key: str) -> bytes | None:
-        """A side file, or None; what is with the shards comes first."""
-        try:
-            return self._storage.read_small(key)
-        except ObjectMissingError:
-            path = self._fallback / key
-            return path.read_bytes() if path.is_file() else None
-
-    def write(self, key: str, data: bytes) -> None:
-        """Keep a side file."""
-        if self.writable:
-            try:
-                self._storage.write_small(key, data)
-                return
-            except (AccessDeniedError, OSError):
-                log.info("shards are read-only", extra={"url": self._storage.url})
-                self.writable = False
-        path = self._fallback / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_bytes(data)
-        part.replace(path)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """One process of the node at a time: the others then find the files."""
-        self._fallback.mkdir(parents=True, exist_ok=True)
-        with (self._fallback / "survey.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    def current(self, shards: Mapping[str, ShardEntry]) -> dict[str, ShardEntry]:
-        """Shards without those of which older rules, which knew fewer videos, left some out."""
-        with ThreadPoolExecutor(SCAN_THREADS) as pool:
-            outdated = pool.map(self._is_outdated, shards.values())
-            return {
-                name: shards[name] for name, old in zip(shards, outdated, strict=True) if not old
-            }
-
-    def _is_outdated(self, shard: ShardEntry) -> bool:
-        data = self.read(shard.index) if shard.left_out else None
-        try:
-            return data is not None and ShardIndex.from_json(data, shard.index).is_outdated
-        except DataError:
-            return False
-
-    def index(self, shard: ShardEntry) -> ShardIndex | None:
-        """The index of a shard; one that is lost, damaged or of another content is made again.
-
-        None when the shard is not the one of the manifest either: opening it says how.
-        """
-        data = self.read(shard.index)
-        where = f"{self._storage.url}/{shard.index}"
-        try:
-            index = None if data is None else ShardIndex.from_json(data, where)
-        except DataError:
-            index = None
-        if index is not None and index_digest(index) == shard.index_sha256:
-            return index
-        log.warning("the index of a shard cannot be used: reading the shard", extra={"url": where})
-        try:
-            index = _walked(self._storage, shard.name, shard.bytes)
-        except (DataError, InputMissingError):
-            return None
-        if index_digest(index) != shard.index_sha256:
-            return None
-        self.write(shard.index, index.to_json(shard.name))
-        return index
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +80,12 @@ class SurveyRules:
 
 
 def survey(
-    storage: Storage, patterns: Sequence[ShardPattern], cache_dir: Path, rules: SurveyRules
+    storage: Storage,
+    patterns: Sequence[ShardPattern],
+    cache_dir: Path,
+    rules: SurveyRules,
+    shared: SharedWork | None = None,
+    progress: Progress | None = None,
 ) -> Folder:
     """List a folder, compare it with its manifest, scan what the manifest does not know.
 
@@ -166,49 +94,158 @@ def survey(
         patterns: the requested shards of this folder.
         cache_dir: for side files when the folder may not be written, and for locks.
         rules: see SurveyRules.
+        shared: the ranks that all survey this folder: the first one lists, each scans a part.
+            A folder on disks is surveyed by every process: it may be another one on each node.
+        progress: called with (shards scanned, shards to scan) while headers are read.
 
     Raises:
         InputMissingError: the folder has no shard, or a named one is not there.
         DataError: a shard changed, is damaged, or cannot be read because of its name.
     """
-    entries = entries_of(storage, patterns)
-    faults = shard_faults(storage, entries, patterns)
-    if faults:
-        first = "; ".join(f"{shown(one.key)} ({one.detail})" for one in faults[:NAMES_SHOWN])
-        more = f"; and {len(faults) - NAMES_SHOWN} more" if len(faults) > NAMES_SHOWN else ""
-        raise DataError(
-            f"{len(faults)} shards cannot be read: {first}{more}", where=storage.url, fix=SHARD_FIX
-        )
     files = IndexFiles(storage, cache_dir)
-    with files.locked():
-        old = _read_manifest(storage.url, files)
-        known = old.by_name()
-        requested = sorted(matching_shards(storage.url, entries, set(known), patterns))
+    alone = SharedWork()
+    shared = shared if shared is not None and is_remote(storage.url) else alone
+    found = _Survey(storage, patterns, files, rules, shared, progress or _no_progress)
+    # Alone, the processes of a node take turns: the first one scans, the others find its manifest.
+    with files.locked() if shared.is_alone else nullcontext():
+        return found.folder()
+
+
+@dataclass(slots=True)
+class _Survey:
+    """One survey; what is private to the first rank is empty on the others."""
+
+    storage: Storage
+    patterns: Sequence[ShardPattern]
+    files: IndexFiles
+    rules: SurveyRules
+    shared: SharedWork
+    progress: Progress
+    _old: DatasetManifest = field(init=False)
+    _known: dict[str, ShardEntry] = field(init=False)  # the manifest's shards, brought up to date
+    _sidecars: dict[str, SidecarEntry] = field(init=False)
+
+    def folder(self) -> Folder:
+        begun = self.shared.once(self._begin)
+        entries = {row[0]: Entry(*row) for row in begun["entries"]}
+        fresh = {one["name"]: shard_from_json(one) for one in begun["fresh"]}
+        scans = [entries[name] for name in begun["new"]]
+        size = max(SMALLEST_BATCH, -(-len(scans) // MOST_BATCHES))
+        for start in range(0, len(scans), size):
+            log.info(
+                "scanning shards",
+                extra={"url": self.storage.url, "shards": len(scans), "scanned": start},
+            )
+            rows = self.shared.divided(scans[start : start + size], self._scanned)
+            fresh |= {row["name"]: shard_from_json(row) for row in rows}
+            self.shared.once(partial(self._keep, rows))
+            self.progress(start + len(rows), len(scans))
+        sidecars = begun["sidecars"]
+        unread = [entries[name] for name, digest in sidecars.items() if digest is None]
+        digests = self.shared.divided(unread, self._digests)
+        sidecars |= {entry.key: digest for entry, digest in zip(unread, digests, strict=True)}
+        self.shared.once(partial(self._end, sidecars, sorted(fresh)))
+        shards = tuple(fresh[name] for name in begun["requested"])
+        return Folder(self.storage, entries, shards, self.files, sidecars)
+
+    def _begin(self) -> dict[str, Any]:
+        """The first rank's part before anything is scanned, as JSON."""
+        entries = entries_of(self.storage, self.patterns)
+        self._refuse(shard_faults(self.storage, entries, self.patterns))
+        self._old = _read_manifest(self.storage.url, self.files)
+        self._known = self._old.by_name()
+        requested = sorted(
+            matching_shards(self.storage.url, entries, set(self._known), self.patterns)
+        )
         for name in requested:
             if name not in entries:
-                raise missing_shard(f"{storage.url}/{name}")
+                raise missing_shard(f"{self.storage.url}/{name}")
         names = list(dict.fromkeys(requested))
-        fresh = _checked([known[name] for name in names if name in known], entries, storage, rules)
-        if old.index_version < INDEX_VERSION:
-            fresh = files.current(fresh)
+        old = [self._known[name] for name in names if name in self._known]
+        fresh = _checked(old, entries, self.storage, self.rules)
+        if self._old.index_version < INDEX_VERSION:
+            fresh = self.files.current(fresh)
+        self._known |= fresh
         new = [name for name in names if name not in fresh]
-        if new:
-            log.info("scanning shards", extra={"url": storage.url, "shards": len(new)})
-            scan = partial(scan_shard, storage, files, caption_key=rules.caption_key)
-            with ThreadPoolExecutor(SCAN_THREADS) as pool:
-                fresh |= {shard.name: shard for shard in pool.map(scan, [entries[n] for n in new])}
-        known |= fresh
-        lacking = {name for name, shard in known.items() if shard.left_out}
-        new_manifest = DatasetManifest(
-            tuple(known[name] for name in sorted(known)),
-            old.made_by,
-            # A folder of which nothing was left out needs no new manifest.
-            INDEX_VERSION if lacking and lacking <= set(names) else old.index_version,
+        if len(new) > MANY_SHARDS:
+            log.warning(
+                "%d shards have no index yet: their headers are read now, which can take long; "
+                "`cogvx data index %s` does it before a run",
+                len(new),
+                self.storage.url,
+            )
+        self._sidecars = {one.name: one for one in self._old.sidecars}
+        beside = [name for name in map(sidecar_name, names) if name in entries]
+        return {
+            "requested": requested,
+            "new": new,
+            "fresh": [asdict(shard) for shard in fresh.values()],
+            "sidecars": {name: self._known_digest(entries[name]) for name in beside},
+            "entries": [astuple(entries[name]) for name in (*names, *beside)],
+        }
+
+    def _refuse(self, faults: Sequence[ShardFault]) -> None:
+        if faults:
+            first = "; ".join(f"{shown(one.key)} ({one.detail})" for one in faults[:NAMES_SHOWN])
+            more = f"; and {len(faults) - NAMES_SHOWN} more" if len(faults) > NAMES_SHOWN else ""
+            raise DataError(
+                f"{len(faults)} shards cannot be read: {first}{more}",
+                where=self.storage.url,
+                fix=SHARD_FIX,
+            )
+
+    def _known_digest(self, entry: Entry) -> str | None:
+        """The digest of a side file that is the one of the manifest still."""
+        known = self._sidecars.get(entry.key)
+        if known is not None and known.is_same(entry):
+            return known.sha256
+        self._sidecars[entry.key] = SidecarEntry(
+            entry.key, entry.size_bytes, entry.etag or None, entry.modified, ""
         )
-        if new_manifest != old:
-            files.write(MANIFEST_NAME, new_manifest.to_json())
-    _report_left_out(files, list(fresh.values()))
-    return Folder(storage, entries, tuple(fresh[name] for name in requested), files)
+        return None
+
+    def _scanned(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+        """Shards, as JSON; the index of each is kept."""
+        scan = partial(scan_shard, self.storage, self.files, caption_key=self.rules.caption_key)
+        with ThreadPoolExecutor(SCAN_THREADS) as pool:
+            return [asdict(shard) for shard in pool.map(scan, entries)]
+
+    def _digests(self, entries: Sequence[Entry]) -> list[str]:
+        def digest(entry: Entry) -> str:
+            return hashlib.sha256(self.storage.read_small(entry.key)).hexdigest()
+
+        with ThreadPoolExecutor(SCAN_THREADS) as pool:
+            return list(pool.map(digest, entries))
+
+    def _keep(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write what is known so far: a start that is interrupted continues from here."""
+        self._known |= {row["name"]: shard_from_json(row) for row in rows}
+        self._write(self._old.index_version)
+
+    def _end(self, sidecars: Mapping[str, str], names: Sequence[str]) -> None:
+        """Write the manifest, if it is another one now, and name what is left out."""
+        for name, digest in sidecars.items():
+            self._sidecars[name] = replace(self._sidecars[name], sha256=digest)
+        lacking = {name for name, shard in self._known.items() if shard.left_out}
+        # A folder of which nothing was left out needs no new manifest.
+        is_current = lacking and lacking <= set(names)
+        self._write(INDEX_VERSION if is_current else self._old.index_version)
+        _report_left_out(self.files, [self._known[name] for name in names])
+
+    def _write(self, index_version: int) -> None:
+        found = DatasetManifest(
+            tuple(self._known[name] for name in sorted(self._known)),
+            self._old.made_by,
+            index_version,
+            tuple(one for _, one in sorted(self._sidecars.items()) if one.sha256),
+        )
+        if found != self._old:
+            self.files.write(MANIFEST_NAME, found.to_json())
+            self._old = replace(found, index_version=self._old.index_version)
+
+
+def _no_progress(done: int, total: int) -> None:
+    """Where nobody watches."""
 
 
 def entries_of(storage: Storage, patterns: Sequence[ShardPattern]) -> dict[str, Entry]:
@@ -281,16 +318,10 @@ def scan_shard(
     storage: Storage, files: IndexFiles, entry: Entry, *, caption_key: str
 ) -> ShardEntry:
     """Read a shard's headers, keep its index, describe it."""
-    index = _walked(storage, entry.key, entry.size_bytes)
+    index = walked(storage, entry.key, entry.size_bytes)
     shard = shard_entry(entry, index, caption_key)
     files.write(shard.index, index.to_json(entry.key))
     return shard
-
-
-def _walked(storage: Storage, key: str, size: int) -> ShardIndex:
-    """The index of a shard by ranged reads of its headers."""
-    read: Callable[[int, int], bytes] = partial(storage.read_range, key)
-    return index_shard(RangeFile(read, size), size, f"{storage.url}/{key}")  # type: ignore[arg-type]
 
 
 def shard_entry(

@@ -14,6 +14,7 @@ from app.config.sections.data import cache_keys
 from app.data.object_cache import ObjectCache, Prefetcher
 from app.data.video.decoder import DecodeLimits, DecoderOfThread
 from app.distributed.mix import mix
+from app.distributed.shared_work import SharedWork
 from app.errors import ConfigError
 from app.storage.node_disk import node_folder
 
@@ -86,6 +87,7 @@ class SourceSettings:
     cache: ObjectCache | None = None  # needed for buckets
     prefetcher: Prefetcher | None = None
     decoders: DecoderOfThread = field(default_factory=DecoderOfThread)
+    shared_work: SharedWork = field(default_factory=SharedWork)  # the ranks that open it together
 
     def __post_init__(self) -> None:
         for name, allowed in (

@@ -13,7 +13,7 @@ from app.config.schema.data import SFTDataConfig
 from app.data.bad_clip import BadClipError
 from app.data.left_out import LeftOut, summary
 from app.data.local_files import LocalFiles
-from app.data.shards.survey import IndexFiles
+from app.data.shards.index_files import IndexFiles
 from app.data.sources.captions import CaptionFiles
 from app.data.sources.folder import list_folder
 from app.data.sources.protocols import Original, SampleId, identity_of, object_version

@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from app.data.bad_clip import BadClipError
 from app.data.batch import Item
 from app.data.local_files import LocalFiles
-from app.data.shards.survey import IndexFiles
+from app.data.shards.index_files import IndexFiles
 from app.data.sources.protocols import Original
 from app.data.sources.settings import RANDOM, SAT, SourceSettings
 from app.data.video import frames
@@ -159,13 +160,20 @@ class VideoSource(ABC):
 
 
 def kept_sizes(
-    files: IndexFiles, key: str, fingerprint: str, count: int, scan: Callable[[], Sizes]
+    files: IndexFiles,
+    key: str,
+    fingerprint: str,
+    count: int,
+    scan: Callable[[], Sizes],
+    *,
+    in_turns: bool = True,
 ) -> Sizes:
     """Sizes of `count` videos from a side file, or those of a scan, which are then kept there.
 
-    One process of the node scans at a time; the others then find the file.
+    Args:
+        in_turns: one process of the node scans at a time; the others then find the file.
     """
-    with files.locked():
+    with files.locked() if in_turns else nullcontext():
         known = sizes_from_json(files.read(key), fingerprint, count)
         if known is not None:
             return known

@@ -9,7 +9,7 @@ from argparse import Namespace
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from typing import Any
@@ -33,10 +33,10 @@ from app.data.video import frames
 from app.data.video.clip import ClipShape, checked_caption
 from app.data.video.decoder import VideoFacts
 from app.data.video.frames import FrameRequest, Selection
-from app.data.video.sizes import Sizes, sizes_from_json
+from app.data.video.sizes import ClipSize, Sizes, sizes_from_json
+from app.distributed.shared_work import SharedWork
 from app.errors import DataError
-from app.storage.objects import Storage
-from app.storage.opening import open_storage
+from app.storage.opening import is_remote, open_storage
 
 log = logging.getLogger(__name__)
 
@@ -101,33 +101,42 @@ class ShardSource(VideoSource):
 
     def _sidecar_digests(self) -> dict[str, str]:
         """sha256 of every `.meta.jsonl` beside a shard: captions may come from it."""
-        sidecars = {}
-        for shard in self._shards:
-            name, folder = sidecar_name(shard.entry.name), self._folders[shard.folder]
-            if name in folder.entries:
-                sidecars[f"{shard.folder}/{name}"] = (folder.storage, name)
-
-        def digest(where: tuple[Storage, str]) -> str:
-            return hashlib.sha256(where[0].read_small(where[1])).hexdigest()
-
-        with ThreadPoolExecutor(READERS) as pool:
-            return dict(zip(sidecars, pool.map(digest, sidecars.values()), strict=True))
+        named = ((one.folder, sidecar_name(one.entry.name)) for one in self._shards)
+        return {
+            f"{folder}/{name}": self._folders[folder].sidecars[name]
+            for folder, name in named
+            if name in self._folders[folder].sidecars
+        }
 
     def _sizes(self) -> Sizes:
         """Kept beside each shard in `<shard>.sizes.json`."""
         shards = list(dict.fromkeys(self._shards))
+        are_remote = all(is_remote(folder.storage.url) for folder in self._folders)
+        shared = self._settings.shared_work if are_remote else SharedWork()
+        rows = shared.divided(shards, partial(self._size_rows, alone=shared.is_alone))
+        found = {
+            shard: [None if size is None else ClipSize(*size) for size in sizes]
+            for shard, sizes in zip(shards, rows, strict=True)
+        }
+        return [size for shard in self._shards for size in found[shard]]
+
+    def _size_rows(
+        self, shards: Sequence[_SourceShard], *, alone: bool
+    ) -> list[list[Sequence[float] | None]]:
+        """Sizes of the videos of each shard, as JSON."""
         with ThreadPoolExecutor(READERS) as pool:
-            found = dict(zip(shards, pool.map(self._kept_sizes, shards), strict=True))
-        for shard, sizes in found.items():
-            if sizes is None:
-                found[shard] = self._found_sizes(shard)
-        return [size for shard in self._shards for size in found[shard] or ()]
+            kept = list(pool.map(self._kept_sizes, shards))
+        found = (
+            self._found_sizes(shard, alone=alone) if sizes is None else sizes
+            for shard, sizes in zip(shards, kept, strict=True)
+        )
+        return [[None if size is None else astuple(size) for size in sizes] for sizes in found]
 
     def _kept_sizes(self, shard: _SourceShard) -> Sizes | None:
         data = self._folders[shard.folder].indexes.read(sizes_key(shard.entry.name))
         return sizes_from_json(data, shard.entry.index_sha256, shard.entry.samples)
 
-    def _found_sizes(self, shard: _SourceShard) -> Sizes:
+    def _found_sizes(self, shard: _SourceShard, *, alone: bool) -> Sizes:
         """Scan a shard, and keep what was found."""
         folder, entry = self._folders[shard.folder], shard.entry
 
@@ -140,7 +149,9 @@ class ShardSource(VideoSource):
             return self._scanned_sizes(folder.storage, places)
 
         key = sizes_key(entry.name)
-        return kept_sizes(folder.indexes, key, entry.index_sha256, entry.samples, scan)
+        return kept_sizes(
+            folder.indexes, key, entry.index_sha256, entry.samples, scan, in_turns=alone
+        )
 
     def name(self, index: int) -> str:
         which, offset = self._locate(index)
@@ -191,7 +202,9 @@ class ShardSource(VideoSource):
         for number, folder in enumerate(dict.fromkeys(pattern.folder for pattern in patterns)):
             here = [pattern for pattern in patterns if pattern.folder == folder]
             storage = open_storage(folder, follow_links=True)
-            found = survey(storage, here, self._settings.cache_dir, rules)
+            found = survey(
+                storage, here, self._settings.cache_dir, rules, self._settings.shared_work
+            )
             files = LocalFiles(
                 found.storage, found.entries, self._settings.cache, self._settings.prefetcher
             )

@@ -24,7 +24,9 @@ from app.data.quarantine import ReplacedSource
 from app.data.sources.views import PARTS
 from app.diffusion.timesteps import RankStratum, Strata
 from app.distributed.groups import ProcessGroups
+from app.distributed.rank_group import world
 from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
+from app.distributed.shared_work import SharedWork
 from app.models.dit.parallel import split_axis
 from app.run.attempt.bad_samples import QuarantineKeeper
 from app.run.attempt.data import clip_cost_in, frames_per_second, split_of
@@ -124,6 +126,7 @@ class Attempt:
             collate_fn=seams.collate_fn,
             split=split_of(data),
             cost=clip_cost_in(self.config.model),
+            shared_work=SharedWork(world()),
         )
         return open_loader(data, request)
 
@@ -223,6 +226,7 @@ class Attempt:
             args=self.args,
             create=seams.create_dataset,
             replace=cached.cached_or_live_source if cached is not None else None,
+            shared_work=SharedWork(world()),
         )
         # One size for all of them, so that losses of two runs can be compared.
         of_one_size = replace(data, num_workers=0, buckets=())

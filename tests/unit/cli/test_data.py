@@ -1,15 +1,17 @@
-"""`cogvx data pack`: flags to rules, the report to a line or JSON."""
+"""`cogvx data pack` and `index`: flags to rules, the report to a line or JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import app.data.pack
 from app.cli.main import main
 from app.data.pack import PackReport, PackRules
+from tests.support.shards import samples, write_shard
 
 Asked = tuple[str, str, PackRules]
 
@@ -66,3 +68,22 @@ def test_other_values_are_a_wrong_use(flags: list[str], asked: list[Asked]) -> N
 
     assert ended.value.code == 2
     assert asked == []
+
+
+def test_shards_are_indexed_and_the_next_call_reads_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shard(tmp_path / "x-0.tar", samples(["a", "b"]))
+
+    assert main(["data", "index", str(tmp_path)]) == 0
+    assert main(["data", "index", str(tmp_path), "--json"]) == 0
+
+    line, _, report = capsys.readouterr().out.partition("\n")
+    assert line == (f"2 samples in 1 shards, 1 of them read now: {tmp_path}/dataset.manifest.json")
+    assert json.loads(report) == {
+        "manifests": [f"{tmp_path}/dataset.manifest.json"],
+        "shards": 1,
+        "samples": 2,
+        "left_out": 0,
+        "scanned": 0,
+    }

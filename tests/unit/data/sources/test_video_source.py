@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.data.shards.survey import IndexFiles
+from app.data.shards.index_files import IndexFiles
 from app.data.sources.video_source import ClipShapes, kept_sizes
 from app.data.video.clip import ClipShape
 from app.data.video.frames import FrameRequest
