@@ -1,4 +1,4 @@
-"""One rank works, all ranks get its result, or the error that it raised."""
+"""One rank works, or each does: all ranks get the results, or the error that one of them raised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import app.errors
-from app.distributed.rank_group import world
+from app.distributed.rank_group import RankGroup, world
 from app.errors import CogvxError, ConfigErrors
 
 
@@ -26,6 +26,27 @@ def on_rank_zero(rank: int, work: Callable[[], Any]) -> Any:
     if "error" in agreed:
         raise error_from_fields(agreed["error"])
     return agreed["result"]
+
+
+def on_every_rank(group: RankGroup, work: Callable[[], Any]) -> list[Any]:
+    """The results of `work` of all ranks of the group, small JSON values, on every one of them.
+
+    Raises:
+        CogvxError: on every rank, the one that `work` raised on the lowest rank where it did.
+    """
+    own: dict[str, Any] = {}
+    problem: CogvxError | None = None
+    try:
+        own["result"] = work()
+    except CogvxError as error:
+        problem, own = error, {"error": error_fields(error)}
+    found = group.gathered_json(own)
+    failed = [rank for rank, one in enumerate(found) if "error" in one]
+    if failed and failed[0] == group.rank and problem is not None:
+        raise problem
+    if failed:
+        raise error_from_fields(found[failed[0]]["error"])
+    return [one["result"] for one in found]
 
 
 def error_fields(error: CogvxError) -> list[str]:
