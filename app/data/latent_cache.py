@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -168,6 +168,7 @@ KEY_BYTES = 32  # of a key, written as 64 hex digits
 KEYS = np.dtype(f"S{KEY_BYTES}")  # compares and sorts as the digits do
 LISTERS = 8
 READ_BYTES = 8 << 20  # of a list at a time
+LINES = 1000  # that are parsed at a time
 _SHARDS = re.compile(r"[0-9a-f]{2}")
 
 
@@ -307,12 +308,12 @@ class LatentCache:
     def present(self) -> Listing:
         """Every entry that is there; a folder at a time, so that few are objects at once."""
         folders = [name for name in self.storage.folders("shards") if _SHARDS.fullmatch(name)]
+        keys, sizes = bytearray(), bytearray()
         with ThreadPoolExecutor(LISTERS) as pool:
-            parts = list(pool.map(self._present_in, folders))
-        keys, sizes = zip(*parts, strict=True) if parts else ([], [])
-        return Listing(
-            np.concatenate([np.empty(0, KEYS), *keys]), np.concatenate([np.empty(0, int), *sizes])
-        )
+            for found, size in pool.map(self._present_in, folders):
+                keys += found.data.cast("B")
+                sizes += size.data.cast("B")
+        return Listing(np.frombuffer(keys, KEYS), np.frombuffer(sizes, np.int64))
 
     def _present_in(self, folder: str) -> tuple[np.ndarray, np.ndarray]:
         """Keys and sizes of the entries of one folder."""
@@ -352,7 +353,7 @@ class LatentCache:
 
 def packed(keys: Sequence[str]) -> np.ndarray:
     """Keys of 64 hex digits as (n,) KEYS; zeros for what is none."""
-    digits = (key if KEY.fullmatch(key) else "00" * KEY_BYTES for key in keys)
+    digits = [key if KEY.fullmatch(key) else "00" * KEY_BYTES for key in keys]
     return np.frombuffer(bytes.fromhex("".join(digits)), KEYS)
 
 
@@ -371,9 +372,10 @@ def _records(storage: Storage, entry: Entry) -> Iterator[SampleRecord]:
         lines = _lines(storage, entry)
         head = json.loads(next(lines, b""))
         is_known, count = head["format_version"] == CACHE_VERSION, 0
-        for line in lines if is_known else ():
-            yield SampleRecord(*json.loads(line))
-            count += 1
+        while is_known and (some := list(islice(lines, LINES))):
+            rows = json.loads(b"[%b]" % b",".join(some))
+            yield from (SampleRecord(*row) for row in rows)
+            count += len(some)
         if not is_known or head["samples"] != count:
             raise ValueError("it is cut short, or of another version")
     except UNREADABLE as problem:

@@ -6,7 +6,7 @@
     sizes    (n,) uint32     number of the entry's size in `lengths`
     notes    (n,) uint32     number of the note, or NO_NOTE
     lengths  (m,) uint64     the sizes that there are, in bytes: few, as clips have few shapes
-    text     notes, 64 to a zlib block: one line of JSON each, `[shown]` or
+    text     notes, 64 to a zlib block: one line of JSON each, `shown` or
              `[shown, reason, detail, sha256]`. Neighbours have similar names, so a note takes a
              few bytes; 23 where the names are random UUIDs.
     ends     (blocks,) uint64   where the blocks end in `text`
@@ -18,12 +18,13 @@ import json
 import mmap
 import zlib
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 
-from app.data.latent_cache import KEY_BYTES, SampleRecord
+from app.data.latent_cache import KEY_BYTES, SampleRecord, packed
 
 NO_NOTE = 0xFFFF_FFFF
 NOTES_OF_A_BLOCK = 64
@@ -116,16 +117,15 @@ class LatentTable:
         block, line = divmod(number, NOTES_OF_A_BLOCK)
         start = int(self.ends[block - 1]) if block else 0
         lines = zlib.decompress(self.text[start : int(self.ends[block])].data).split(b"\n")
-        note: list[str] = json.loads(lines[line])
-        return note
+        note = json.loads(lines[line])
+        return [note] if isinstance(note, str) else note
 
 
 class TableBuilder:
     """Fills the table of a source of `samples` samples, in any order."""
 
     def __init__(self, samples: int) -> None:
-        self._samples = samples
-        self._keys = bytearray(samples * KEY_BYTES)
+        self._keys = np.zeros((samples, KEY_BYTES), dtype=np.uint8)
         self._sizes = np.zeros(samples, dtype=np.uint32)
         self._lengths = {0: 0}  # size -> its number
         self._notes = np.full(samples, NO_NOTE, dtype=np.uint32)
@@ -133,24 +133,24 @@ class TableBuilder:
         self._text = bytearray()
         self._ends = array("Q")
 
-    def put(self, index: int, record: SampleRecord) -> None:
-        """Keep what is known of a sample, instead of what was."""
-        key = bytes.fromhex(record.key) if record.key else _NO_KEY
-        self._keys[index * KEY_BYTES : (index + 1) * KEY_BYTES] = key
-        self._sizes[index] = self._lengths.setdefault(record.size_bytes, len(self._lengths))
-        if record.reason:
-            why = (record.shown, record.reason, record.detail, record.sha256)
-            self._notes[index] = self._added(json.dumps(why))
-        elif record.shown != record.name:
-            self._notes[index] = self._added(json.dumps([record.shown]))
-        else:
-            self._notes[index] = NO_NOTE
+    def put(self, index: np.ndarray, records: Sequence[SampleRecord]) -> None:
+        """Keep what is known of samples, instead of what was.
+
+        Args:
+            index: (m,) of the samples, each once.
+            records: one of each.
+        """
+        keys = packed([record.key for record in records])
+        self._keys[index] = keys.view(np.uint8).reshape(-1, KEY_BYTES)
+        numbers = (record.size_bytes for record in records)
+        self._sizes[index] = [self._lengths.setdefault(n, len(self._lengths)) for n in numbers]
+        self._notes[index] = [self._noted(record) for record in records]
 
     def finished(self) -> LatentTable:
         """The table; nothing can be put any more."""
         self._close_block()
         return LatentTable(
-            keys=np.frombuffer(self._keys, np.uint8).reshape(self._samples, KEY_BYTES),
+            keys=self._keys,
             sizes=self._sizes,
             notes=self._notes,
             lengths=np.array(list(self._lengths), dtype=np.uint64),
@@ -158,10 +158,14 @@ class TableBuilder:
             ends=np.frombuffer(self._ends, np.uint64),
         )
 
-    def _added(self, line: str) -> int:
+    def _noted(self, record: SampleRecord) -> int:
+        """The number of the note of a record, which is added; NO_NOTE where it needs none."""
+        if not record.reason and record.shown == record.name:
+            return NO_NOTE
+        why = (record.shown, record.reason, record.detail, record.sha256)
         if len(self._lines) == NOTES_OF_A_BLOCK:
             self._close_block()
-        self._lines.append(line)
+        self._lines.append(json.dumps(why if record.reason else record.shown))
         return len(self._ends) * NOTES_OF_A_BLOCK + len(self._lines) - 1
 
     def _close_block(self) -> None:

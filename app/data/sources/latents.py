@@ -7,7 +7,7 @@ A run may change between live and cached samples at any start without a sample m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -35,6 +35,7 @@ from app.errors import DataError
 from app.storage.objects import Entry
 
 NAME_BYTES = 16  # of a digest that stands for a name: no two of 10^9 names share one
+NAMES = np.dtype(f"S{NAME_BYTES}")
 IDENTITY_BYTES = 8  # compared between two states of one sample only
 BATCH = 1 << 14  # records that are compared at once
 # What the records say of a sample, from the least to the best.
@@ -104,7 +105,8 @@ def coverage(source: Source, records: Iterable[SampleRecord], present: Listing) 
 
     Needs about 50 bytes a sample while it runs, beside the rows and the listing.
     """
-    names, identities = _digests(source)
+    names = _names(source.name(index) for index in range(len(source)))
+    identities = _digests(source.identity(index) for index in range(len(source)))
     order = np.argsort(names)
     names = names[order]
     rows = TableBuilder(len(source))
@@ -118,31 +120,32 @@ def coverage(source: Source, records: Iterable[SampleRecord], present: Listing) 
         is_cut = has_key & (there >= 0) & (there != sizes)
         cut.update(batch[row].key for row in np.flatnonzero(is_cut))
         index, is_here = _found(names, order, batch)
-        identity = b"".join(_digest(record.identity, IDENTITY_BYTES) for record in batch)
-        is_same = identities[index] == np.frombuffer(identity, np.uint64)
+        is_same = identities[index] == _digests(record.identity for record in batch)
         level = np.where(has_key, np.where(there == sizes, ENTRY, GONE), BAD)
         level = np.where(is_here, np.where(is_same, level, OLDER), NOTHING).astype(np.uint8)
-        # A part that could not use the clip may have had a bad moment: an entry is better.
-        for row in np.flatnonzero(level >= BAD):
-            if level[row] > best[index[row]]:
-                rows.put(int(index[row]), batch[row])
-                best[index[row]] = level[row]
+        chosen = _best(index, np.where(level > np.maximum(best[index], GONE), level, NOTHING))
+        rows.put(index[chosen], [batch[row] for row in chosen])
         np.maximum.at(best, index, level)
-    changed, missing = np.flatnonzero(best == OLDER), np.flatnonzero((best < BAD) & (best != OLDER))
-    return Coverage(rows, changed, missing, frozenset(cut))
+    missing = np.flatnonzero((best == NOTHING) | (best == GONE))
+    return Coverage(rows, np.flatnonzero(best == OLDER), missing, frozenset(cut))
 
 
-def _digests(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Digests of the names and of the identities of all samples, in their order."""
-    names, identities = bytearray(), bytearray()
-    last, digest = None, b""
-    for index in range(len(source)):
-        names += _digest(source.name(index), NAME_BYTES)
-        identity = source.identity(index)
+def _names(names: Iterable[str]) -> np.ndarray:
+    """Digests of names; they sort and compare as bytes."""
+    found = bytearray()
+    for name in names:
+        found += _digest(name, NAME_BYTES)
+    return np.frombuffer(found, NAMES)
+
+
+def _digests(identities: Iterable[str]) -> np.ndarray:
+    """Digests of identities."""
+    found, last, digest = bytearray(), None, b""
+    for identity in identities:
         if identity != last:  # all samples of a shard have the same
             last, digest = identity, _digest(identity, IDENTITY_BYTES)
-        identities += digest
-    return np.frombuffer(names, f"S{NAME_BYTES}"), np.frombuffer(identities, np.uint64)
+        found += digest
+    return np.frombuffer(found, np.uint64)
 
 
 def _digest(text: str, length: int) -> bytes:
@@ -151,7 +154,7 @@ def _digest(text: str, length: int) -> bytes:
 
 
 def _found(
-    names: np.ndarray, order: np.ndarray, batch: list[SampleRecord]
+    names: np.ndarray, order: np.ndarray, batch: Sequence[SampleRecord]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The sample of each record by its name, and whether there is one.
 
@@ -160,10 +163,17 @@ def _found(
         order: index of the sample of each.
         batch: records.
     """
-    wanted = b"".join(_digest(record.name, NAME_BYTES) for record in batch)
-    digests = np.frombuffer(wanted, names.dtype)
+    digests = _names(record.name for record in batch)
     places = np.minimum(np.searchsorted(names, digests), len(names) - 1)
     return order[places], names[places] == digests
+
+
+def _best(index: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Rows of a batch, one for each index that has a level: the first of its highest level."""
+    # A part that could not use the clip may have had a bad moment: an entry is better.
+    rows = np.lexsort((-level.astype(int), index))  # stable
+    rows = rows[level[rows] > NOTHING]
+    return rows[np.diff(index[rows], prepend=-1) > 0]
 
 
 class LatentSource(ForwardingSource):

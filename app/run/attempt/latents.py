@@ -133,7 +133,7 @@ class CachedClips:
             answers = pool.map(partial(self._by_content, source), lost.tolist())
             for index, record in zip(lost.tolist(), answers, strict=True):
                 if record is not None and record.key not in found.damaged:
-                    found.rows.put(index, record)
+                    found.rows.put(np.array([index]), [record])
                     kept.append(index)
         return replace(
             found,

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from app.data.latent_cache import SampleRecord
@@ -26,7 +27,7 @@ def record_of(number: int, shown: str) -> SampleRecord:
 def built(*records: SampleRecord, order: list[int] | None = None) -> LatentTable:
     builder = TableBuilder(len(records))
     for index in order or range(len(records)):
-        builder.put(index, records[index])
+        builder.put(np.array([index]), [records[index]])
     return builder.finished()
 
 
@@ -66,7 +67,7 @@ def test_the_last_record_of_a_sample_counts() -> None:
     builder = TableBuilder(1)
     bad = SampleRecord("a", "", "", 0, "a", "truncated", "cut")
     for record in (record_of(1, "b"), bad, record_of(2, "clips/0.tar#2")):
-        builder.put(0, record)
+        builder.put(np.array([0]), [record])
 
     assert builder.finished().record(0, "clips/0.tar#2") == record_of(2, "clips/0.tar#2")
 

@@ -119,8 +119,7 @@ def test_records_find_their_samples_in_any_order() -> None:
 
 def table_of(*records: SampleRecord) -> LatentTable:
     rows = TableBuilder(len(records))
-    for index, record in enumerate(records):
-        rows.put(index, record)
+    rows.put(np.arange(len(records)), records)
     return rows.finished()
 
 

@@ -7,6 +7,7 @@ import socket
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from app.data.latent_cache import SampleRecord
@@ -24,7 +25,7 @@ SOURCE = MapSource([{}], "clips")
 
 def made() -> LatentTable:
     builder = TableBuilder(1)
-    builder.put(0, RECORD)
+    builder.put(np.array([0]), [RECORD])
     return builder.finished()
 
 
