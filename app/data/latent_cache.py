@@ -16,17 +16,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from app.data.json_files import UNREADABLE, parsed_or_none
 from app.errors import DataError
-from app.storage.objects import ObjectMissingError, Storage
+from app.storage.objects import Entry, ObjectMissingError, Storage
 from app.storage.safetensors_header import (
     HEADER_LENGTH_BYTES,
     METADATA,
@@ -161,7 +163,13 @@ SETTINGS_NAME = "cache.json"
 WEIGHTS_FOLDER = "weights"
 SUFFIX = ".safetensors"
 FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
-_SHARD = re.compile(r"shards/[0-9a-f]{2}/([0-9a-f]{64})\.safetensors")
+KEY = re.compile(r"[0-9a-f]{64}")
+KEY_BYTES = 32  # of a key, written as 64 hex digits
+KEYS = np.dtype(f"S{KEY_BYTES}")  # compares and sorts as the digits do
+LISTERS = 8
+READ_BYTES = 8 << 20  # of a list at a time
+LINES = 1000  # that are parsed at a time
+_SHARDS = re.compile(r"[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +245,35 @@ class EncodePart:
         return f"part-{self.index:05}-of-{self.count:05}.jsonl"
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Listing:
+    """Entries that are there, with their sizes: 40 bytes each.
+
+    Attributes:
+        keys: (n,) KEYS, ascending.
+        sizes: (n,) int64, in bytes.
+    """
+
+    keys: np.ndarray
+    sizes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def sizes_of(self, keys: np.ndarray) -> np.ndarray:
+        """Bytes of each of (m,) keys; -1 for one that is not there."""
+        if not len(self):
+            return np.full(len(keys), -1, dtype=np.int64)
+        places = np.minimum(np.searchsorted(self.keys, keys), len(self) - 1)
+        sizes: np.ndarray = np.where(self.keys[places] == keys, self.sizes[places], -1)
+        return sizes
+
+    def size_of(self, key: str) -> int | None:
+        """Bytes of one entry; None when it is not there."""
+        size = int(self.sizes_of(packed([key]))[0])
+        return None if size < 0 else size
+
+
 class LatentCache:
     """One set of settings below a cache's root.
 
@@ -268,14 +305,24 @@ class LatentCache:
         parts = (self.settings.digest, video_sha256, caption)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def present(self) -> dict[str, int]:
-        """Every entry that is there, with its size in bytes."""
-        found = {}
-        for entry in self.storage.list("shards/"):
-            match = _SHARD.fullmatch(entry.key)
-            if match is not None:
-                found[match[1]] = entry.size_bytes
-        return found
+    def present(self) -> Listing:
+        """Every entry that is there; a folder at a time, so that few are objects at once."""
+        folders = [name for name in self.storage.folders("shards") if _SHARDS.fullmatch(name)]
+        keys, sizes = bytearray(), bytearray()
+        with ThreadPoolExecutor(LISTERS) as pool:
+            for found, size in pool.map(self._present_in, folders):
+                keys += found.data.cast("B")
+                sizes += size.data.cast("B")
+        return Listing(np.frombuffer(keys, KEYS), np.frombuffer(sizes, np.int64))
+
+    def _present_in(self, folder: str) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and sizes of the entries of one folder."""
+        prefix, size = f"shards/{folder}/", {}
+        for entry in self.storage.list(prefix):
+            key = entry.key.removeprefix(prefix).removesuffix(SUFFIX)
+            if KEY.fullmatch(key) and shard_key(key) == entry.key:
+                size[key] = entry.size_bytes
+        return packed(list(size)), np.array(list(size.values()), dtype=np.int64)
 
     def size_of(self, key: str) -> int | None:
         """Bytes of one entry; None when it is not there."""
@@ -284,14 +331,14 @@ class LatentCache:
         except ObjectMissingError:
             return None
 
-    def records(self, dataset: str) -> dict[str, list[SampleRecord]]:
-        """What every part that was ever finished knows of a dataset, by the sample's name."""
-        found: dict[str, list[SampleRecord]] = {}
+    def records(self, dataset: str) -> Iterator[SampleRecord]:
+        """What every part that was ever finished knows of a dataset, read piece by piece.
+
+        Raises:
+            DataError: a list cannot be read; what came before is void.
+        """
         for entry in self.storage.list(dataset_folder(dataset)):
-            data = self.storage.read_small(entry.key)
-            for record in _records(data, f"{self.url}/{entry.key}"):
-                found.setdefault(record.name, []).append(record)
-        return found
+            yield from _records(self.storage, entry)
 
     def write_records(
         self, dataset: str, part: EncodePart, records: Sequence[SampleRecord]
@@ -304,10 +351,10 @@ class LatentCache:
         self.storage.write_small(dataset_folder(dataset) + part.name, data)
 
 
-def damaged(known: Mapping[str, Sequence[SampleRecord]], present: Mapping[str, int]) -> set[str]:
-    """Entries that are there with another size than they were written with."""
-    records = (record for several in known.values() for record in several if record.key)
-    return {one.key for one in records if present.get(one.key, one.size_bytes) != one.size_bytes}
+def packed(keys: Sequence[str]) -> np.ndarray:
+    """Keys of 64 hex digits as (n,) KEYS; zeros for what is none."""
+    digits = [key if KEY.fullmatch(key) else "00" * KEY_BYTES for key in keys]
+    return np.frombuffer(bytes.fromhex("".join(digits)), KEYS)
 
 
 def shard_key(key: str) -> str:
@@ -320,17 +367,31 @@ def dataset_folder(dataset: str) -> str:
     return f"datasets/{hashlib.sha256(dataset.encode()).hexdigest()[:16]}/"
 
 
-def _records(data: bytes, where: str) -> list[SampleRecord]:
+def _records(storage: Storage, entry: Entry) -> Iterator[SampleRecord]:
     try:
-        lines = data.splitlines()
-        head = json.loads(lines[0])
-        records = [SampleRecord(*json.loads(line)) for line in lines[1:]]
-        if head["format_version"] != CACHE_VERSION or head["samples"] != len(records):
+        lines = _lines(storage, entry)
+        head = json.loads(next(lines, b""))
+        is_known, count = head["format_version"] == CACHE_VERSION, 0
+        while is_known and (some := list(islice(lines, LINES))):
+            rows = json.loads(b"[%b]" % b",".join(some))
+            yield from (SampleRecord(*row) for row in rows)
+            count += len(some)
+        if not is_known or head["samples"] != count:
             raise ValueError("it is cut short, or of another version")
     except UNREADABLE as problem:
         raise DataError(
             f"a list of the latent cache cannot be read: {problem}",
-            where=where,
+            where=f"{storage.url}/{entry.key}",
             fix="delete the file and run `cogvx encode` again",
         ) from problem
-    return records
+
+
+def _lines(storage: Storage, entry: Entry) -> Iterator[bytes]:
+    """Lines of an object, which is read a piece at a time."""
+    rest = b""
+    for start in range(0, entry.size_bytes, READ_BYTES):
+        stop = min(start + READ_BYTES, entry.size_bytes)
+        *whole, rest = (rest + storage.read_range(entry.key, start, stop)).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest

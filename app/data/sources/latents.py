@@ -7,9 +7,11 @@ A run may change between live and cached samples at any start without a sample m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,9 +21,12 @@ from app.data.latent_cache import (
     DamagedEntryError,
     LatentCache,
     LatentEntry,
+    Listing,
     SampleRecord,
+    packed,
     shard_key,
 )
+from app.data.latent_table import LatentTable, TableBuilder
 from app.data.local_files import LocalFiles
 from app.data.sources.protocols import Originals, Source
 from app.data.sources.settings import SourceSettings
@@ -29,20 +34,29 @@ from app.data.sources.views import ForwardingSource
 from app.errors import DataError
 from app.storage.objects import Entry
 
+NAME_BYTES = 16  # of a digest that stands for a name: no two of 10^9 names share one
+NAMES = np.dtype(f"S{NAME_BYTES}")
+IDENTITY_BYTES = 8  # compared between two states of one sample only
+BATCH = 1 << 14  # records that are compared at once
+# What the records say of a sample, from the least to the best.
+NOTHING, OLDER, GONE, BAD, ENTRY = range(5)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Coverage:
     """How much of a source is in a cache.
 
     Attributes:
-        records: one per sample, in the order of the source; None where there is none.
-        changed: names of samples whose files are others than when they were encoded.
-        missing: names of samples that were never encoded, or whose entry is gone.
+        rows: what is known of each sample, in the order of the source.
+        changed: indices of samples whose files are others than when they were encoded.
+        missing: indices of samples that were never encoded, or whose entry is gone.
+        damaged: entries that are there with another size than they were written with.
     """
 
-    records: tuple[SampleRecord | None, ...]
-    changed: tuple[str, ...]
-    missing: tuple[str, ...]
+    rows: TableBuilder
+    changed: np.ndarray
+    missing: np.ndarray
+    damaged: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +100,80 @@ def content_of(source: Source, index: int) -> Content:
     return Content(pixels.hexdigest(), str(item["txt"]), shown, item)
 
 
-def coverage(
-    source: Source, known: Mapping[str, Sequence[SampleRecord]], present: Mapping[str, int]
-) -> Coverage:
-    """Find the record of every sample of a source; nothing is read but what was listed."""
-    records: list[SampleRecord | None] = []
-    changed: list[str] = []
-    missing: list[str] = []
-    for index in range(len(source)):
-        name = source.name(index)
-        of_name = known.get(name, ())
-        identity = source.identity(index)
-        fitting = [
-            record
-            for record in of_name
-            if record.identity == identity
-            and (not record.key or present.get(record.key) == record.size_bytes)
-        ]
-        # A part that could not use the clip may have had a bad moment: an entry is better.
-        records.append(max(fitting, key=lambda record: bool(record.key), default=None))
-        if not fitting:
-            is_older = bool(of_name) and all(record.identity != identity for record in of_name)
-            (changed if is_older else missing).append(name)
-    return Coverage(tuple(records), tuple(changed), tuple(missing))
+def coverage(source: Source, records: Iterable[SampleRecord], present: Listing) -> Coverage:
+    """Find the record of every sample of a source; nothing is read but what was listed.
+
+    Needs about 50 bytes a sample while it runs, beside the rows and the listing.
+    """
+    names = _names(source.name(index) for index in range(len(source)))
+    identities = _digests(source.identity(index) for index in range(len(source)))
+    order = np.argsort(names)
+    names = names[order]
+    rows = TableBuilder(len(source))
+    best = np.zeros(len(source), dtype=np.uint8)
+    cut: set[str] = set()
+    remaining = iter(records)
+    while len(names) and (batch := list(islice(remaining, BATCH))):
+        sizes = np.array([record.size_bytes for record in batch], dtype=np.int64)
+        there = present.sizes_of(packed([record.key for record in batch]))
+        has_key = np.array([bool(record.key) for record in batch])
+        is_cut = has_key & (there >= 0) & (there != sizes)
+        cut.update(batch[row].key for row in np.flatnonzero(is_cut))
+        index, is_here = _found(names, order, batch)
+        is_same = identities[index] == _digests(record.identity for record in batch)
+        level = np.where(has_key, np.where(there == sizes, ENTRY, GONE), BAD)
+        level = np.where(is_here, np.where(is_same, level, OLDER), NOTHING).astype(np.uint8)
+        chosen = _best(index, np.where(level > np.maximum(best[index], GONE), level, NOTHING))
+        rows.put(index[chosen], [batch[row] for row in chosen])
+        np.maximum.at(best, index, level)
+    missing = np.flatnonzero((best == NOTHING) | (best == GONE))
+    return Coverage(rows, np.flatnonzero(best == OLDER), missing, frozenset(cut))
+
+
+def _names(names: Iterable[str]) -> np.ndarray:
+    """Digests of names; they sort and compare as bytes."""
+    found = bytearray()
+    for name in names:
+        found += _digest(name, NAME_BYTES)
+    return np.frombuffer(found, NAMES)
+
+
+def _digests(identities: Iterable[str]) -> np.ndarray:
+    """Digests of identities."""
+    found, last, digest = bytearray(), None, b""
+    for identity in identities:
+        if identity != last:  # all samples of a shard have the same
+            last, digest = identity, _digest(identity, IDENTITY_BYTES)
+        found += digest
+    return np.frombuffer(found, np.uint64)
+
+
+def _digest(text: str, length: int) -> bytes:
+    # A file name that is no UTF-8 has surrogates.
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=length).digest()
+
+
+def _found(
+    names: np.ndarray, order: np.ndarray, batch: Sequence[SampleRecord]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sample of each record by its name, and whether there is one.
+
+    Args:
+        names: digests, ascending.
+        order: index of the sample of each.
+        batch: records.
+    """
+    digests = _names(record.name for record in batch)
+    places = np.minimum(np.searchsorted(names, digests), len(names) - 1)
+    return order[places], names[places] == digests
+
+
+def _best(index: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Rows of a batch, one for each index that has a level: the first of its highest level."""
+    # A part that could not use the clip may have had a bad moment: an entry is better.
+    rows = np.lexsort((-level.astype(int), index))  # stable
+    rows = rows[level[rows] > NOTHING]
+    return rows[np.diff(index[rows], prepend=-1) > 0]
 
 
 class LatentSource(ForwardingSource):
@@ -117,27 +182,19 @@ class LatentSource(ForwardingSource):
     Args:
         base: gives order and names; its clips are never read.
         cache: holds the entries.
-        records: one per sample of `base`.
+        table: names the entry of each sample of `base`.
         settings: node-local cache and prefetcher, for entries in a bucket.
     """
 
     def __init__(
-        self,
-        base: Source,
-        cache: LatentCache,
-        records: Sequence[SampleRecord],
-        settings: SourceSettings,
+        self, base: Source, cache: LatentCache, table: LatentTable, settings: SourceSettings
     ) -> None:
-        assert len(records) == len(base)
+        assert len(table) == len(base)
         super().__init__(base)
-        self._records = records
-        entries = {
-            shard_key(record.key): Entry(shard_key(record.key), record.size_bytes, None, None)
-            for record in records
-            if record.key
-        }
-        self._files = LocalFiles(cache.storage, entries, settings.cache, settings.prefetcher)
-        self._largest = max((record.size_bytes for record in records), default=0)
+        self._table = table
+        self._storage = cache.storage
+        self._settings = settings
+        self._largest = table.largest
 
     @property
     def sample_bytes(self) -> int:
@@ -145,16 +202,15 @@ class LatentSource(ForwardingSource):
 
     def read(self, index: int, position: int) -> Item:
         """Moments and embedding; `position` is not needed, since nothing of it is random."""
-        record = self._records[index]
+        record = self._table.record(index, self.inner.name(index))
         if not record.key:
             raise BadClipError(
                 record.reason, record.detail, where=record.shown, sha256=record.sha256
             )
-        key = shard_key(record.key)
         try:
-            entry = self._entry(record)
+            entry = self._entry(index, record)
         finally:
-            self._files.done(key)
+            self.release(index)
         item = {
             MEAN: entry.mean,
             LOGVAR: entry.logvar,
@@ -167,28 +223,39 @@ class LatentSource(ForwardingSource):
         return item if entry.first_frame is None else {**item, FIRST_FRAME: entry.first_frame}
 
     def expect(self, index: int) -> None:
-        if self._records[index].key:
-            self._files.expect(shard_key(self._records[index].key))
+        if place := self._place(index):
+            self._file(index).expect(place)
 
     def release(self, index: int) -> None:
-        if self._records[index].key:
-            self._files.done(shard_key(self._records[index].key))
+        if place := self._place(index):
+            self._file(index).done(place)
 
-    def _entry(self, record: SampleRecord) -> LatentEntry:
+    def _place(self, index: int) -> str:
+        """Where the entry of a sample is; "" when it has none."""
+        key = self._table.key(index)
+        return shard_key(key) if key else ""
+
+    def _file(self, index: int) -> LocalFiles:
+        """The entry of one sample: a listing of all of them would be an object each."""
+        place = self._place(index)
+        listed = {place: Entry(place, self._table.size(index), None, None)}
+        return LocalFiles(self._storage, listed, self._settings.cache, self._settings.prefetcher)
+
+    def _entry(self, index: int, record: SampleRecord) -> LatentEntry:
         """Read an entry; one that is damaged on this node is fetched once more.
 
         Raises:
             BadClipError: the entry itself is damaged, which is the fault of this one sample.
         """
-        place = shard_key(record.key)
-        where = f"{self._files.storage.url}/{place}"
+        place, file = shard_key(record.key), self._file(index)
+        where = f"{self._storage.url}/{place}"
         try:
             try:
-                return LatentEntry.from_bytes(self._files.read(place), record.key, where)
+                return LatentEntry.from_bytes(file.read(place), record.key, where)
             except DamagedEntryError:
-                if not self._files.discard(place):
+                if not file.discard(place):
                     raise
-                return LatentEntry.from_bytes(self._files.read(place), record.key, where)
+                return LatentEntry.from_bytes(file.read(place), record.key, where)
         except DamagedEntryError as problem:
             raise BadClipError(
                 "damaged_entry", f"{problem.what} ({where})", where=record.shown

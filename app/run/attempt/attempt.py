@@ -32,6 +32,7 @@ from app.run.attempt.bad_samples import QuarantineKeeper
 from app.run.attempt.data import clip_cost_in, frames_per_second, split_of
 from app.run.attempt.folder import RunFolder, finish_run
 from app.run.attempt.latents import CachedClips
+from app.run.attempt.node_table import NodePeers
 from app.run.attempt.reporting import make_trackers, save_arguments, write_progress
 from app.run.attempt.saving import Saver, restore
 from app.run.attempt.validation import Evaluator
@@ -82,7 +83,7 @@ class Attempt:
         """Build everything, continue where the run was, train; returns the cause of the end."""
         times = PartTimes(self.groups.device)
         with ExitStack() as stack:
-            cached = CachedClips.of_run(self.config)
+            cached = CachedClips.of_run(self.config, NodePeers.of(self.groups.rank))
             loader = stack.enter_context(self.loader(seams, cached))
             training = self.resolved(loader)
             model, engine = self.model(seams.model_cls, times, training, loader.share.batch)
@@ -91,6 +92,8 @@ class Attempt:
             saver = Saver(self.config, self.run, self.groups, engine, loader, self.scratch)
             state, stored = restore(saver, with_rng=not training.no_load_rng)
             evaluate = self.evaluator(seams, model, engine, stack, cached)
+            if cached is not None:
+                cached.forget_listing()
             tools, saver.wandb_run_id = self.tools(
                 times, training, state, stored.wandb_run_id if stored else None
             )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
+
+import numpy as np
 
 from app.config.schema.run import EncodableRun
 from app.data.bad_clip import BadClipError
@@ -15,13 +16,15 @@ from app.data.latent_cache import (
     SETTINGS_NAME,
     CacheSettings,
     LatentCache,
+    Listing,
     SampleRecord,
-    damaged,
 )
+from app.data.latent_table import LatentTable
 from app.data.sources.latents import Coverage, LatentSource, content_of, coverage
 from app.data.sources.protocols import Originals, Source
 from app.data.sources.settings import SourceSettings
 from app.errors import ConfigError
+from app.run.attempt.node_table import NodePeers, once_per_node
 from app.run.encode.settings import WEIGHTS, cache_settings, described, encode_command
 from app.storage.objects import Storage, read_if_present
 from app.storage.opening import is_remote, open_storage
@@ -32,22 +35,23 @@ NAMES_SHOWN = 5
 READERS = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CachedClips:
     """The cache that fits a run.
 
     Attributes:
         cache: its folder below the root.
-        present: entry -> bytes.
         command: makes what is missing.
+        peers: the processes of the node; one of them lists and reads for all.
     """
 
     cache: LatentCache
-    present: Mapping[str, int]
     command: str
+    peers: NodePeers = field(default_factory=NodePeers)
+    _listing: Listing | None = None
 
     @classmethod
-    def of_run(cls, config: EncodableRun) -> CachedClips | None:
+    def of_run(cls, config: EncodableRun, peers: NodePeers | None = None) -> CachedClips | None:
         """The cache that `latent_cache` names; None when the run encodes live.
 
         Raises:
@@ -61,25 +65,45 @@ class CachedClips:
         command = encode_command(config, url)
         settings = fitting(root, cache_settings(config, root), command)
         cache = LatentCache(lambda name: open_storage(f"{url}/{name}"), settings)
-        present = cache.present()
-        log.info("latent cache", extra={"url": cache.url, "entries": len(present)})
-        return cls(cache, present, command)
+        return cls(cache, command, peers or NodePeers())
+
+    @property
+    def present(self) -> Listing:
+        """Entries that are there, listed at the first use."""
+        if self._listing is None:
+            self._listing = self.cache.present()
+            entries = len(self._listing)
+            log.info("latent cache", extra={"url": self.cache.url, "entries": entries})
+        return self._listing
+
+    def forget_listing(self) -> None:
+        """All sources are open: give back its memory."""
+        self._listing = None
 
     def cached_source(self, source: Source, path: str, settings: SourceSettings) -> Source:
-        """The source with its clips from the cache.
+        """The source with its clips from the cache; all ranks of the job call this together.
 
         Raises:
             ConfigError: clips are missing or have changed; names the first ones.
         """
-        known = self.cache.records(path)
-        found = coverage(source, known, self.present)
+        table = once_per_node(
+            self.peers, settings.cache_dir, source, lambda: self._table(source, path)
+        )
+        return LatentSource(source, self.cache, table, settings)
+
+    def _table(self, source: Source, path: str) -> LatentTable:
+        """Entry of each sample.
+
+        Raises:
+            ConfigError: clips are missing or have changed; names the first ones.
+        """
+        found = coverage(source, self.cache.records(path), self.present)
         is_local = isinstance(source, Originals) and not is_remote(path)
-        if (found.changed or found.missing) and is_local:
-            found = self.compared(source, found, damaged(known, self.present))
-        if found.changed or found.missing:
-            raise self.incomplete(found, path)
-        records = [record for record in found.records if record is not None]
-        return LatentSource(source, self.cache, records, settings)
+        if (len(found.changed) or len(found.missing)) and is_local:
+            found = self.compared(source, found)
+        if len(found.changed) or len(found.missing):
+            raise self.incomplete(source, found, path)
+        return found.rows.finished()
 
     def cached_or_live_source(self, source: Source, path: str, settings: SourceSettings) -> Source:
         """As `cached_source`, but a source that the cache lacks is encoded live, with a warning.
@@ -96,23 +120,25 @@ class CachedClips:
             )
             return source
 
-    def compared(self, source: Source, found: Coverage, cut: Collection[str]) -> Coverage:
+    def compared(self, source: Source, found: Coverage) -> Coverage:
         """Look up samples without a record by their content, except for truncated entries.
 
         A folder that was copied to this node has other times, but the same clips. Only for local
         files: those of a bucket keep their ETags, and would have to be downloaded.
         """
-        lost = [index for index, record in enumerate(found.records) if record is None]
+        lost = np.sort(np.concatenate([found.changed, found.missing]))
         log.info("comparing clips with the latent cache by content", extra={"clips": len(lost)})
+        kept = []
         with ThreadPoolExecutor(READERS) as pool:
-            answers = pool.map(partial(self._by_content, source), lost)
-            pairs = zip(lost, answers, strict=True)
-            kept = {index: one for index, one in pairs if one and one.key not in cut}
-        names = {source.name(index) for index in kept}
-        return Coverage(
-            records=tuple(kept.get(i, record) for i, record in enumerate(found.records)),
-            changed=tuple(name for name in found.changed if name not in names),
-            missing=tuple(name for name in found.missing if name not in names),
+            answers = pool.map(partial(self._by_content, source), lost.tolist())
+            for index, record in zip(lost.tolist(), answers, strict=True):
+                if record is not None and record.key not in found.damaged:
+                    found.rows.put(np.array([index]), [record])
+                    kept.append(index)
+        return replace(
+            found,
+            changed=np.setdiff1d(found.changed, kept),
+            missing=np.setdiff1d(found.missing, kept),
         )
 
     def _by_content(self, source: Source, index: int) -> SampleRecord | None:
@@ -121,20 +147,20 @@ class CachedClips:
         except BadClipError:
             return None  # `cogvx encode` says what is wrong with it
         key = self.cache.key_of(content.video_sha256, content.caption)
-        size = self.present.get(key)
+        size = self.present.size_of(key)
         name, identity = source.name(index), source.identity(index)
         return SampleRecord(name, identity, key, size, content.shown) if size else None
 
-    def incomplete(self, found: Coverage, path: str) -> ConfigError:
+    def incomplete(self, source: Source, found: Coverage, path: str) -> ConfigError:
         """The error of a cache that lacks clips of a dataset."""
         lacking = len(found.changed) + len(found.missing)
         reasons = []
-        if found.changed:
-            reasons.append(f"changed since they were encoded: {_names(found.changed)}")
-        if found.missing:
-            reasons.append(f"not encoded: {_names(found.missing)}")
+        if len(found.changed):
+            reasons.append(f"changed since they were encoded: {_names(source, found.changed)}")
+        if len(found.missing):
+            reasons.append(f"not encoded: {_names(source, found.missing)}")
         return ConfigError(
-            f"the latent cache lacks {lacking} of {len(found.records)} clips of {path}: "
+            f"the latent cache lacks {lacking} of {len(source)} clips of {path}: "
             + "; ".join(reasons),
             where=self.cache.url,
             fix=f"encode them (what is there is kept): {self.command}",
@@ -188,6 +214,6 @@ def _read(root: Storage, folder: str) -> CacheSettings | None:
     return CacheSettings.from_json(data) if data is not None else None
 
 
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+def _names(source: Source, indices: np.ndarray) -> str:
+    more = f" and {len(indices) - NAMES_SHOWN} more" if len(indices) > NAMES_SHOWN else ""
+    return ", ".join(source.name(index) for index in indices[:NAMES_SHOWN].tolist()) + more

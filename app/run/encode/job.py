@@ -14,11 +14,13 @@ import secrets
 import tempfile
 import time
 from argparse import Namespace
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,15 @@ from app.data.latent_cache import (
     EncodePart,
     LatentCache,
     LatentEntry,
+    Listing,
     SampleRecord,
-    damaged,
     shard_key,
 )
+from app.data.latent_table import LatentTable
 from app.data.opening import LoaderRequest, open_dataset
 from app.data.order.choice import assigned
 from app.data.order.share import Share
-from app.data.sources.latents import content_of
+from app.data.sources.latents import content_of, coverage
 from app.data.sources.protocols import Source
 from app.data.sources.settings import settings_from_config, with_cache
 from app.data.video.transforms import scale_pixels
@@ -90,12 +93,14 @@ class EncodeReport:
 class Dataset:
     """One entry of train_data or valid_data, opened, with what earlier jobs recorded about it.
 
+    `damaged` are entries of another size than was recorded;
     `sizeless` are the samples that fit no bucket: the size of their video cannot be read.
     """
 
     path: str
     source: Source
-    known: Mapping[str, Sequence[SampleRecord]]
+    known: LatentTable
+    damaged: frozenset[str]
     sizeless: frozenset[int] = frozenset()
 
 
@@ -177,8 +182,9 @@ def encode(
     dtype = DTYPES[config.training.precision]
     options = LoadOptions(device, dtype, node_folder("weights"))
     with ExitStack() as stack:
-        datasets = _datasets(config, cache, args, stack)
-        job = _Job(cache, request, ClipEncoder(config.model, options), datasets)
+        present = cache.present()
+        datasets = _datasets(config, cache, present, args, stack)
+        job = _Job(cache, request, ClipEncoder(config.model, options), datasets, present)
         job.run(progress)
     job.report.seconds = round(time.monotonic() - began, 3)
     if job.report.samples and len(job.report.bad) == job.report.samples:
@@ -200,31 +206,33 @@ class _Job:
         request: EncodeRequest,
         encoder: ClipEncoder,
         datasets: Sequence[Dataset],
+        present: Listing,
     ) -> None:
         self.report = EncodeReport(url=cache.url)
         self._cache = cache
         self._request = request
         self._encoder = encoder
         self._datasets = datasets
-        self._present = cache.present()
-        self._damaged = {key for data in datasets for key in damaged(data.known, self._present)}
+        self._listed = present
+        self._added: dict[str, int] = {}  # entries that this job made or found since, with sizes
+        self._damaged = {key for data in datasets for key in data.damaged}
         for key in self._damaged:
             log.warning("an entry is truncated, it is encoded again", extra={"entry": key})
-            del self._present[key]
+        self._ends = list(accumulate(len(data.source) for data in datasets))
+        self._part = request.part.of(self._ends[-1])
         self._records: dict[str, list[SampleRecord]] = {}
         self._unwritten: deque[Future[None]] = deque()
         self._logged_s = time.monotonic()
 
     def run(self, progress: Progress) -> None:
         """Encode this job's part, then publish its lists."""
-        work = self._work()
-        self.report.samples = len(work)
+        self.report.samples = len(self._part)
         with (
             tempfile.TemporaryDirectory(prefix="cogvx-encode-") as scratch,
             ThreadPoolExecutor(WRITERS) as writers,
         ):
             try:
-                with closing(self._prepared(work)) as results:
+                with closing(self._prepared()) as results:
                     for done, (dataset, prepared) in enumerate(results, start=1):
                         record = self._finished(prepared, writers, Path(scratch))
                         self._records.setdefault(dataset.path, []).append(record)
@@ -238,29 +246,33 @@ class _Job:
             records.sort(key=lambda record: record.name)
             self._cache.write_records(path, self._request.part, records)
 
-    def _work(self) -> list[tuple[Dataset, int]]:
+    def _work(self) -> Iterator[tuple[Dataset, int]]:
         """This part's samples, from a random one on, so that two jobs share the work."""
-        everything = [(data, index) for data in self._datasets for index in range(len(data.source))]
-        own = [everything[i] for i in self._request.part.of(len(everything))]
+        own = self._part
         start = secrets.randbelow(len(own)) if own else 0
-        return own[start:] + own[:start]
+        for number in chain(own[start:], own[:start]):
+            which = bisect_right(self._ends, number)
+            dataset = self._datasets[which]
+            yield dataset, number - (self._ends[which] - len(dataset.source))
 
-    def _prepared(
-        self, work: Sequence[tuple[Dataset, int]]
-    ) -> Generator[tuple[Dataset, Prepared], None, None]:
-        """Every sample of `work` in turn, read ahead by threads."""
-        ahead: deque[Future[Prepared]] = deque()
-        datasets = (dataset for dataset, _ in work)
+    def _prepared(self) -> Generator[tuple[Dataset, Prepared], None, None]:
+        """Every sample of the work in turn, read ahead by threads."""
+        ahead: deque[tuple[Dataset, Future[Prepared]]] = deque()
+
+        def oldest() -> tuple[Dataset, Prepared]:
+            dataset, future = ahead.popleft()
+            return dataset, future.result()
+
         with ThreadPoolExecutor(self._request.workers) as readers:
             try:
-                for dataset, index in work:
-                    ahead.append(readers.submit(self._prepare, dataset, index))
+                for dataset, index in self._work():
+                    ahead.append((dataset, readers.submit(self._prepare, dataset, index)))
                     if len(ahead) == self._request.workers + 2:
-                        yield next(datasets), ahead.popleft().result()
+                        yield oldest()
                 while ahead:
-                    yield next(datasets), ahead.popleft().result()
+                    yield oldest()
             finally:
-                for future in ahead:
+                for _, future in ahead:
                     future.cancel()
 
     def _prepare(self, dataset: Dataset, index: int) -> Prepared:
@@ -270,9 +282,9 @@ class _Job:
         if index in dataset.sizeless:
             why = (name, "undecodable", "its size cannot be read, so it has no bucket")
             return Prepared(SampleRecord(name, identity, "", 0, *why))
-        for record in dataset.known.get(name, ()):
-            if record.identity == identity and record.key and record.key in self._present:
-                return Prepared(record)
+        known = dataset.known.record(index, name, identity)
+        if known.key and self._size(known.key) is not None:
+            return Prepared(known)
         try:
             return self._read(source, index, SampleRecord(name, identity))
         except BadClipError as problem:
@@ -287,9 +299,9 @@ class _Job:
             try:
                 content = content_of(source, index)
                 key = self._cache.key_of(content.video_sha256, content.caption)
-                size = self._present.get(key, 0)
-                keyed = replace(record, key=key, size_bytes=size, shown=content.shown)
-                if key in self._present:
+                size = self._size(key)
+                keyed = replace(record, key=key, size_bytes=size or 0, shown=content.shown)
+                if size is not None:
                     return Prepared(keyed)
                 return Prepared(keyed, content.item or source.read(index, index))
             except OSError as problem:
@@ -311,18 +323,23 @@ class _Job:
                 {"key": record.shown, "reason": record.reason, "detail": record.detail}
             )
             return record
-        size = self._present.get(record.key)
+        size = self._size(record.key)
         if size is None and record.key not in self._damaged:
             size = self._cache.size_of(record.key)
         if size is not None or prepared.item is None:
             self.report.found += 1
-            self._present[record.key] = size = size or record.size_bytes
+            self._added[record.key] = size = size or record.size_bytes
         else:
             data = self._encoder.encode(prepared.item).to_bytes(record.key)
             self._write(record.key, data, writers, scratch)
             self.report.computed += 1
-            self._present[record.key] = size = len(data)
+            self._added[record.key] = size = len(data)
         return replace(record, size_bytes=size)
+
+    def _size(self, key: str) -> int | None:
+        """Bytes of an entry that can be used; None when it is not known to be there."""
+        listed = None if key in self._damaged else self._listed.size_of(key)
+        return self._added.get(key, listed)
 
     def _write(self, key: str, data: bytes, writers: ThreadPoolExecutor, scratch: Path) -> None:
         """Have an entry written; waits when too many are queued."""
@@ -358,7 +375,11 @@ def _unshared(model: ModelConfig) -> ModelConfig:
 
 
 def _datasets(
-    config: EncodableRun, cache: LatentCache, args: Namespace | None, stack: ExitStack
+    config: EncodableRun,
+    cache: LatentCache,
+    present: Listing,
+    args: Namespace | None,
+    stack: ExitStack,
 ) -> list[Dataset]:
     """Training and validation data, each path once, closed with `stack`."""
     seed = config.training.seed
@@ -378,7 +399,8 @@ def _datasets(
         if config.data.buckets:
             buckets = assigned([source], config.data.buckets)  # also sets them in the source
             sizeless = frozenset(int(index) for index in (buckets < 0).nonzero()[0])
-        found.append(Dataset(path, source, cache.records(path), sizeless))
+        covered = coverage(source, cache.records(path), present)
+        found.append(Dataset(path, source, covered.rows.finished(), covered.damaged, sizeless))
     if not found:
         raise ConfigError("no data is given", where="args.train_data", fix="give folders or shards")
     return found

@@ -18,11 +18,13 @@ from app.data.latent_cache import (
     LatentEntry,
     SampleRecord,
     dataset_folder,
+    packed,
     shard_key,
 )
 from app.errors import DataError
 from app.storage.local import LocalStorage
 
+ENDS = [("00", "00"), ("00", "01"), ("7f", "00"), ("ff", "ff")]
 SETTINGS = CacheSettings({"dtype": "fp32", "frames": 9})
 
 
@@ -82,9 +84,25 @@ def test_only_whole_entries_are_present(tmp_path: Path) -> None:
     # What a killed writer leaves of a local file.
     (tmp_path / SETTINGS.digest / "shards/ab" / f".{key}.part-1-0123abcd").write_bytes(b"12")
 
-    assert made.present() == {key: 5}
-    assert made.size_of(key) == 5
-    assert made.size_of("cd" * 32) is None
+    listing = made.present()
+    assert [bytes(one).hex() for one in listing.keys] == [key]
+    assert listing.size_of(key) == made.size_of(key) == 5
+    assert listing.size_of("cd" * 32) is made.size_of("cd" * 32) is None
+
+
+def test_a_listing_is_forty_bytes_an_entry_and_knows_each_size(tmp_path: Path) -> None:
+    made = cache(tmp_path)
+    # A zero byte at either end is a part of a key like any other.
+    sizes = {f"{first}{'0f' * 30}{last}": 3 + i for i, (first, last) in enumerate(ENDS)}
+    for key, size in sizes.items():
+        made.storage.write_small(shard_key(key), b"x" * size)
+
+    listing = made.present()
+
+    asked = [*sizes, "f0" * 32, "no key"]
+    assert listing.sizes_of(packed(asked)).tolist() == [*sizes.values(), -1, -1]
+    assert listing.keys.nbytes + listing.sizes.nbytes == 40 * len(sizes)
+    assert cache(tmp_path / "empty").present().sizes_of(packed(asked)).max() == -1
 
 
 @pytest.mark.parametrize(("total", "count"), [(10, 3), (2, 5), (0, 2), (7, 1), (64, 8)])
@@ -95,7 +113,7 @@ def test_parts_together_are_everything_once_and_even(total: int, count: int) -> 
     assert all(abs(len(a) - len(b)) <= 1 for a, b in pairwise(parts))
 
 
-def test_lists_of_several_parts_come_together_by_name(tmp_path: Path) -> None:
+def test_lists_of_several_parts_come_one_after_the_other(tmp_path: Path) -> None:
     made = cache(tmp_path)
     first = [SampleRecord("a", "1", "k" * 64, 7, "a.mp4")]
     second = [SampleRecord("b", "2", "", 0, "b.mp4", "truncated", "cut at 7", "ff" * 32)]
@@ -103,8 +121,20 @@ def test_lists_of_several_parts_come_together_by_name(tmp_path: Path) -> None:
     made.write_records("s3://clips", EncodePart(1, 2), second)
     made.write_records("s3://other", EncodePart(0, 1), [SampleRecord("c", "3")])
 
-    assert made.records("s3://clips") == {"a": first, "b": second}
-    assert made.records("s3://nothing") == {}
+    assert list(made.records("s3://clips")) == [*first, *second]
+    assert list(made.records("s3://nothing")) == []
+
+
+@pytest.mark.parametrize("piece", [1, 7, 64, 1000])
+def test_a_list_is_read_in_pieces_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    made = cache(tmp_path)
+    written = [SampleRecord(f"ä{number}", "1", "ab" * 32, number) for number in range(20)]
+    made.write_records("d", EncodePart(), written)
+    monkeypatch.setattr("app.data.latent_cache.READ_BYTES", piece)
+
+    assert list(made.records("d")) == written
 
 
 @pytest.mark.parametrize("cut", [1, 40, -5])
@@ -115,7 +145,7 @@ def test_a_cut_list_is_refused_with_its_name(tmp_path: Path, cut: int) -> None:
     made.storage.write_small(key, made.storage.read_small(key)[:cut])
 
     with pytest.raises(DataError, match="cannot be read") as caught:
-        made.records("d")
+        list(made.records("d"))
 
     assert caught.value.where.endswith("part-00000-of-00001.jsonl")
 

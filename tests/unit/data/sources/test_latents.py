@@ -16,10 +16,13 @@ from app.data.latent_cache import (
     CacheSettings,
     LatentCache,
     LatentEntry,
+    Listing,
     SampleRecord,
+    packed,
     shard_key,
 )
-from app.data.sources.latents import Coverage, LatentSource, content_of, coverage
+from app.data.latent_table import LatentTable, TableBuilder
+from app.data.sources.latents import LatentSource, content_of, coverage
 from app.data.sources.protocols import Original
 from app.data.sources.registered import MapSource
 from app.data.sources.settings import SourceSettings
@@ -41,31 +44,83 @@ class Samples(MapSource):
         return "now"
 
 
-def covered(*records: SampleRecord, size_bytes: int | None = 100) -> Coverage:
-    present = {} if size_bytes is None else {KEY: size_bytes}
-    return coverage(Samples({}), {"[0]": records}, present)
+def listing(size_bytes: int | None) -> Listing:
+    sizes = [] if size_bytes is None else [size_bytes]
+    return Listing(packed([KEY] * len(sizes)), np.array(sizes, dtype=np.int64))
+
+
+def covered(
+    *records: SampleRecord, size_bytes: int | None = 100
+) -> tuple[SampleRecord | None, list[int], list[int]]:
+    """The record of the one sample, if any; who has changed; who is missing."""
+    found = coverage(Samples({}), records, listing(size_bytes))
+    record = found.rows.finished().record(0, "[0]", "now")
+    known = record if record.key or record.reason else None
+    return known, found.changed.tolist(), found.missing.tolist()
 
 
 def test_a_record_counts_while_its_entry_is_there_in_its_size() -> None:
-    assert covered(GOOD) == Coverage((GOOD,), (), ())
-    assert covered(GOOD, size_bytes=99) == Coverage((None,), (), ("[0]",))
-    assert covered(GOOD, size_bytes=None) == Coverage((None,), (), ("[0]",))
-    assert covered() == Coverage((None,), (), ("[0]",))
+    assert covered(GOOD) == (GOOD, [], [])
+    assert covered(GOOD, size_bytes=99) == (None, [], [0])
+    assert covered(GOOD, size_bytes=None) == (None, [], [0])
+    assert covered() == (None, [], [0])
+    assert covered(replace(GOOD, name="[1]")) == (None, [], [0])
+    assert covered(replace(GOOD, key="no key")) == (None, [], [0])
 
 
 def test_a_sample_known_only_from_older_files_has_changed() -> None:
     older = replace(GOOD, identity="then")
 
-    assert covered(older) == Coverage((None,), ("[0]",), ())
-    assert covered(older, GOOD) == Coverage((GOOD,), (), ())
+    assert covered(older) == (None, [0], [])
+    assert covered(older, GOOD) == covered(GOOD, older) == (GOOD, [], [])
+    assert covered(older, GOOD, size_bytes=99) == (None, [], [0])
 
 
 @pytest.mark.parametrize("records", [(GOOD, BAD), (BAD, GOOD)])
 def test_an_entry_is_better_than_the_note_that_the_clip_is_bad(
     records: tuple[SampleRecord, ...],
 ) -> None:
-    assert covered(*records).records == (GOOD,)
-    assert covered(*records, size_bytes=None).records == (BAD,)
+    assert covered(*records) == (GOOD, [], [])
+    assert covered(*records, size_bytes=None) == (BAD, [], [])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 1000])
+def test_the_first_of_equally_good_records_counts(
+    monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr("app.data.sources.latents.BATCH", batch)
+    second = replace(GOOD, shown="b.mp4")
+
+    assert covered(BAD, GOOD, second)[0] == GOOD
+    assert covered(second, BAD, GOOD)[0] == second
+
+
+def test_entries_of_another_size_than_recorded_are_damaged() -> None:
+    other = replace(GOOD, name="of another dataset", size_bytes=7)
+
+    assert coverage(Samples({}), [GOOD, other], listing(100)).damaged == {KEY}
+    assert coverage(Samples({}), [GOOD], listing(100)).damaged == set()
+    assert coverage(Samples({}), [GOOD], listing(None)).damaged == set()
+
+
+def test_records_find_their_samples_in_any_order() -> None:
+    numbers = np.random.default_rng(0).permutation(300)
+    keys = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(300)]
+    present = Listing(packed(sorted(keys)), np.full(300, 100))
+    records = [replace(GOOD, name=f"[{n}]", key=keys[n], shown=f"{n}.mp4") for n in numbers]
+
+    found = coverage(Samples(*[{}] * 301), records, present)
+
+    table = found.rows.finished()
+    assert [table.key(index) for index in range(301)] == [*keys, ""]
+    assert all(table.record(n, f"[{n}]").shown == f"{n}.mp4" for n in range(300))
+    assert (found.changed.tolist(), found.missing.tolist()) == ([], [300])
+
+
+def table_of(*records: SampleRecord) -> LatentTable:
+    rows = TableBuilder(len(records))
+    rows.put(np.arange(len(records)), records)
+    return rows.finished()
 
 
 def test_pixels_key_a_sample_without_files() -> None:
@@ -99,9 +154,9 @@ def test_a_covered_sample_has_the_moments_of_its_entry_and_a_bad_one_its_reason(
     entry = LatentEntry(moments, -moments, torch.ones(3, 4), None, "a cat", 5, 8.0)
     data = entry.to_bytes(KEY)
     cache.storage.write_small(shard_key(KEY), data)
-    records = [replace(GOOD, size_bytes=len(data)), BAD]
+    table = table_of(replace(GOOD, size_bytes=len(data)), BAD)
 
-    source = LatentSource(Samples({}, {}), cache, records, SourceSettings(cache_dir=tmp_path))
+    source = LatentSource(Samples({}, {}), cache, table, SourceSettings(cache_dir=tmp_path))
 
     item = source.read(0, 0)
     assert torch.equal(item[MEAN], moments)
@@ -117,7 +172,8 @@ def test_a_damaged_entry_is_the_fault_of_its_sample(tmp_path: Path) -> None:
     cache = LatentCache(lambda name: LocalStorage(tmp_path / name), CacheSettings({}))
     cache.storage.write_small(shard_key(KEY), b"x" * 100)
 
-    source = LatentSource(Samples({}), cache, [GOOD], SourceSettings(cache_dir=tmp_path))
+    settings = SourceSettings(cache_dir=tmp_path)
+    source = LatentSource(Samples({}), cache, table_of(GOOD), settings)
 
     with pytest.raises(BadClipError) as caught:
         source.read(0, 0)

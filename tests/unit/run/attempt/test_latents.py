@@ -18,6 +18,7 @@ from app.data.bad_clip import BadClipError
 from app.data.opening import LoaderRequest, open_loader
 from app.data.order.share import Share
 from app.data.sources.protocols import Source
+from app.data.sources.settings import SourceSettings
 from app.diffusion.timesteps import Strata
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import KeyedDraws
@@ -329,7 +330,7 @@ def test_validation_clips_that_are_not_encoded_are_left_live(
     assert cached is not None
     live: Any = object.__new__(_Source)
 
-    assert cached.cached_or_live_source(live, str(clips), None) is live  # type: ignore[arg-type]
+    assert cached.cached_or_live_source(live, str(clips), SourceSettings()) is live
 
     (told,) = [r for r in caplog.records if "encoded live" in r.message]
     assert "cogvx encode" in told.fix  # type: ignore[attr-defined]

@@ -68,9 +68,10 @@ def opened(inputs: Inputs, *overrides: str) -> LatentCache:
 
 
 def records(inputs: Inputs, *overrides: str) -> dict[str, SampleRecord]:
-    found = opened(inputs, *overrides).records(str(inputs.clips))
-    assert all(len(several) == 1 for several in found.values())
-    return {name: several[0] for name, several in found.items()}
+    found = list(opened(inputs, *overrides).records(str(inputs.clips)))
+    by_name = {record.name: record for record in found}
+    assert len(by_name) == len(found)
+    return by_name
 
 
 def entry_of(inputs: Inputs, name: str, *overrides: str) -> LatentEntry:
@@ -214,7 +215,7 @@ def test_validation_data_are_encoded_too(inputs: Inputs) -> None:
     report = inputs.encode(f"args.valid_data=[{more}]")
 
     assert counts(report) == (6, 6, 0)
-    assert list(opened(inputs).records(str(more))) == ["videos/v.mp4"]
+    assert [one.name for one in opened(inputs).records(str(more))] == ["videos/v.mp4"]
 
 
 def test_a_registered_dataset_is_keyed_by_its_pixels(
