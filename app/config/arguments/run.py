@@ -83,6 +83,24 @@ RUN_ARGUMENTS: tuple[Argument, ...] = (
         "other characters",
     ),
     Argument(
+        name="restart",
+        kind=boolean(),
+        default=False,
+        group=RUN,
+        ours=True,
+        help="begin the run at step 0 again; what it has done before no longer counts",
+    ),
+    Argument(
+        name="resume_from",
+        kind=optional(text()),
+        default=None,
+        group=RUN,
+        ours=True,
+        unit="step, or name of a checkpoint",
+        help="go on from this checkpoint of the run instead of its newest; later ones no longer "
+        "count",
+    ),
+    Argument(
         name="register",
         kind=optional(sequence(_registration())),
         default=None,

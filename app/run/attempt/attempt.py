@@ -31,6 +31,7 @@ from app.run.attempt.data import clip_cost_in, frames_per_second, split_of
 from app.run.attempt.folder import RunFolder, finish_run
 from app.run.attempt.latents import CachedClips
 from app.run.attempt.reporting import make_trackers, save_arguments, write_progress
+from app.run.attempt.same_job import check_length
 from app.run.attempt.saving import Saver, restore
 from app.run.attempt.validation import Evaluator
 from app.run.build import (
@@ -88,6 +89,8 @@ class Attempt:
                 init(self.args, model)
             saver = Saver(self.config, self.run, self.groups, engine, loader, self.scratch)
             state, stored = restore(saver, with_rng=not training.no_load_rng)
+            # Epochs are steps only since the data was counted.
+            check_length(training.steps, state.step, self.run.storage.url)
             evaluate = self.evaluator(seams, model, engine, stack, cached)
             tools, saver.wandb_run_id = self.tools(
                 times, training, state, stored.wandb_run_id if stored else None
