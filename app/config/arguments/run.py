@@ -80,25 +80,7 @@ RUN_ARGUMENTS: tuple[Argument, ...] = (
         group=RUN,
         ours=True,
         help="name of the run's folder; default: experiment_name, lower-cased, with - for "
-        "other characters",
-    ),
-    Argument(
-        name="restart",
-        kind=boolean(),
-        default=False,
-        group=RUN,
-        ours=True,
-        help="begin the run at step 0 again; what it has done before no longer counts",
-    ),
-    Argument(
-        name="resume_from",
-        kind=optional(text()),
-        default=None,
-        group=RUN,
-        ours=True,
-        unit="step, or name of a checkpoint",
-        help="go on from this checkpoint of the run instead of its newest; later ones no longer "
-        "count",
+        "other characters; without one of your own model and mode, such as cogvideox-5b-lora",
     ),
     Argument(
         name="register",

@@ -21,7 +21,7 @@ from app.config.schema.run import TrainableRun
 from app.config.snapshot import masked
 from app.errors import CogvxError, ConfigError
 from app.run.attempt.differences import differences, shown
-from app.storage.fingerprint import fingerprint
+from app.run.attempt.fingerprint import fingerprint
 from app.storage.objects import Storage, read_if_present
 
 log = logging.getLogger(__name__)

@@ -66,8 +66,8 @@ def request_of(config: TrainableRun) -> str | None:
     Raises:
         ConfigError: two things at once.
     """
-    step = config.arguments["resume_from"]
-    if config.arguments["restart"] and step is not None:
+    step = config.training.resume_from
+    if config.training.restart and step is not None:
         raise ConfigError(
             "--restart begins at step 0, and --resume-from at a checkpoint",
             where="args.restart, args.resume_from",
@@ -75,7 +75,7 @@ def request_of(config: TrainableRun) -> str | None:
         )
     if step is not None:
         return f"{RESUME_FROM}{step}"
-    return RESTART if config.arguments["restart"] else None
+    return RESTART if config.training.restart else None
 
 
 def decide(storage: Storage, config: TrainableRun, text: str, world: Mapping[str, int]) -> Start:

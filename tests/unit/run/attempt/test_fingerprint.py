@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import CogvxError
-from app.storage.fingerprint import BLOCK_BYTES, fingerprint
+from app.run.attempt.fingerprint import BLOCK_BYTES, fingerprint
 
 SIZE = 10 * BLOCK_BYTES
 
