@@ -79,6 +79,24 @@ def run_checkpoint(storage: Storage) -> CheckpointRef | None:
     return finished_checkpoint(storage, completion, attempts)
 
 
+def checkpoint_of_step(storage: Storage, step: int) -> CheckpointRef | None:
+    """The complete checkpoint of a step: that of the run's lineage, else of its newest fork.
+
+    Raises:
+        CheckpointError: there are some of this step, and none can be used.
+    """
+    attempts = read_attempts(storage)
+    completion = read_completion(storage)
+    counts = completion is not None and completion.counts(attempts)
+    lineage = Lineage(attempts, completion.ref if completion is not None and counts else None)
+    of_step = [ref for ref in checkpoint_refs(storage) if ref.step == step]
+    refused = Refusals(storage)
+    found = newest_whole(sorted(of_step, key=lambda ref: (ref in lineage, ref)), refused)
+    if found is None and refused.reasons:
+        raise refused.error(checkpoint_refs(storage))
+    return found
+
+
 def finished_checkpoint(
     storage: Storage, completion: Completion, attempts: Sequence[AttemptRecord]
 ) -> CheckpointRef | None:
