@@ -1,21 +1,50 @@
-"""Stop a run whose loss is NaN or infinite for too many steps."""
+"""Stop a run that learns nothing any more: a loss or gradients that are not finite."""
 
 from __future__ import annotations
 
 import logging
 import math
 
-from app.errors import CogvxError
+from app.errors import DataError
 
 log = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 20  # in a row
+# In a row at the end of a run. One or two may be fp16 searching for its loss scale.
+MAX_BAD_AT_END = 3
+FIX = (
+    "start from an earlier checkpoint (--resume-from STEP) with a lower lr, or with "
+    "gradient_clipping; fp16 only suits the 2B model, use bf16; if it begins at step 1, check "
+    "the weights and the data for NaN"
+)
 
 
-class DivergedError(CogvxError):
-    """The loss stays NaN or infinite; a restart would end in the same way."""
+class DivergedError(DataError):
+    """The loss or the gradients stay NaN or infinite; a restart would end in the same way."""
 
-    exit_code = 1
+
+def is_lost(loss: float, grad_norm: float, *, skipped: bool) -> bool:
+    """Whether a step changed nothing, or nothing that makes sense."""
+    return skipped or not math.isfinite(loss) or not math.isfinite(grad_norm)
+
+
+def check_end(step: int, bad_in_a_row: int) -> None:
+    """Refuse an end at which the run had stopped learning.
+
+    Args:
+        step: optimizer steps done.
+        bad_in_a_row: how many of the last ones were lost.
+
+    Raises:
+        DivergedError: they are too many, or all steps of the run.
+    """
+    if bad_in_a_row >= min(MAX_BAD_AT_END, step) > 0:
+        raise DivergedError(
+            f"the run is not finished: its last {bad_in_a_row} steps had no finite loss or "
+            "gradients, and changed no weights",
+            where=f"steps {step - bad_in_a_row + 1} to {step}",
+            fix=FIX,
+        )
 
 
 class Health:
@@ -44,6 +73,5 @@ class Health:
             raise DivergedError(
                 f"the loss was not a number for {self._in_a_row} steps in a row",
                 where=f"steps {step - self._in_a_row + 1} to {step}",
-                fix="start from an earlier checkpoint with a lower lr, or with "
-                "gradient_clipping; if it begins at step 1, check the weights and the data",
+                fix=FIX,
             )

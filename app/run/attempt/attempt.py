@@ -47,6 +47,7 @@ from app.telemetry.logging import LogContext
 from app.telemetry.profiling import StepProfiler
 from app.telemetry.timing import PartTimes
 from app.training.engine import Engine
+from app.training.health import check_end
 from app.training.loop import LoopHooks, LoopPlan, LoopState, LoopTools, is_due, run_loop
 from app.training.lr_schedule import LrSchedule
 from app.training.signals import StopFlag
@@ -357,7 +358,12 @@ class Attempt:
         evaluate: Evaluator | None,
         tools: LoopTools,
     ) -> None:
-        """Validate the last weights unless that is done, and mark the run as finished."""
+        """Validate the last weights unless that is done, and mark the run as finished.
+
+        Raises:
+            DivergedError: its last steps changed no weights.
+        """
+        check_end(state.step, state.bad_in_a_row)
         if evaluate is not None:
             tools.trackers.log(state.step, evaluate(state))
         tools.trackers.flush()

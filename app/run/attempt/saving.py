@@ -102,6 +102,7 @@ class Saver:
             cursor=self.loader.cursor(state.step).to_json(),
             seed=training.seed,
             skipped_steps=state.skipped_steps,
+            bad_in_a_row=state.bad_in_a_row,
             loss_scale=self.engine.loss_scale(),
             ema_step=average.updates if average is not None else None,
             best=dict(self.best),
@@ -157,7 +158,7 @@ def restore(saver: Saver, *, with_rng: bool = True) -> tuple[LoopState, TrainSta
         raise CheckpointError(error.what, where=error.where, fix=fix) from error
     log.info("resumed", extra={"checkpoint": run.newest.name, "steps_done": state.step})
     saver.best = dict(state.best)
-    return LoopState(step=state.step, skipped_steps=state.skipped_steps), state
+    return LoopState(state.step, state.skipped_steps, state.bad_in_a_row), state
 
 
 def _read(saver: Saver, ref: CheckpointRef, *, with_rng: bool) -> TrainState:

@@ -225,7 +225,50 @@ def test_bad_losses_in_a_row_end_the_run_with_a_cause() -> None:
         run(Diary(), micro=lambda step: (torch.tensor(math.nan), {}), tools=tools)
 
     assert caught.value.where == "steps 1 to 3"
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 65
+
+
+@pytest.mark.parametrize(
+    ("steps", "bad", "where"),
+    [
+        (4, (0, 1, 2, 3), "steps 1 to 4"),  # all of them
+        (2, (0, 1), "steps 1 to 2"),
+        (6, (3, 4, 5), "steps 4 to 6"),
+    ],
+)
+def test_a_run_whose_last_steps_were_lost_is_not_finished(
+    steps: int, bad: tuple[int, ...], where: str
+) -> None:
+    diary = Diary()
+
+    def micro(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return torch.tensor(math.nan if step in bad else 1.0), {}
+
+    with pytest.raises(DivergedError, match="not finished: its last") as caught:
+        run(diary, replace(PLAN, steps=steps), micro)
+
+    assert (caught.value.exit_code, caught.value.where) == (65, where)
+    assert all(word in caught.value.fix for word in ("lr", "fp16", "NaN"))
+    assert diary.kinds("save") == []
+    assert len(diary.records) == steps
+
+
+def test_skipped_gradients_count_as_lost_although_the_loss_is_finite() -> None:
+    class Overflowing(Diary):
+        def step(self, lr: float) -> StepReport:
+            return StepReport(grad_norm=math.inf, skipped=True)
+
+    with pytest.raises(DivergedError, match="its last 6 steps"):
+        run(Overflowing())
+
+
+def test_lost_steps_are_counted_across_starts_and_one_at_the_end_is_no_failure() -> None:
+    def micro(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return torch.tensor(math.nan if step == 5 else 1.0), {}
+
+    assert run(Diary(), micro=micro).bad_in_a_row == 1
+    with pytest.raises(DivergedError, match="its last 3 steps"):
+        run(Diary(), micro=micro, state=LoopState(step=5, bad_in_a_row=2))
 
 
 def test_log_lines_come_at_the_first_step_at_the_interval_and_at_the_end() -> None:

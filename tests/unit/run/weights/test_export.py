@@ -121,9 +121,7 @@ def test_the_file_loads_again(make_run: Run, tmp_path: Path) -> None:
     assert all(torch.equal(p, trained[name]) for name, p in network.named_parameters())
 
 
-def test_a_finished_run_is_the_checkpoint_that_its_end_names(
-    make_run: Run, tmp_path: Path
-) -> None:
+def test_a_finished_run_is_the_checkpoint_that_its_end_names(make_run: Run, tmp_path: Path) -> None:
     make_run(steps=(2, 4, 6))
     end = Completion(step=4, version="", checkpoint="step-0000000004.000001", last_attempt=1)
     write_completion(LocalStorage(tmp_path / "runs/a"), end)  # another trainer got to 6
@@ -155,7 +153,9 @@ def test_a_run_whose_only_checkpoint_is_damaged_is_not_exported(
     make_run()
     (tmp_path / "runs/a/checkpoints/step-0000000004.000001/state.json").unlink()
 
-    with pytest.raises(CheckpointError, match="none of them can be used: .*state.json is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"none of them can be used: .*state\.json is missing"
+    ):
         export(tmp_path, **how)
 
 
