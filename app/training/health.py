@@ -1,4 +1,4 @@
-"""Stop a run that learns nothing any more: a loss or gradients that are not finite."""
+"""Stop a run that learns nothing any more, and warn of one that learns nothing from the start."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ log = logging.getLogger(__name__)
 MAX_BAD_STEPS = 20  # in a row
 # In a row at the end of a run. One or two may be fp16 searching for its loss scale.
 MAX_BAD_AT_END = 3
+STILL_STEPS = 5
+STILL_VALIDATIONS = 3
+LIKELY_STILL = (
+    "LoRA on weights that were never trained (is `load` given?), every parameter frozen, or lr 0"
+)
 FIX = (
     "start from an earlier checkpoint (--resume-from STEP) with a lower lr, or with "
     "gradient_clipping; fp16 only suits the 2B model, use bf16; if it begins at step 1, check "
@@ -48,11 +53,19 @@ def check_end(step: int, bad_in_a_row: int) -> None:
 
 
 class Health:
-    """Counts consecutive steps with a loss that is not finite."""
+    """Counts consecutive steps with a loss that is not finite, and looks whether anything changes.
 
-    def __init__(self, limit: int = MAX_BAD_STEPS) -> None:
+    Args:
+        limit: so many bad losses in a row end the run.
+        warns: whether this process says what it sees; one rank is enough.
+    """
+
+    def __init__(self, limit: int = MAX_BAD_STEPS, *, warns: bool = True) -> None:
         self._limit = limit
         self._in_a_row = 0
+        self._warns = warns
+        self._still_steps: int | None = 0  # None: a gradient was seen, or the warning given
+        self._losses: list[float] = []  # of the first validations
 
     def observe(self, step: int, loss: float, *, skipped: bool) -> None:
         """Count one step.
@@ -75,3 +88,24 @@ class Health:
                 where=f"steps {step - self._in_a_row + 1} to {step}",
                 fix=FIX,
             )
+
+    def observe_gradient(self, step: int, grad_norm: float) -> None:
+        """Warn once when the first steps all have no gradient at all."""
+        if self._still_steps is None:
+            return
+        self._still_steps = self._still_steps + 1 if grad_norm == 0 else None
+        if self._still_steps == STILL_STEPS:
+            self._still_steps = None
+            self._warn("the gradients are exactly 0, so nothing is trained", step)
+
+    def observe_validation(self, step: int, loss: float) -> None:
+        """Warn once when the first validations all have the same loss."""
+        if len(self._losses) >= STILL_VALIDATIONS:
+            return
+        self._losses.append(loss)
+        if len(self._losses) == STILL_VALIDATIONS and len(set(self._losses)) == 1:
+            self._warn("the validation loss does not change, so nothing is trained", step)
+
+    def _warn(self, what: str, step: int) -> None:
+        if self._warns:
+            log.warning(what, extra={"steps_done": step, "likely": LIKELY_STILL})

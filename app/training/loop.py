@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from app.errors import PreemptedError
 from app.telemetry.logging import LogContext
 from app.telemetry.metrics import Trackers
 from app.telemetry.timing import Pace, PartTimes
@@ -120,9 +119,24 @@ def run_loop(
 
     Raises:
         PreemptedError: a rank got SIGTERM; the state was saved first.
+        InterruptedRunError: the same, at SIGINT.
         DivergedError: the loss was not a number for too many steps in a row, or the last steps
             changed no weights.
     """
+    tools.stop.in_loop = True
+    try:
+        return _steps(engine, plan, hooks, tools, state)
+    finally:
+        tools.stop.in_loop = False
+
+
+def _steps(
+    engine: SteppedEngine,
+    plan: LoopPlan,
+    hooks: LoopHooks,
+    tools: LoopTools,
+    state: LoopState,
+) -> LoopState:
     recorder = _Recorder(plan, hooks, tools)
     while state.step < plan.steps:
         engine.train()
@@ -144,14 +158,12 @@ def run_loop(
             check_end(state.step, state.bad_in_a_row)
         is_exit = not is_last and is_due(state.step, plan.exit_interval)
         is_stop = not is_last and wants_stop
+        if is_stop:
+            log.info("stopping: saving first", extra={"steps_done": state.step})
         if is_last or is_exit or is_stop or is_due(state.step, plan.save_interval):
             recorder.save(state)
         if is_stop:
-            raise PreemptedError(
-                f"stopped by SIGTERM after step {state.step}",
-                where=f"step {state.step} of {plan.steps}",
-                fix="start the run again: it continues from this step",
-            )
+            raise tools.stop.error(state.step, plan.steps)
         if is_due(state.step, plan.eval_interval):
             recorder.evaluate(state)
         if is_exit:
@@ -217,6 +229,7 @@ class _Recorder:
             record = record | self._log(state, record["lr"])
         self._tools.trackers.log(state.step, {**record, **self._hooks.metrics()})
         self._tools.health.observe(state.step, record["loss"], skipped=skipped)
+        self._tools.health.observe_gradient(state.step, record["grad_norm"])
 
     def flush(self) -> None:
         """Hand over every record."""
@@ -233,6 +246,7 @@ class _Recorder:
         with self._aside("evaluate"):
             metrics = self._hooks.evaluate(state)
         if metrics:
+            self._tools.health.observe_validation(state.step, metrics.get("valid_loss", math.nan))
             self._tools.trackers.log(state.step, metrics)
             self._tools.trackers.flush()
 

@@ -47,7 +47,7 @@ from app.telemetry.logging import LogContext
 from app.telemetry.profiling import StepProfiler
 from app.telemetry.timing import PartTimes
 from app.training.engine import Engine
-from app.training.health import check_end
+from app.training.health import Health, check_end
 from app.training.loop import LoopHooks, LoopPlan, LoopState, LoopTools, is_due, run_loop
 from app.training.lr_schedule import LrSchedule
 from app.training.signals import StopFlag
@@ -98,7 +98,9 @@ class Attempt:
             )
             stack.callback(tools.trackers.close)
             if evaluate is not None and state.step == 0:
-                tools.trackers.log(0, evaluate.baseline())
+                first = evaluate.baseline()
+                tools.health.observe_validation(0, first["valid_loss"])
+                tools.trackers.log(0, first)
             # Closed before the loader, which gets back what was read ahead.
             batches = stack.enter_context(closing(self.batches(loader, state)))
             micro_step = self.micro_step(seams.forward_step, model, batches, times)
@@ -251,7 +253,8 @@ class Attempt:
         wandb_run_id: str | None,
     ) -> tuple[LoopTools, Callable[[], str | None]]:
         """Clocks, trackers (on rank 0), the stop flag."""
-        tools = LoopTools(times=times, stop=self.stop, context=self.context)
+        health = Health(warns=self.groups.rank.rank == 0)
+        tools = LoopTools(times=times, stop=self.stop, context=self.context, health=health)
         if self.groups.rank.rank:
             return tools, lambda: None
         if training.save_args:

@@ -301,3 +301,58 @@ def test_the_step_of_log_lines_moves_with_the_run() -> None:
 
 def test_the_process_group_is_the_one_of_the_test(groups: ProcessGroups) -> None:
     assert groups.rank.world_size == 1
+
+
+class Flat(Diary):
+    """Gradients of exactly 0 from a step on."""
+
+    zero_steps: range = range(6)
+
+    def step(self, lr: float) -> StepReport:
+        done = len(self.kinds("step"))
+        self.events.append(f"step {lr:g}")
+        return StepReport(grad_norm=0.0 if done in self.zero_steps else 1.0, skipped=False)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+
+
+def test_gradients_of_exactly_0_from_the_start_are_one_warning_with_the_likely_cause(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run(Flat())
+
+    assert warnings(caplog) == ["the gradients are exactly 0, so nothing is trained"]
+    assert "LoRA on weights that were never trained" in caplog.records[-1].__dict__["likely"]
+
+
+def test_one_gradient_is_enough(caplog: pytest.LogCaptureFixture) -> None:
+    diary = Flat()
+    diary.zero_steps = range(1, 6)
+
+    run(diary)
+
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(("losses", "said"), [([0.5] * 6, 1), ([0.5, 0.5, 0.4, 0.4, 0.4, 0.4], 0)])
+def test_a_validation_loss_that_never_changes_is_one_warning(
+    losses: list[float], said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = iter(losses)
+    hooks = LoopHooks(
+        micro_step=lambda step: torch.tensor(1.0),
+        evaluate=lambda state: {"valid_loss": next(found)},
+    )
+
+    run_loop(Diary(), replace(PLAN, eval_interval=1), hooks, LoopTools(), LoopState())
+
+    expected = "the validation loss does not change, so nothing is trained"
+    assert warnings(caplog) == [expected] * said
+
+
+def test_ranks_that_do_not_warn_are_silent(caplog: pytest.LogCaptureFixture) -> None:
+    run(Flat(), tools=LoopTools(health=Health(warns=False)))
+
+    assert warnings(caplog) == []

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from app.errors import RetryableError
-from app.run.attempt.reporting import make_trackers, save_arguments, upload_log, write_progress
+from app.run.attempt.reporting import (
+    make_trackers,
+    save_arguments,
+    upload_log,
+    write_end,
+    write_progress,
+)
 from app.storage.local import LocalStorage
 from app.telemetry.metrics import (
     JsonlTracker,
@@ -86,6 +92,36 @@ def test_a_storage_that_does_not_answer_costs_freshness_only(
         ("WARNING", "progress.json was not written"),
         ("WARNING", "the log was not uploaded"),
     ]
+
+
+@pytest.mark.parametrize("before", [None, b"", b"[1]", b'{"step": 7', b"\xff"])
+def test_how_a_start_ended_is_written_whatever_progress_json_holds(
+    before: bytes | None, tmp_path: Path
+) -> None:
+    run = run_folder(tmp_path / "run", attempt=2)
+    if before is not None:
+        run.storage.write_small("progress.json", before)
+
+    write_end(run, "failed", "nothing lies at s3://a?X-Amz-Signature=hunter22")
+
+    assert read_json(tmp_path, "run/progress.json") == {
+        "format_version": 1,
+        "attempt": 2,
+        "state": "failed",
+        "cause": "nothing lies at s3://a?X-Amz-Signature=***",
+    }
+
+
+def test_how_far_the_run_is_stays_and_a_later_start_is_left_alone(tmp_path: Path) -> None:
+    first, second = (run_folder(tmp_path / "run", attempt=number) for number in (1, 2))
+    write_progress(first, LoopState(step=7), 60, {"loss": 0.5}, "running")
+
+    write_end(second, "interrupted", "stopped by SIGINT after step 7")
+
+    found = read_json(tmp_path, "run/progress.json")
+    assert (found["state"], found["step"], found["loss"]) == ("interrupted", 7, 0.5)
+    write_end(first, "failed", "lost")
+    assert read_json(tmp_path, "run/progress.json") == found
 
 
 def test_the_log_of_a_rank_lies_under_its_attempt(tmp_path: Path) -> None:
