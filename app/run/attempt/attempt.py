@@ -23,12 +23,14 @@ from app.data.order.share import Share
 from app.data.quarantine import ReplacedSource
 from app.data.sources.views import PARTS
 from app.diffusion.timesteps import RankStratum, Strata
+from app.distributed.agreement import on_rank_zero
 from app.distributed.groups import ProcessGroups
 from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
 from app.models.dit.parallel import split_axis
 from app.run.attempt.bad_samples import QuarantineKeeper
 from app.run.attempt.data import clip_cost_in, frames_per_second, split_of
 from app.run.attempt.folder import RunFolder, finish_run
+from app.run.attempt.history import validation_at
 from app.run.attempt.latents import CachedClips
 from app.run.attempt.reporting import make_trackers, save_arguments, write_progress
 from app.run.attempt.same_job import check_length
@@ -101,6 +103,9 @@ class Attempt:
                 first = evaluate.baseline()
                 tools.health.observe_validation(0, first["valid_loss"])
                 tools.trackers.log(0, first)
+            is_inside = 0 < state.step < training.steps  # the end validates anyway
+            if evaluate and is_inside and is_due(state.step, training.evaluation.interval):
+                self.make_up(evaluate, saver, state, tools)
             # Closed before the loader, which gets back what was read ahead.
             batches = stack.enter_context(closing(self.batches(loader, state)))
             micro_step = self.micro_step(seams.forward_step, model, batches, times)
@@ -268,6 +273,24 @@ class Attempt:
             show=getattr(self.args, "show", None),
         )
         return tools, wandb_id
+
+    def make_up(
+        self, evaluate: Evaluator, saver: Saver, state: LoopState, tools: LoopTools
+    ) -> None:
+        """Validate at the step of the checkpoint, if the start before was killed meanwhile.
+
+        The noise is fixed, so the numbers are those that it would have had.
+        """
+        newest = self.run.newest
+        assert newest is not None, "a state beyond step 0 comes from a checkpoint"
+        rank = self.groups.rank.rank
+        found = on_rank_zero(rank, lambda: validation_at(self.run.storage, newest))
+        if found is None:
+            log.info("validation made up", extra={"steps_done": state.step})
+            found = evaluate(state)
+            tools.trackers.log(state.step, found)
+            tools.trackers.flush()
+        saver.note_validation(state.step, found)
 
     def batches(self, loader: Loader, state: LoopState) -> Generator[Batch, None, None]:
         """The batches from the state's step on."""

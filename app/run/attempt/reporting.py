@@ -14,6 +14,7 @@ from app.config.schema.run import TrainableRun
 from app.config.snapshot import masked
 from app.errors import CheckpointError, CogvxError
 from app.run.attempt.folder import RunFolder
+from app.run.attempt.history import records_before
 from app.storage.objects import read_if_present
 from app.telemetry.metrics import (
     JsonlTracker,
@@ -60,8 +61,22 @@ def make_trackers(
         public = masked({"args": dict(config.arguments), **config.sections})
         assert isinstance(public, Mapping)
         wandb = WandbTracker(settings, public)
+        _send_again(wandb, run)
         trackers.append(wandb)
     return Trackers(trackers), lambda: wandb.run_id if wandb is not None else None
+
+
+def _send_again(wandb: WandbTracker, run: RunFolder) -> None:
+    """Give W&B the steps before this start that a killed one did not send."""
+    lacks_from = wandb.lacks_from
+    if lacks_from is None or run.newest is None:
+        return
+    records = records_before(run.storage, run.newest, lacks_from)
+    tracker = Trackers([wandb])  # which survives whatever the library raises
+    for record in records:
+        tracker.log(record.step, record.values)
+    if records:
+        log.info("earlier metrics sent to W&B", extra={"steps": len({r.step for r in records})})
 
 
 def save_arguments(args: Namespace, config: TrainableRun) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from argparse import Namespace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from app.checkpoint.layout import CheckpointRef
 from app.errors import RetryableError
+from app.run.attempt import reporting
 from app.run.attempt.reporting import (
     make_trackers,
     save_arguments,
@@ -185,3 +188,44 @@ def test_a_terminal_gets_a_progress_line_and_a_summary_folder_tensorboard(
 
     assert kinds(trackers) == {JsonlTracker, ProgressTracker, TensorBoardTracker}
     assert list((tmp_path / "s/runs/b").glob("events.out.tfevents.*"))
+
+
+@dataclass
+class FakeWandb:
+    """A W&B run that has the steps before `lacks_from`."""
+
+    lacks_from: int | None
+    run_id: str = "w1"
+    taken: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.taken.append((step, values))
+
+
+@pytest.mark.parametrize(
+    ("lacks_from", "sent"),
+    [(2, [(2, {"loss": 0.5}), (3, {"loss": 0.25})]), (4, []), (None, [])],
+)
+def test_wandb_gets_the_steps_that_a_killed_start_did_not_send(
+    lacks_from: int | None,
+    sent: list[tuple[int, dict[str, float]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeWandb(lacks_from)
+    monkeypatch.setattr(reporting, "WandbTracker", lambda run, config: fake)
+    run = run_folder(tmp_path / "run", attempt=2, newest=CheckpointRef(1, 3))
+    lines = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.25}]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 4, "loss": 9.0}])
+    run.storage.write_small("metrics/000001-000000.jsonl", text.encode())
+
+    make_trackers(
+        load_trainable(*TINY, "--run-id", "b", "--wandb"),
+        run,
+        60,
+        first_step=3,
+        wandb_run_id="w1",
+        show=None,
+    )
+
+    assert fake.taken == sent
