@@ -98,9 +98,10 @@ def decide(storage: Storage, config: TrainableRun, text: str, world: Mapping[str
     before = newest_decided(seen.attempts)
     is_repeated = request is not None and before is not None and before.request == request
     completion = seen.completion
-    # Finished by the start that did what is asked for again: done, unless that start had its own
-    # end too; then somebody asks anew.
-    is_met = completion is None or (before is not None and before.ended is None)
+    # Who restarts a run that its own restart finished wants it once more; but a pod that was lost
+    # just before its end wants nothing.
+    is_anew = request == RESTART and completion is not None
+    is_met = not is_anew or (before is not None and before.ended is None)
     request_now = None if is_repeated and is_met else request
     if request_now == RESTART:
         return Start(None, request, identity_of(config), (*seen.damaged, *seen.ends))

@@ -360,6 +360,16 @@ def test_a_finished_run_begins_again_on_request(tmp_path: Path) -> None:
     assert resumed(tmp_path, "--restart", "--lr", "0.5") is None  # somebody asks anew
 
 
+def test_a_run_that_went_on_from_a_checkpoint_and_finished_is_done(run: Path) -> None:
+    going_on = start(run, "--resume-from", "10")
+    assert going_on is not None
+    finish_run(going_on, 60)
+    close_attempt(going_on, "finished after step 60")
+
+    assert start(run, "--resume-from", "10") is None
+    assert resumed(run, "--resume-from", "20") == SECOND
+
+
 def test_an_end_of_an_earlier_version_still_counts(tmp_path: Path) -> None:
     start(tmp_path)
     saved(tmp_path, 60, 1)
