@@ -22,7 +22,7 @@ from torch import Tensor
 from app.checkpoint.catalog import read_manifest
 from app.checkpoint.fragments import ParameterInfo, tensor_key
 from app.checkpoint.json_file import DamagedError, broken, parse_object
-from app.checkpoint.layout import KINDS, STATE, WEIGHT_KINDS, CheckpointRef, rng_file
+from app.checkpoint.layout import CHECKPOINTS, KINDS, STATE, WEIGHT_KINDS, CheckpointRef, rng_file
 from app.checkpoint.manifest import (
     WEIGHTS_PREFIX,
     CheckpointManifest,
@@ -63,7 +63,7 @@ def open_checkpoint(
         raise CheckpointError(
             "this checkpoint was never finished: it has no manifest",
             where=f"{storage.url}/{ref.folder}",
-            fix="take another one: cogvx checkpoints ls",
+            fix=f"take another one: cogvx storage ls {storage.url}/{CHECKPOINTS}",
         ) from missing
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)

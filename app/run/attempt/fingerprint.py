@@ -16,7 +16,7 @@ from app.storage.opening import is_remote, local_path, open_storage, split_s3_ur
 
 BLOCK_BYTES = 4096
 BLOCKS = 5  # of one file: both ends, and evenly between
-WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".model", ".json")
+WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".model")
 
 Read = Callable[[int, int], bytes]  # start, stop
 
