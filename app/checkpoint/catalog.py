@@ -128,7 +128,11 @@ def finished_checkpoint(
     return completion.ref
 
 
-def find_newest(storage: Storage, skip: Collection[str] = ()) -> CheckpointRef | None:
+def find_newest(
+    storage: Storage,
+    skip: Collection[str] = (),
+    attempts: Sequence[AttemptRecord] | None = None,
+) -> CheckpointRef | None:
     """The newest complete checkpoint of the run's lineage, or None when it has none.
 
     Folders without a manifest are unfinished saves. A damaged one is passed over with a warning
@@ -136,13 +140,14 @@ def find_newest(storage: Storage, skip: Collection[str] = ()) -> CheckpointRef |
 
     Args:
         skip: names to skip, e.g. one found damaged when the user allowed a fallback.
+        attempts: the starts that count; None: all that the run has.
 
     Raises:
         FormatError: another version of this program wrote the newest.
         CheckpointError: there are checkpoints, and none can be used.
     """
     refs = checkpoint_refs(storage)
-    lineage = Lineage(read_attempts(storage))
+    lineage = Lineage(read_attempts(storage) if attempts is None else attempts)
     refused = Refusals(storage)
     wanted = [ref for ref in refs if ref.name not in skip and ref in lineage]
     found = newest_whole(wanted, refused)

@@ -179,7 +179,7 @@ def _never_trained(storage: Storage, seen: _Seen) -> bool:
 
 
 def _newest(storage: Storage, seen: _Seen) -> CheckpointRef | None:
-    found = find_newest(storage)
+    found = find_newest(storage, attempts=seen.attempts)
     if found is not None:
         return found
     restarts = [one.number for one in seen.attempts if one.request == RESTART and one.decided]

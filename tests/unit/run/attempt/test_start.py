@@ -463,6 +463,16 @@ def test_progress_json_is_for_people_and_its_damage_keeps_nobody_from_starting(
     assert resumed(run) == SECOND
 
 
+def test_a_request_that_was_met_gets_over_an_older_damaged_record(run: Path) -> None:
+    assert resumed(run, "--restart") is None
+    (first,) = (run / "a/attempts").glob("000001-*.json")
+    first.write_bytes(b"[]")
+
+    assert refused(run).where == str(first)
+    assert resumed(run, "--restart") is None
+    assert resumed(run) is None  # it is gone
+
+
 def test_a_request_is_kept_in_the_record(run: Path) -> None:
     start(run, "--resume-from", "10")
 
