@@ -104,3 +104,9 @@ class PreemptedError(CogvxError):
     """SIGTERM: the pod must go; the run continues elsewhere."""
 
     exit_code = 143
+
+
+class InterruptedRunError(CogvxError):
+    """SIGINT: somebody stopped the run, which continues when it is started again."""
+
+    exit_code = 130

@@ -1,5 +1,8 @@
 """The attempts (starts) of a run: one record each, and which checkpoints each one continues.
 
+The lineage of a run is what its newest attempt goes back to: from each attempt to the checkpoint
+that it resumed from, and on to the attempt that wrote that one. Everything else is a fork.
+
 Every object has one writer, so there are no concurrent updates. No torch here: the launcher
 uses this.
 """
@@ -10,9 +13,10 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from math import inf
 from typing import Any
 
-from app.checkpoint.json_file import canonical_json, parse_object, take_fields
+from app.checkpoint.json_file import broken, canonical_json, check_format, parse_object, take_fields
 from app.checkpoint.layout import (
     ATTEMPTS,
     CHECKPOINTS,
@@ -20,7 +24,12 @@ from app.checkpoint.layout import (
     attempt_key,
     parse_attempt_key,
 )
+from app.errors import CheckpointError
 from app.storage.objects import Storage
+
+FORMAT_VERSION = 1
+RESTART = "restart"  # a request: begin at step 0, whatever the folder holds
+DAMAGED = "put the file back, or name what to go on with: --resume-from STEP, or --restart"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +44,9 @@ class AttemptRecord:
     resumed_from: str | None = None  # name of a checkpoint; None with `decided`: from the start
     ended: str | None = None
     cause: str | None = None  # of the end, in words
+    # RESTART, "resume-from <what>", or None: what the command line asked for. A start that asks
+    # for the same as the one before it goes on: a pod's command stays when it starts again.
+    request: str | None = None
 
     @property
     def key(self) -> str:
@@ -43,16 +55,27 @@ class AttemptRecord:
 
     def to_json(self) -> bytes:
         """The content of its record."""
-        return canonical_json({"format_version": 1, **asdict(self), "world": dict(self.world)})
+        return canonical_json(
+            {"format_version": FORMAT_VERSION, **asdict(self), "world": dict(self.world)}
+        )
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> AttemptRecord:
         """Parse a record.
 
         Raises:
-            CheckpointError: it is damaged.
+            CheckpointError: it is damaged, or of another format.
         """
-        return cls(**take_fields(cls, parse_object(data, where), where))
+        value = parse_object(data, where, DAMAGED)
+        check_format(value, FORMAT_VERSION, where, DAMAGED)
+        # Records of earlier versions have no request.
+        fields = take_fields(cls, {"request": None, **value}, where, DAMAGED)
+        origin = fields["resumed_from"]
+        if origin is not None and CheckpointRef.parse(origin) is None:
+            raise broken(
+                f"resumed_from is {origin[:100]!r}, not the name of a checkpoint", where, DAMAGED
+            )
+        return cls(**fields)
 
 
 def next_attempt(storage: Storage) -> int:
@@ -64,10 +87,16 @@ def next_attempt(storage: Storage) -> int:
     return 1 + max([0, *numbers, *(ref.attempt for ref in refs if ref is not None)])
 
 
-def begin_attempt(storage: Storage, world: Mapping[str, Any]) -> AttemptRecord:
+def begin_attempt(
+    storage: Storage, world: Mapping[str, Any], request: str | None = None
+) -> AttemptRecord:
     """Write the record of a new start and return it."""
     attempt = AttemptRecord(
-        number=next_attempt(storage), owner=secrets.token_hex(4), started=_now(), world=dict(world)
+        number=next_attempt(storage),
+        owner=secrets.token_hex(4),
+        started=_now(),
+        world=dict(world),
+        request=request,
     )
     storage.write_small(attempt.key, attempt.to_json())
     return attempt
@@ -107,26 +136,93 @@ def read_attempts(storage: Storage) -> list[AttemptRecord]:
     Raises:
         CheckpointError: a record is damaged.
     """
-    found = [
-        read_attempt(storage, *record)
-        for entry in storage.list(ATTEMPTS)
-        if (record := parse_attempt_key(entry.key)) is not None
-    ]
-    return sorted(found, key=lambda attempt: attempt.number)
+    attempts, damaged = read_whole_attempts(storage)
+    if damaged:
+        raise next(iter(damaged.values()))
+    return attempts
+
+
+def read_whole_attempts(
+    storage: Storage,
+) -> tuple[list[AttemptRecord], dict[str, CheckpointError]]:
+    """Every start whose record can be read, by number; the errors of the others, by key."""
+    found: list[AttemptRecord] = []
+    damaged: dict[str, CheckpointError] = {}
+    for entry in storage.list(ATTEMPTS):
+        record = parse_attempt_key(entry.key)
+        if record is None:
+            continue
+        try:
+            attempt = read_attempt(storage, *record)
+            if (attempt.number, attempt.owner) != record:
+                where = f"{storage.url}/{entry.key}"
+                raise broken(f"it is the record of {attempt.key}", where, DAMAGED)
+            found.append(attempt)
+        except CheckpointError as error:
+            damaged[entry.key] = error
+    return sorted(found, key=lambda attempt: attempt.number), damaged
+
+
+def newest_decided(attempts: Iterable[AttemptRecord]) -> AttemptRecord | None:
+    """The newest start that knows what it continues."""
+    decided = [attempt for attempt in attempts if attempt.decided]
+    return max(decided, key=lambda attempt: attempt.number, default=None)
+
+
+class Lineage:
+    """Which checkpoints the run consists of.
+
+    Args:
+        attempts: the starts of the run.
+        end: the last checkpoint; None: whatever the newest attempt wrote or will write.
+    """
+
+    def __init__(self, attempts: Iterable[AttemptRecord], end: CheckpointRef | None = None) -> None:
+        self._records: dict[int, list[AttemptRecord]] = {}
+        for attempt in attempts:
+            if attempt.decided:
+                self._records.setdefault(attempt.number, []).append(attempt)
+        self._last_step: dict[int, float] = {}  # of an attempt, as far as it was continued
+        # Where records are lost (a copied run): everything up to this attempt and step counts.
+        self._unrecorded: list[CheckpointRef] = []
+        self._newest = inf
+        if end is not None:
+            self._add(end)
+        elif self._records:
+            self._newest = max(self._records)
+            self._last_step[int(self._newest)] = inf
+            self._follow(int(self._newest))
+        else:
+            self._newest = -1
+
+    def __contains__(self, ref: CheckpointRef) -> bool:
+        if ref.attempt > self._newest or ref.step <= self._last_step.get(ref.attempt, -1):
+            return True
+        return any(
+            ref.attempt <= lost.attempt and ref.step <= lost.step for lost in self._unrecorded
+        )
+
+    def _add(self, ref: CheckpointRef) -> None:
+        self._last_step[ref.attempt] = max(ref.step, self._last_step.get(ref.attempt, -1))
+        if ref.attempt in self._records:
+            self._follow(ref.attempt)
+        else:
+            self._unrecorded.append(ref)
+
+    def _follow(self, number: int) -> None:
+        for attempt in self._records[number]:
+            origin = CheckpointRef.parse(attempt.resumed_from or "")
+            if origin is not None and origin.attempt < number:
+                self._add(origin)
 
 
 def in_lineage(ref: CheckpointRef, attempts: Iterable[AttemptRecord]) -> bool:
-    """Whether no later attempt resumed from a step before this checkpoint's.
+    """Whether the newest attempt goes back to this checkpoint.
 
     An attempt that resumed at step s makes everything that an older one wrote after s a fork:
     stale ranks may still be writing it.
     """
-    for attempt in attempts:
-        if attempt.number > ref.attempt and attempt.decided:
-            origin = CheckpointRef.parse(attempt.resumed_from or "")
-            if ref.step > (origin.step if origin is not None else -1):
-                return False
-    return True
+    return ref in Lineage(attempts)
 
 
 def _now() -> str:

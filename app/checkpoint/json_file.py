@@ -11,6 +11,15 @@ from typing import Any, get_args, get_origin, get_type_hints
 from app.errors import CheckpointError
 
 MAX_JSON_BYTES = 16 * 2**20
+OTHER_CHECKPOINT = "take another checkpoint; this one is damaged"
+
+
+class DamagedError(CheckpointError):
+    """A file of a run whose content is not what was written."""
+
+
+class FormatError(CheckpointError):
+    """A file of a run that another version of this program wrote."""
 
 
 def canonical_json(value: object) -> bytes:
@@ -24,63 +33,76 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def parse_object(data: bytes, where: str) -> dict[str, Any]:
+def parse_object(data: bytes, where: str, fix: str = OTHER_CHECKPOINT) -> dict[str, Any]:
     """The JSON object in `data`.
 
     Raises:
-        CheckpointError: too long, not JSON, or not an object.
+        DamagedError: too long, not JSON, or not an object.
     """
     if len(data) > MAX_JSON_BYTES:
-        raise broken(f"it has {len(data)} bytes, more than {MAX_JSON_BYTES}", where)
+        raise broken(f"it has {len(data)} bytes, more than {MAX_JSON_BYTES}", where, fix)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise broken(f"it is not JSON ({type(error).__name__})", where) from error
+        raise broken(f"it is not JSON ({type(error).__name__})", where, fix) from error
     if not isinstance(value, dict):
-        raise broken("it is not a JSON object", where)
+        raise broken("it is not a JSON object", where, fix)
     return value
 
 
-def broken(what: str, where: str) -> CheckpointError:
+def broken(what: str, where: str, fix: str = OTHER_CHECKPOINT) -> DamagedError:
     """The error of a file with invalid content."""
-    return CheckpointError(what, where=where, fix="take another checkpoint; this one is damaged")
+    return DamagedError(what, where=where, fix=fix)
 
 
-def take(value: dict[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
+def take(
+    value: dict[str, Any],
+    name: str,
+    kind: type | tuple[type, ...],
+    where: str,
+    fix: str = OTHER_CHECKPOINT,
+) -> Any:
     """One field of an object, of the given type (true is not an int).
 
     Raises:
-        CheckpointError: it is missing or of another type.
+        DamagedError: it is missing or of another type.
     """
     found = value.get(name)
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
-        raise broken(f"its field {name!r} is missing or of the wrong type", where)
+        raise broken(f"its field {name!r} is missing or of the wrong type", where, fix)
     return found
 
 
-def take_fields(record: type, value: dict[str, Any], where: str) -> dict[str, Any]:
+def take_fields(
+    record: type, value: dict[str, Any], where: str, fix: str = OTHER_CHECKPOINT
+) -> dict[str, Any]:
     """Every field of the dataclass `record`, of its annotated type; other keys are ignored.
 
     Raises:
-        CheckpointError: a field is missing or of another type.
+        DamagedError: a field is missing or of another type.
     """
     hints = get_type_hints(record)
     return {
-        field.name: take(value, field.name, _kinds(hints[field.name]), where)
+        field.name: take(value, field.name, _kinds(hints[field.name]), where, fix)
         for field in fields(record)
     }
 
 
-def check_format(value: dict[str, Any], version: int, where: str) -> None:
+def check_format(
+    value: dict[str, Any], version: int, where: str, fix: str = OTHER_CHECKPOINT
+) -> None:
     """Compare `format_version`.
 
     Raises:
-        CheckpointError: another version.
+        DamagedError: there is none.
+        FormatError: another version.
     """
     found = value.get("format_version")
-    if found != version:
-        raise CheckpointError(
+    if found is None:
+        raise broken("it has no format_version", where, fix)
+    if found != version or isinstance(found, bool):
+        raise FormatError(
             f"its format is {found!r}, this program reads {version}",
             where=where,
             fix="use the version of cogvx-train that wrote it",

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from app.checkpoint.catalog import read_manifest
 from app.checkpoint.fragments import ParameterInfo, tensor_key
-from app.checkpoint.json_file import broken, parse_object
-from app.checkpoint.layout import KINDS, STATE, WEIGHT_KINDS, CheckpointRef, rng_file
+from app.checkpoint.json_file import DamagedError, broken, parse_object
+from app.checkpoint.layout import CHECKPOINTS, KINDS, STATE, WEIGHT_KINDS, CheckpointRef, rng_file
 from app.checkpoint.manifest import (
     WEIGHTS_PREFIX,
     CheckpointManifest,
@@ -63,7 +63,7 @@ def open_checkpoint(
         raise CheckpointError(
             "this checkpoint was never finished: it has no manifest",
             where=f"{storage.url}/{ref.folder}",
-            fix="take another one: cogvx checkpoints ls",
+            fix=f"take another one: cogvx storage ls {storage.url}/{CHECKPOINTS}",
         ) from missing
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ class Checkpoint:
                 raise
             except DataError as error:
                 fix = "the file is damaged; take another checkpoint"
-                raise CheckpointError(error.what, where=error.where, fix=fix) from error
+                raise DamagedError(error.what, where=error.where, fix=fix) from error
             with self._lock:
                 self._tables[name] = known
         return known
@@ -259,7 +259,7 @@ class _VerifiedFile:
                     file.write(data)
                 self._have.add(index)
                 return
-        raise CheckpointError(
+        raise DamagedError(
             f"{self._record.name} is damaged: bytes {begin}-{end - 1} have another sha256 "
             "than the manifest says",
             where=f"{self._storage.url}/{self._key}",

@@ -64,7 +64,7 @@ def restore_rng(state: Mapping[str, Any], where: str) -> None:
         )
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(_decode(state["cuda"]))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise broken(f"its states cannot be restored ({type(error).__name__})", where) from error
 
 

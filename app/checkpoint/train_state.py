@@ -27,6 +27,7 @@ class TrainState:
     cursor: Mapping[str, Any] = field(default_factory=dict)  # position in the data
     seed: int = 0
     skipped_steps: int = 0  # gradients were not finite
+    bad_in_a_row: int = 0  # last steps without a finite loss or gradients
     loss_scale: Mapping[str, float] | None = None  # fp16: cur_scale, cur_iter, last_overflow_iter
     ema_step: int | None = None  # updates of the averages; None: no averages
     best: Mapping[str, Any] = field(default_factory=dict)  # best validation loss and its step
@@ -48,7 +49,7 @@ class TrainState:
         """
         value = parse_object(data, where)
         check_format(value, FORMAT_VERSION, where)
-        found = take_fields(cls, value, where)
+        found = take_fields(cls, {"bad_in_a_row": 0, **value}, where)  # new since 0.1
         if found["step"] < 0 or found["micro_step"] < 0:
             raise broken("its step is negative", where)
         return cls(**found)

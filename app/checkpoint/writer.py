@@ -65,6 +65,7 @@ class _RankReport:
     files: tuple[FileRecord, ...] = ()
     fragments: tuple[FragmentRecord, ...] = ()
     kinds: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    not_finite: tuple[str, ...] = ()  # names of parameters with a NaN or an infinity
     failure: str | None = None
 
     def to_json(self) -> bytes:
@@ -74,6 +75,7 @@ class _RankReport:
                 "files": [file.to_json() for file in self.files],
                 "fragments": [fragment.to_json() for fragment in self.fragments],
                 "kinds": self.kinds,
+                "not_finite": self.not_finite,
                 "failure": self.failure,
             }
         )
@@ -86,6 +88,7 @@ class _RankReport:
             files=tuple(FileRecord.from_json(file, where) for file in value["files"]),
             fragments=tuple(FragmentRecord.from_json(each, where) for each in value["fragments"]),
             kinds=value["kinds"],
+            not_finite=tuple(value["not_finite"]),
             failure=value["failure"],
         )
 
@@ -111,7 +114,8 @@ def save_checkpoint(
 
     Raises:
         CogvxError: it was not published: on the rank that failed its own error, on rank 0
-            RetryableError (a rank failed) or CheckpointError (the reports do not fit together).
+            RetryableError (a rank failed) or CheckpointError (the reports do not fit together, or
+            a parameter is not finite).
     """
     started = time.monotonic()
     ref = identity.ref
@@ -164,11 +168,14 @@ class _RankWriter:
         self._files: list[FileRecord] = []
         self._fragments: list[FragmentRecord] = []
         self._kinds: dict[str, set[str]] = {}
+        self._not_finite: set[str] = set()
 
     def write(self, snapshot: Snapshot) -> _RankReport:
         weights = _FileSplitter(weights_file, self._exchange, self._write_tensors)
         moments = _FileSplitter(optimizer_file, self._exchange, self._write_tensors)
         for piece in _pieces(snapshot.fragments, snapshot.parameters):
+            if not all(bool(fragment.values.isfinite().all()) for fragment in piece):
+                self._not_finite.add(piece[0].name)
             for splitter, weight in ((weights, True), (moments, False)):
                 mine = [f for f in piece if (f.kind in WEIGHT_KINDS) == weight]
                 if mine:
@@ -186,7 +193,8 @@ class _RankWriter:
         if rank == 0 and snapshot.state is not None:
             self._write_bytes(STATE, snapshot.state.to_json())
         kinds = {name: tuple(k for k in KINDS if k in found) for name, found in self._kinds.items()}
-        return _RankReport(rank, tuple(self._files), tuple(self._fragments), kinds)
+        bad = tuple(sorted(self._not_finite))
+        return _RankReport(rank, tuple(self._files), tuple(self._fragments), kinds, bad)
 
     def _write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         path = self._folder / name
@@ -273,6 +281,7 @@ def _assemble(
             where=where,
             fix="the previous checkpoint stays the newest; look at that rank's log",
         )
+    _check_finite(reports, where)
     kinds: dict[str, set[str]] = {name: set() for name in snapshot.parameters}
     for report in reports:
         for name, found in report.kinds.items():
@@ -300,6 +309,19 @@ def _assemble(
         )
     manifest.check(where)
     return manifest
+
+
+def _check_finite(reports: list[_RankReport], where: str) -> None:
+    """Such a checkpoint would be the newest, and every start from it would be lost."""
+    names = sorted({name for report in reports for name in report.not_finite})
+    if names:
+        raise CheckpointError(
+            f"{len(names)} parameters hold NaN or infinity, so they are not saved; the first: "
+            f"{', '.join(names[:3])}",
+            where=where,
+            fix="the checkpoint before it is the newest; start again with a lower lr, or with "
+            "gradient_clipping",
+        )
 
 
 def _publish(storage: Storage, ref: CheckpointRef, manifest: CheckpointManifest) -> None:

@@ -17,6 +17,7 @@ from types import ModuleType
 
 from app import __version__
 from app.cli import output
+from app.distributed.parent import follow_parent
 from app.errors import CogvxError, InputMissingError
 from app.launch.causes import record_cause
 
@@ -123,6 +124,7 @@ def _run(name: str, module: ModuleType, words: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    follow_parent()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         output.line(usage())

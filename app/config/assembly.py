@@ -12,6 +12,7 @@ from app.config.argument import arguments_of, filled
 from app.config.layers import Merged
 from app.config.problems import Problems
 from app.config.reader import Context
+from app.config.run_name import STOCK_NAMES, run_name
 from app.config.schema.data import NO_SPLIT, DataConfig
 from app.config.schema.model import DiTConfig, ModelConfig
 from app.config.schema.run import RunConfig
@@ -60,7 +61,7 @@ def assemble(
         sections["deepspeed"] = deepspeed
     origins = _origins(merged, resolved, deepspeed)
     problems.origins = origins  # flags included: until now only files and overrides were known
-    run_id = _run_id(values, problems)
+    run_id = _run_id(resolved, model, problems)
     problems.raise_errors()
     if data is not None:
         data = _with_arguments(data, resolved, problems)
@@ -82,9 +83,14 @@ def assemble(
     )
 
 
-def _run_id(values: Mapping[str, Any], problems: Problems) -> str:
+def _run_id(resolved: Values, model: ModelConfig | None, problems: Problems) -> str:
+    values = resolved.values
     given, name = values["run_id"], str(values["experiment_name"])
     derived = re.sub(r"[^a-z0-9-]", "-", name.lower()).strip("-")
+    origin = f"from experiment_name '{name}'"
+    is_own = resolved.origins["experiment_name"].startswith(("flag ", "override "))
+    if name in STOCK_NAMES and not is_own and model is not None:
+        derived, origin = run_name(model), "model and mode; --run-id gives another"
     run_id = given if given is not None else derived
     if not RUN_ID.fullmatch(run_id):
         problems.add(
@@ -94,7 +100,7 @@ def _run_id(values: Mapping[str, Any], problems: Problems) -> str:
             f"'{derived or 'my-run'}'",
         )
     elif given is None and values["mode"] != "inference":
-        problems.warn(f"run_id: {run_id} (from experiment_name '{name}')")
+        problems.warn(f"run_id: {run_id} ({origin})")
     return run_id
 
 

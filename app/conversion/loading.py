@@ -62,7 +62,8 @@ def load_network_weights(
             altogether keep their start, with a warning; all others stay strict.
 
     Raises:
-        WeightsError: a tensor is missing, unexpected or misshaped; the message names the cause.
+        WeightsError: a tensor is missing, unexpected, misshaped or not finite; the message names
+            the cause.
         InputMissingError: there is no such file.
     """
     group = network.group
@@ -87,7 +88,8 @@ def load_network_weights(
         check_fit(wanted, shapes_of(outline), file.where)
         _check_lora_scale(network, file)
         tensors = file.our_tensors()
-        _fill(network, ((n, own_part(n, t, group)) for n, t in tensors if n in wanted), device)
+        ours = ((n, own_part(n, t, group)) for n, t in tensors if n in wanted)
+        _check_finite(_fill(network, ours, device), len(wanted), file.where)
         for name, tensor in computed.items():
             _fill(network, [(name, tensor)], device)
         lora = "none" if network.config.lora is None else "loaded" if has_pairs else "initial"
@@ -127,7 +129,7 @@ def load_lora_weights(network: DiffusionTransformer, path: Path) -> LoadReport:
             for n, t in file.our_tensors()
             if n in wanted
         )
-        _fill(network, pairs, "cpu")
+        _check_finite(_fill(network, pairs, "cpu"), len(wanted), file.where)
         left_out = sum(name.startswith(OUTSIDE) for name in file.names)
     return LoadReport(file.where, file.kind, len(wanted), "loaded", (), left_out)
 
@@ -157,7 +159,8 @@ def load_vae_weights(
         wanted = shapes_of(dict(vae.named_parameters()))
         found = shapes_of(dict(vae_tensors(file, file.outline, ignore_keys)))
         check_fit(wanted, found, file.where, what="the VAE", fix=_vae_cause(found))
-        _fill(vae, vae_tensors(file, file.read, ignore_keys), device)
+        bad = _fill(vae, vae_tensors(file, file.read, ignore_keys), device)
+        _check_finite(bad, len(wanted), file.where)
     return len(wanted)
 
 
@@ -217,8 +220,13 @@ def _check_lora_scale(network: DiffusionTransformer, file: ReadableWeights) -> N
 @torch.no_grad()
 def _fill(
     network: nn.Module, tensors: Iterable[tuple[str, Tensor]], device: torch.device | str
-) -> None:
-    """Copy values into parameters, one at a time; meta ones are allocated in their own dtype."""
+) -> list[str]:
+    """Copy values into parameters, one at a time; meta ones are allocated in their own dtype.
+
+    Returns:
+        Names of those with a NaN or an infinity.
+    """
+    bad: list[str] = []
     for name, tensor in tensors:
         parent, _, child = name.rpartition(".")
         module = network.get_submodule(parent)
@@ -230,7 +238,19 @@ def _fill(
             new = nn.Parameter(values, requires_grad=parameter.requires_grad)
             module.register_parameter(child, new)
         else:
-            parameter.copy_(tensor)
+            values = parameter.copy_(tensor)
+        if not bool(values.isfinite().all()):
+            bad.append(name)
+    return bad
+
+
+def _check_finite(bad: list[str], count: int, where: str) -> None:
+    if bad:
+        raise WeightsError(
+            f"{len(bad)} of {count} tensors hold NaN or infinity; the first: {', '.join(bad[:3])}",
+            where=where,
+            fix="fetch or convert the weights again; values beyond 65504 do not fit fp16, use bf16",
+        )
 
 
 def _start_pairs(network: DiffusionTransformer, device: torch.device | str) -> None:

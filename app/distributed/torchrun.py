@@ -10,9 +10,11 @@ Source: torch/distributed/run.py, torch/distributed/elastic/multiprocessing.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
+from app.distributed.parent import follow_parent, followed
 from app.errors import RetryableError
 
 log = logging.getLogger(__name__)
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str]) -> int:
     """Run torchrun with these arguments; return 0, the first failure's code, or 128 + signal."""
+    follow_parent()
+    os.environ.update(followed({}))  # torchrun hands its environment to the workers
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

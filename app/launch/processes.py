@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.distributed.parent import followed
+
 log = logging.getLogger(__name__)
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -62,7 +64,7 @@ class Supervisor:
         child = os.posix_spawn(
             argv[0],
             list(argv),
-            dict(environ),
+            followed(environ),  # killed alone, this process would leave ranks training
             setpgroup=0,
             setsigmask=(),
             setsigdef=[*FORWARDED, signal.SIGPIPE],

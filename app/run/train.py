@@ -7,6 +7,7 @@ users of the original know, and are what our own command runs.
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -19,21 +20,22 @@ import torch
 
 from app.config.runnable import trainable_run
 from app.config.schema.run import TrainableRun
+from app.config.snapshot import masked
 from app.distributed.groups import ProcessGroups
-from app.errors import CogvxError
+from app.errors import CogvxError, InterruptedRunError, PreemptedError
 from app.run.arguments import get_args as get_args
 from app.run.arguments import process_config_to_args as process_config_to_args
 from app.run.arguments import seed_from, start_distributed
 from app.run.attempt.attempt import Attempt, Seams
 from app.run.attempt.folder import RunFolder, close_attempt, open_run
-from app.run.attempt.reporting import upload_log
+from app.run.attempt.reporting import upload_log, write_end
 from app.storage.node_disk import node_folder
 from app.telemetry.logging import LogContext, logging_for
 from app.training.engine import prepare_process
 from app.training.forward import broad_cast_batch as broad_cast_batch
 from app.training.forward import forward_step
 from app.training.forward import forward_step_eval as forward_step_eval
-from app.training.signals import stop_on_sigterm
+from app.training.signals import command_line, stop_on_signals
 from app.training.step import DiffusionModel
 
 log = logging.getLogger(__name__)
@@ -97,7 +99,7 @@ def training_main(  # noqa: PLR0913 (the contract)
         stack.enter_context(logging_for(context, level=level, path=log_path))
         for warning in config.start_warnings if rank == 0 else ():
             log.warning(warning)
-        stop = stack.enter_context(stop_on_sigterm())
+        stop = stack.enter_context(stop_on_signals(str(masked(command_line(sys.argv)))))
         run = open_run(config, rank, world_sizes(config, groups))
         if run is None:
             return 0
@@ -112,21 +114,30 @@ class _Record:
     """How a start ended, in words."""
 
     cause: str = ""
+    status: str = "failed"
 
 
 @contextmanager
 def _recorded(run: RunFolder, rank: int, log_path: Path) -> Iterator[_Record]:
-    """Keep the log and the cause of the end, whatever happens inside."""
+    """Keep the log, and how it ended and why, whatever happens inside."""
     record = _Record()
     try:
         yield record
+        record.status = "finished" if record.cause.startswith("finished") else "stopped"
+    except (PreemptedError, InterruptedRunError) as problem:
+        record.cause, record.status = problem.what, "interrupted"
+        raise
     except CogvxError as problem:
         record.cause = problem.what
         raise
     except BaseException as problem:
         record.cause = repr(problem)
+        if isinstance(problem, KeyboardInterrupt):
+            record.status = "interrupted"
         raise
     finally:
+        if rank == 0 and record.status != "finished":
+            write_end(run, record.status, record.cause)
         upload_log(run, rank, log_path)
         if rank == 0:
             close_attempt(run, record.cause)

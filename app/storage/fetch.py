@@ -54,7 +54,7 @@ def fetch(url: str, cache_dir: Path) -> Path:
         )
     bucket, key = split_s3_url(url)
     storage = open_storage(f"s3://{bucket}")
-    entries = _entries(storage, key, url)
+    entries = object_entries(storage, key, url)
     name = key.rpartition("/")[2] or bucket
     target = cache_dir / _digest(storage, entries) / name
     if target.exists():
@@ -75,7 +75,7 @@ def file_version(url: str) -> str:
     if is_remote(url):
         bucket, key = split_s3_url(url)
         storage = open_storage(f"s3://{bucket}")
-        return _digest(storage, _entries(storage, key, url))
+        return _digest(storage, object_entries(storage, key, url))
     path = fetch(url, Path())
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     digest = hashlib.sha256()
@@ -86,7 +86,7 @@ def file_version(url: str) -> str:
     return digest.hexdigest()[:32]
 
 
-def _entries(storage: Storage, key: str, url: str) -> list[Entry]:
+def object_entries(storage: Storage, key: str, url: str) -> list[Entry]:
     """The object itself, or every object of the folder."""
     if key and not url.endswith("/"):
         try:

@@ -27,6 +27,7 @@ class WandbTracker:
     def __init__(self, run: WandbRun, config: Mapping[str, object]) -> None:
         import wandb
 
+        self._is_continued = run.resume_id is not None
         run.folder.mkdir(parents=True, exist_ok=True)
         # Without a key the login would prompt for one.
         has_key = "WANDB_API_KEY" in os.environ or Path("~/.netrc").expanduser().exists()
@@ -44,6 +45,16 @@ class WandbTracker:
     def run_id(self) -> str:
         """Saved in checkpoints, so that a resumed run continues the same W&B run."""
         return str(self._run.id)
+
+    @property
+    def lacks_from(self) -> int | None:
+        """The first step that a continued run does not have yet; None: not continued, or offline.
+
+        A killed process may not have sent its last steps; earlier ones W&B does not take again.
+        """
+        if not self._is_continued or self._run.offline:
+            return None
+        return int(self._run.starting_step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log({tracker_name(name): value for name, value in values.items()}, step=step)

@@ -17,12 +17,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from app.errors import PreemptedError
 from app.telemetry.logging import LogContext
 from app.telemetry.metrics import Trackers
 from app.telemetry.timing import Pace, PartTimes
 from app.training.engine import StepReport
-from app.training.health import Health
+from app.training.health import Health, check_end, is_lost
 from app.training.lr_schedule import LrSchedule
 from app.training.reduction import reduced
 from app.training.signals import StopFlag
@@ -48,6 +47,7 @@ class LoopState:
 
     step: int = 0  # optimizer steps done
     skipped_steps: int = 0
+    bad_in_a_row: int = 0  # last steps without a finite loss or gradients
     stopped_early: bool = False  # by exit_interval: the run is not finished
 
 
@@ -119,8 +119,24 @@ def run_loop(
 
     Raises:
         PreemptedError: a rank got SIGTERM; the state was saved first.
-        DivergedError: the loss was not a number for too many steps in a row.
+        InterruptedRunError: the same, at SIGINT.
+        DivergedError: the loss was not a number for too many steps in a row, or the last steps
+            changed no weights.
     """
+    tools.stop.in_loop = True
+    try:
+        return _steps(engine, plan, hooks, tools, state)
+    finally:
+        tools.stop.in_loop = False
+
+
+def _steps(
+    engine: SteppedEngine,
+    plan: LoopPlan,
+    hooks: LoopHooks,
+    tools: LoopTools,
+    state: LoopState,
+) -> LoopState:
     recorder = _Recorder(plan, hooks, tools)
     while state.step < plan.steps:
         engine.train()
@@ -130,22 +146,24 @@ def run_loop(
             state,
             step=state.step + 1,
             skipped_steps=state.skipped_steps + int(record["skipped"]),
+            bad_in_a_row=state.bad_in_a_row + 1 if _is_lost(record) else 0,
         )
         tools.context.step = state.step
         if has_news:
             hooks.on_news(state)
         is_last = state.step == plan.steps
         recorder.record(state, record)
+        if is_last:
+            recorder.flush()
+            check_end(state.step, state.bad_in_a_row)
         is_exit = not is_last and is_due(state.step, plan.exit_interval)
         is_stop = not is_last and wants_stop
+        if is_stop:
+            log.info("stopping: saving first", extra={"steps_done": state.step})
         if is_last or is_exit or is_stop or is_due(state.step, plan.save_interval):
             recorder.save(state)
         if is_stop:
-            raise PreemptedError(
-                f"stopped by SIGTERM after step {state.step}",
-                where=f"step {state.step} of {plan.steps}",
-                fix="start the run again: it continues from this step",
-            )
+            raise tools.stop.error(state.step, plan.steps)
         if is_due(state.step, plan.eval_interval):
             recorder.evaluate(state)
         if is_exit:
@@ -211,6 +229,11 @@ class _Recorder:
             record = record | self._log(state, record["lr"])
         self._tools.trackers.log(state.step, {**record, **self._hooks.metrics()})
         self._tools.health.observe(state.step, record["loss"], skipped=skipped)
+        self._tools.health.observe_gradient(state.step, record["grad_norm"])
+
+    def flush(self) -> None:
+        """Hand over every record."""
+        self._tools.trackers.flush()
 
     def save(self, state: LoopState) -> None:
         """Write a checkpoint; the metrics before it are flushed first."""
@@ -223,6 +246,7 @@ class _Recorder:
         with self._aside("evaluate"):
             metrics = self._hooks.evaluate(state)
         if metrics:
+            self._tools.health.observe_validation(state.step, metrics.get("valid_loss", math.nan))
             self._tools.trackers.log(state.step, metrics)
             self._tools.trackers.flush()
 
@@ -265,6 +289,10 @@ class _Recorder:
 def is_due(step: int, interval: int | None) -> bool:
     """Whether something with this interval in steps is due after `step` steps."""
     return bool(interval) and step % int(interval or 1) == 0
+
+
+def _is_lost(record: Mapping[str, float]) -> bool:
+    return is_lost(record["loss"], record["grad_norm"], skipped=bool(record["skipped"]))
 
 
 def _mean(values: list[float]) -> float:

@@ -22,7 +22,7 @@ from app.telemetry.metrics import Trackers
 from app.training.engine import StepReport
 from app.training.loop import LoopHooks, LoopPlan, LoopState, LoopTools, run_loop
 from app.training.lr_schedule import LrSchedule
-from app.training.signals import stop_on_sigterm
+from app.training.signals import stop_on_signals
 
 STEPS = 400
 
@@ -79,7 +79,7 @@ def main() -> int:
     hooks = LoopHooks(micro_step=micro_step, save=lambda state: saved.append(state.step))
     with (
         process_groups(rank, device=torch.device("cpu"), join_s=60) as _,
-        stop_on_sigterm() as stop,
+        stop_on_signals() as stop,
     ):
         tools = LoopTools(trackers=Trackers([memory]), stop=stop)
         try:

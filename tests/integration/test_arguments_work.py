@@ -110,6 +110,10 @@ PROOFS = {
         "device": "test_contradiction_with_the_environment_is_a_mistake",
         "local_rank": "test_contradiction_with_the_environment_is_a_mistake",
     },
+    "tests/unit/run/attempt/test_start.py": {
+        "restart": "test_a_restart_begins_at_step_0_and_is_done_once",
+        "resume_from": "test_resume_from_goes_back_and_is_done_once",
+    },
     "tests/unit/cli/test_train.py": {
         "nproc_per_node": "test_nproc_per_node_is_the_number_of_processes_started",
     },

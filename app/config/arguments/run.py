@@ -80,7 +80,7 @@ RUN_ARGUMENTS: tuple[Argument, ...] = (
         group=RUN,
         ours=True,
         help="name of the run's folder; default: experiment_name, lower-cased, with - for "
-        "other characters",
+        "other characters; without one of your own model and mode, such as cogvideox-5b-lora",
     ),
     Argument(
         name="register",

@@ -208,6 +208,21 @@ class TrainingConfig:
         "checkpoint",
         group=CHECKPOINTS,
     )
+    restart: bool = argument(
+        boolean(),
+        False,
+        "begin the run at step 0 again, in the same folder; what it did before no longer counts",
+        group=CHECKPOINTS,
+        ours=True,
+    )
+    resume_from: str | None = argument(
+        optional(text()),
+        None,
+        "go on from this checkpoint of the run instead of its newest; later ones no longer count",
+        group=CHECKPOINTS,
+        unit="step, or name of a checkpoint",
+        ours=True,
+    )
     force_train: bool = argument(
         boolean(),
         False,

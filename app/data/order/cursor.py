@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.errors import CheckpointError, ConfigError, DataError
 
@@ -61,9 +61,9 @@ class Cursor:
             **{name: _field(values, name, int) for name in _NUMBERS},
             manifest_sha256=_field(values, "manifest_sha256", str),
             order=_field(values, "order", str),
-            shares=tuple(int(share) for share in _field(values, "shares", list)),
-            quarantined=tuple((str(s), str(k)) for s, k in _field(values, "quarantined", list)),
-            skipped=tuple(int(step) for step in _field(values, "skipped", list)),
+            shares=_entries(values, "shares", int),
+            quarantined=_entries(values, "quarantined", lambda pair: (str(pair[0]), str(pair[1]))),
+            skipped=_entries(values, "skipped", int),
         )
 
     def check_continues(self, now: Cursor) -> None:
@@ -113,6 +113,14 @@ def _field(values: Mapping[str, object], name: str, kind: type[T]) -> T:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise _unreadable(name, value)
     return value
+
+
+def _entries(values: Mapping[str, object], name: str, read: Callable[[Any], T]) -> tuple[T, ...]:
+    found = _field(values, name, list)
+    try:
+        return tuple(read(entry) for entry in found)
+    except (TypeError, ValueError, LookupError):
+        raise _unreadable(name, found) from None
 
 
 def _unreadable(name: str, value: object) -> CheckpointError:

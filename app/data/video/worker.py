@@ -61,6 +61,8 @@ def confine(parent: int, memory_bytes: int) -> None:
     # No network, where the kernel lets us; playlists and the like never get here anyway.
     libc.unshare(CLONE_NEWUSER_AND_NEWNET)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # Ctrl-C on a terminal reaches the whole group; the trainer still needs clips to end its step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getppid() != parent:  # it died before the line above
         sys.exit(1)
     for limit, value in (

@@ -226,6 +226,13 @@ def _load_model(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
             where=str(folder),
             fix="give the folder of a T5 v1.1 encoder, or of a whole T5, as it was released",
         )
+    bad = [name for name, values in model.named_parameters() if not values.isfinite().all()]
+    if bad:
+        raise WeightsError(
+            f"{len(bad)} T5 tensors hold NaN or infinity; the first: {', '.join(bad[:MAX_LISTED])}",
+            where=str(folder),
+            fix=fix,
+        )
     # The library keeps some layers in fp32 when fp16 is requested; upstream casts them all.
     cast: torch.nn.Module = model.to(dtype)
     return cast

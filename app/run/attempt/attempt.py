@@ -23,6 +23,7 @@ from app.data.order.share import Share
 from app.data.quarantine import ReplacedSource
 from app.data.sources.views import PARTS
 from app.diffusion.timesteps import RankStratum, Strata
+from app.distributed.agreement import on_rank_zero
 from app.distributed.groups import ProcessGroups
 from app.distributed.rank_group import world
 from app.distributed.seeding import Draws, GlobalDraws, KeyedDraws
@@ -31,9 +32,11 @@ from app.models.dit.parallel import split_axis
 from app.run.attempt.bad_samples import QuarantineKeeper
 from app.run.attempt.data import clip_cost_in, frames_per_second, split_of
 from app.run.attempt.folder import RunFolder, finish_run
+from app.run.attempt.history import validation_at
 from app.run.attempt.latents import CachedClips
 from app.run.attempt.node_table import NodePeers
 from app.run.attempt.reporting import make_trackers, save_arguments, write_progress
+from app.run.attempt.same_job import check_length
 from app.run.attempt.saving import Saver, restore
 from app.run.attempt.validation import Evaluator
 from app.run.build import (
@@ -49,6 +52,7 @@ from app.telemetry.logging import LogContext
 from app.telemetry.profiling import StepProfiler
 from app.telemetry.timing import PartTimes
 from app.training.engine import Engine
+from app.training.health import Health, check_end
 from app.training.loop import LoopHooks, LoopPlan, LoopState, LoopTools, is_due, run_loop
 from app.training.lr_schedule import LrSchedule
 from app.training.signals import StopFlag
@@ -91,6 +95,8 @@ class Attempt:
                 init(self.args, model)
             saver = Saver(self.config, self.run, self.groups, engine, loader, self.scratch)
             state, stored = restore(saver, with_rng=not training.no_load_rng)
+            # Epochs are steps only since the data was counted.
+            check_length(training.steps, state.step, self.run.storage.url)
             evaluate = self.evaluator(seams, model, engine, stack, cached)
             if cached is not None:
                 cached.forget_listing()
@@ -99,7 +105,12 @@ class Attempt:
             )
             stack.callback(tools.trackers.close)
             if evaluate is not None and state.step == 0:
-                tools.trackers.log(0, evaluate.baseline())
+                first = evaluate.baseline()
+                tools.health.observe_validation(0, first["valid_loss"])
+                tools.trackers.log(0, first)
+            is_inside = 0 < state.step < training.steps  # the end validates anyway
+            if evaluate and is_inside and is_due(state.step, training.evaluation.interval):
+                self.make_up(evaluate, saver, state, tools)
             # Closed before the loader, which gets back what was read ahead.
             batches = stack.enter_context(closing(self.batches(loader, state)))
             micro_step = self.micro_step(seams.forward_step, model, batches, times)
@@ -254,7 +265,8 @@ class Attempt:
         wandb_run_id: str | None,
     ) -> tuple[LoopTools, Callable[[], str | None]]:
         """Clocks, trackers (on rank 0), the stop flag."""
-        tools = LoopTools(times=times, stop=self.stop, context=self.context)
+        health = Health(warns=self.groups.rank.rank == 0)
+        tools = LoopTools(times=times, stop=self.stop, context=self.context, health=health)
         if self.groups.rank.rank:
             return tools, lambda: None
         if training.save_args:
@@ -268,6 +280,24 @@ class Attempt:
             show=getattr(self.args, "show", None),
         )
         return tools, wandb_id
+
+    def make_up(
+        self, evaluate: Evaluator, saver: Saver, state: LoopState, tools: LoopTools
+    ) -> None:
+        """Validate at the step of the checkpoint, if the start before was killed meanwhile.
+
+        The noise is fixed, so the numbers are those that it would have had.
+        """
+        newest = self.run.newest
+        assert newest is not None, "a state beyond step 0 comes from a checkpoint"
+        rank = self.groups.rank.rank
+        found = on_rank_zero(rank, lambda: validation_at(self.run.storage, newest))
+        if found is None:
+            log.info("validation made up", extra={"steps_done": state.step})
+            found = evaluate(state)
+            tools.trackers.log(state.step, found)
+            tools.trackers.flush()
+        saver.note_validation(state.step, found)
 
     def batches(self, loader: Loader, state: LoopState) -> Generator[Batch, None, None]:
         """The batches from the state's step on."""
@@ -361,7 +391,12 @@ class Attempt:
         evaluate: Evaluator | None,
         tools: LoopTools,
     ) -> None:
-        """Validate the last weights unless that is done, and mark the run as finished."""
+        """Validate the last weights unless that is done, and mark the run as finished.
+
+        Raises:
+            DivergedError: its last steps changed no weights.
+        """
+        check_end(state.step, state.bad_in_a_row)
         if evaluate is not None:
             tools.trackers.log(state.step, evaluate(state))
         tools.trackers.flush()

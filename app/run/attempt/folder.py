@@ -6,22 +6,28 @@ ranks do not list the bucket a thousand times.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from app import __version__
-from app.checkpoint.attempts import AttemptRecord, begin_attempt, end_attempt, note_resumed
-from app.checkpoint.catalog import find_newest
-from app.checkpoint.json_file import canonical_json
-from app.checkpoint.layout import COMPLETE, RUN, CheckpointRef, config_key, run_url
+from app.checkpoint.attempts import (
+    AttemptRecord,
+    begin_attempt,
+    end_attempt,
+    next_attempt,
+    note_resumed,
+)
+from app.checkpoint.completion import Completion, write_completion
+from app.checkpoint.layout import RUN, CheckpointRef, config_key, run_url
 from app.config.schema.run import TrainableRun
 from app.config.snapshot import digest, masked, snapshot
 from app.distributed.agreement import on_rank_zero
-from app.errors import CogvxError, ConfigError
-from app.storage.objects import Storage, read_if_present
+from app.errors import CogvxError
+from app.run.attempt.identity import write_identity
+from app.run.attempt.start import decide
+from app.storage.objects import Storage
 from app.storage.opening import open_storage
 
 log = logging.getLogger(__name__)
@@ -46,7 +52,8 @@ def open_run(config: TrainableRun, rank: int, world: Mapping[str, int]) -> RunFo
         world: sizes for the record: world_size, micro_batch, ...
 
     Raises:
-        ConfigError: the folder holds a run of another network.
+        ConfigError: the folder holds another run, or a finished one of another job.
+        CheckpointError: the run has checkpoints and none can be used, or a file is damaged.
         CogvxError: the storage cannot be used.
     """
     storage = open_storage(run_url(config.runs_url, config.run_id))
@@ -60,9 +67,21 @@ def open_run(config: TrainableRun, rank: int, world: Mapping[str, int]) -> RunFo
 
 
 def finish_run(run: RunFolder, step: int) -> None:
-    """Write complete.json: every later start of the run exits immediately. Rank 0 only."""
-    run.storage.write_small(
-        COMPLETE, canonical_json({"format_version": 1, "step": step, "version": __version__})
+    """Write complete.json: every later start of the same job exits immediately. Rank 0 only."""
+    newest, attempt = run.newest, run.attempt
+    is_older = newest is not None and newest.step == step  # nothing was left to do
+    last = newest if newest is not None and is_older else CheckpointRef(attempt.number, step)
+    write_completion(
+        run.storage,
+        Completion(
+            step=step,
+            version=__version__,
+            checkpoint=last.name,
+            attempt=attempt.number,
+            owner=attempt.owner,
+            last_attempt=next_attempt(run.storage) - 1,
+            config_sha256=run.config_sha256,
+        ),
     )
 
 
@@ -78,60 +97,25 @@ def _begin(
     storage: Storage, config: TrainableRun, text: str, world: Mapping[str, int]
 ) -> dict[str, Any] | None:
     storage.check_reachable()
-    if read_if_present(storage, COMPLETE) is not None:
-        log.info("the run is finished already", extra={"url": f"{storage.url}/{COMPLETE}"})
+    start = decide(storage, config, text, world)
+    if start.finished is not None:
+        log.info(
+            "the run is finished already", extra={"steps_done": start.finished, "url": storage.url}
+        )
         return None
-    _check_identity(storage, config)
-    newest = find_newest(storage)
-    attempt = begin_attempt(storage, world)
-    attempt = note_resumed(storage, attempt, newest.name if newest else None)
+    if start.identity is not None:
+        write_identity(storage, start.identity)
+    resumed_from = start.newest.name if start.newest else None
+    attempt = begin_attempt(storage, world, start.request)
+    attempt = note_resumed(storage, attempt, resumed_from)
     storage.write_small(config_key(attempt.number, attempt.owner), text.encode())
+    # Only now: with the record they do not count any more, whenever this process ends.
+    storage.delete([key for key in start.obsolete if key != RUN])
     log.info(
         "attempt begun",
-        extra={
-            "url": storage.url,
-            "attempt": attempt.number,
-            "resumed_from": newest.name if newest else None,
-        },
+        extra={"url": storage.url, "attempt": attempt.number, "resumed_from": resumed_from},
     )
     return {
-        "newest": newest.name if newest else None,
+        "newest": resumed_from,
         "attempt": {**asdict(attempt), "world": dict(attempt.world)},
     }
-
-
-def _check_identity(storage: Storage, config: TrainableRun) -> None:
-    """Write run.json once; refuse a folder that holds a run of another network."""
-    as_stored = json.loads(json.dumps(asdict(config.model.network.params)))
-    network = {key: value for key, value in as_stored.items() if key not in _CHANGEABLE}
-    identity = {
-        "format_version": 1,
-        "run_id": config.run_id,
-        "version": __version__,
-        "network": network,
-        "load": masked(config.training.load),
-    }
-    stored = read_if_present(storage, RUN)
-    if stored is None:
-        storage.write_small(RUN, canonical_json(identity))
-        return
-    found = json.loads(stored)
-    for key, value in network.items():
-        if found.get("network", {}).get(key) != value:
-            raise ConfigError(
-                f"the run has a network with {key} = {found.get('network', {}).get(key)}, "
-                f"the configuration says {value}",
-                where=f"{storage.url}/{RUN}",
-                fix="use another --run-id, or the configuration that the run began with",
-            )
-
-
-# They change how a step is computed, not its result.
-_CHANGEABLE = frozenset(
-    {
-        "checkpoint_activations",
-        "checkpoint_num_layers",
-        "checkpoint_skip_layers",
-        "model_parallel_size",
-    }
-)

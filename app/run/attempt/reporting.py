@@ -8,12 +8,14 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from app.checkpoint.json_file import canonical_json
+from app.checkpoint.json_file import canonical_json, parse_object
 from app.checkpoint.layout import PROGRESS, log_key
 from app.config.schema.run import TrainableRun
 from app.config.snapshot import masked
-from app.errors import CogvxError
+from app.errors import CheckpointError, CogvxError
 from app.run.attempt.folder import RunFolder
+from app.run.attempt.history import records_before
+from app.storage.objects import read_if_present
 from app.telemetry.metrics import (
     JsonlTracker,
     ProgressTracker,
@@ -59,8 +61,22 @@ def make_trackers(
         public = masked({"args": dict(config.arguments), **config.sections})
         assert isinstance(public, Mapping)
         wandb = WandbTracker(settings, public)
+        _send_again(wandb, run)
         trackers.append(wandb)
     return Trackers(trackers), lambda: wandb.run_id if wandb is not None else None
+
+
+def _send_again(wandb: WandbTracker, run: RunFolder) -> None:
+    """Give W&B the steps before this start that a killed one did not send."""
+    lacks_from = wandb.lacks_from
+    if lacks_from is None or run.newest is None:
+        return
+    records = records_before(run.storage, run.newest, lacks_from)
+    tracker = Trackers([wandb])  # which survives whatever the library raises
+    for record in records:
+        tracker.log(record.step, record.values)
+    if records:
+        log.info("earlier metrics sent to W&B", extra={"steps": len({r.step for r in records})})
 
 
 def save_arguments(args: Namespace, config: TrainableRun) -> None:
@@ -89,6 +105,43 @@ def write_progress(
         run.storage.write_small(PROGRESS, canonical_json(record))
     except CogvxError as problem:
         log.warning("progress.json was not written", extra={"problem": problem.what})
+
+
+def write_end(run: RunFolder, status: str, cause: str) -> None:
+    """Add to progress.json how this start ended; a failure is only logged.
+
+    Args:
+        run: of this start.
+        status: "stopped", "interrupted" or "failed"; "finished" is written before.
+        cause: in words.
+    """
+    record: dict[str, object] = {"format_version": 1, "attempt": run.attempt.number}
+    try:
+        found = read_if_present(run.storage, PROGRESS)
+        record |= _progress(found)
+        if record["attempt"] != run.attempt.number:
+            # Of an earlier start: how far the run is remains true. Of a later one: its own.
+            if _is_later(record["attempt"], run.attempt.number):
+                return
+            record["attempt"] = run.attempt.number
+        record |= {"state": status, "cause": str(masked(cause))}
+        run.storage.write_small(PROGRESS, canonical_json(record))
+    except CogvxError as problem:
+        log.warning("progress.json was not written", extra={"problem": problem.what})
+
+
+def _progress(data: bytes | None) -> dict[str, object]:
+    """What it says; nothing where it is damaged: it is written anew."""
+    if data is None:
+        return {}
+    try:
+        return parse_object(data, PROGRESS)
+    except CheckpointError:
+        return {}
+
+
+def _is_later(attempt: object, than: int) -> bool:
+    return isinstance(attempt, int) and attempt > than
 
 
 def _finite(value: float | None) -> float | None:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 
 from app import __version__
+from app.checkpoint.catalog import checkpoint_refs, ways_on
+from app.checkpoint.json_file import DamagedError
 from app.checkpoint.layout import CheckpointRef
 from app.checkpoint.manifest import CheckpointIdentity
 from app.checkpoint.reader import open_checkpoint
@@ -26,6 +28,7 @@ from app.data.order.cursor import Cursor
 from app.distributed.exchange import StoreExchange
 from app.distributed.groups import ProcessGroups
 from app.distributed.rank_group import world
+from app.errors import CheckpointError
 from app.run.attempt.folder import RunFolder
 from app.training.engine import Engine
 from app.training.loop import LoopState
@@ -99,6 +102,7 @@ class Saver:
             cursor=self.loader.cursor(state.step).to_json(),
             seed=training.seed,
             skipped_steps=state.skipped_steps,
+            bad_in_a_row=state.bad_in_a_row,
             loss_scale=self.engine.loss_scale(),
             ema_step=average.updates if average is not None else None,
             best=dict(self.best),
@@ -143,10 +147,23 @@ def restore(saver: Saver, *, with_rng: bool = True) -> tuple[LoopState, TrainSta
         CheckpointError: the checkpoint is damaged or does not fit the network.
         ConfigError, DataError: the data would come in another order.
     """
-    run, engine = saver.run, saver.engine
+    run = saver.run
     if run.newest is None:
         return LoopState(), None
-    with open_checkpoint(run.storage, run.newest, saver.scratch) as checkpoint:
+    try:
+        state = _read(saver, run.newest, with_rng=with_rng)
+    except DamagedError as error:
+        others = [ref for ref in checkpoint_refs(run.storage) if ref != run.newest]
+        fix = f"put the file back, {ways_on(run.storage, others)}"
+        raise CheckpointError(error.what, where=error.where, fix=fix) from error
+    log.info("resumed", extra={"checkpoint": run.newest.name, "steps_done": state.step})
+    saver.best = dict(state.best)
+    return LoopState(state.step, state.skipped_steps, state.bad_in_a_row), state
+
+
+def _read(saver: Saver, ref: CheckpointRef, *, with_rng: bool) -> TrainState:
+    run, engine = saver.run, saver.engine
+    with open_checkpoint(run.storage, ref, saver.scratch) as checkpoint:
         checkpoint.check_parameters(engine.parameters_info())
         state = checkpoint.state
         cursor = Cursor.from_json(state.cursor)
@@ -160,7 +177,5 @@ def restore(saver: Saver, *, with_rng: bool = True) -> tuple[LoopState, TrainSta
         )
         rng = checkpoint.rng(saver.groups.rank.rank) if with_rng else None
         if rng is not None:
-            restore_rng(rng, f"{run.storage.url}/{run.newest.folder}")
-    log.info("resumed", extra={"checkpoint": run.newest.name, "steps_done": state.step})
-    saver.best = dict(state.best)
-    return LoopState(step=state.step, skipped_steps=state.skipped_steps), state
+            restore_rng(rng, f"{run.storage.url}/{ref.folder}")
+    return state

@@ -16,14 +16,14 @@ import yaml
 from torch import Tensor
 
 from app.checkpoint.attempts import read_attempts
-from app.checkpoint.catalog import complete_checkpoints, find_newest
+from app.checkpoint.catalog import checkpoint_of_step, run_checkpoint
 from app.checkpoint.layout import CheckpointRef, config_key, export_folder
 from app.checkpoint.reader import Checkpoint, open_checkpoint
 from app.config.schema.model import DiTConfig
 from app.config.sections.parse import parse_network
 from app.conversion.export import export_diffusers, export_lora, export_safetensors
 from app.conversion.loading import load_network_weights
-from app.errors import ConfigError, InputMissingError
+from app.errors import ConfigError, DataError, InputMissingError
 from app.models.dit.transformer import DiffusionTransformer
 from app.registry import TARGETS
 from app.run.build import DTYPES
@@ -68,7 +68,7 @@ def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Pat
     """
     storage = open_storage(url)
     ref = _checkpoint_ref(storage, request.step)
-    record = _run_record(storage)
+    record = _run_record(storage, ref)
     config = _network_config(record, storage.url)
     if request.kind == "auto":
         request = replace(request, kind="safetensors" if config.lora is None else "lora")
@@ -94,7 +94,7 @@ def run_weights(url: str, request: ExportRequest, cache_dir: Path) -> dict[str, 
     """
     storage = open_storage(url)
     ref = _checkpoint_ref(storage, request.step)
-    return _weights(storage, ref, request, _run_record(storage), cache_dir)
+    return _weights(storage, ref, request, _run_record(storage, ref), cache_dir)
 
 
 def run_step(url: str, step: int | None) -> int:
@@ -191,9 +191,7 @@ def _complete(
 
 
 def _checkpoint_ref(storage: Storage, step: int | None) -> CheckpointRef:
-    ref = find_newest(storage)
-    if step is not None and (ref is None or ref.step != step):
-        ref = next((r for r, _ in complete_checkpoints(storage) if r.step == step), None)
+    ref = run_checkpoint(storage) if step is None else checkpoint_of_step(storage, step)
     if ref is None:
         raise InputMissingError(
             "no complete checkpoint" + ("" if step is None else f" of step {step}"),
@@ -203,7 +201,8 @@ def _checkpoint_ref(storage: Storage, step: int | None) -> CheckpointRef:
     return ref
 
 
-def _run_record(storage: Storage) -> dict[str, dict[str, object]]:
+def _run_record(storage: Storage, ref: CheckpointRef | None = None) -> dict[str, dict[str, object]]:
+    """The configuration of the attempt that wrote a checkpoint, or of the last one."""
     attempts = read_attempts(storage)
     if not attempts:
         raise InputMissingError(
@@ -211,8 +210,17 @@ def _run_record(storage: Storage) -> dict[str, dict[str, object]]:
             where=storage.url,
             fix="give the folder of a run: <save>/<run id>",
         )
-    last = attempts[-1]
-    return dict(yaml.safe_load(storage.read_small(config_key(last.number, last.owner))))
+    wrote = [one for one in attempts if ref is not None and one.number == ref.attempt]
+    last = (wrote or attempts)[-1]
+    key = config_key(last.number, last.owner)
+    try:
+        return dict(yaml.safe_load(storage.read_small(key)))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
+        raise DataError(
+            "the configuration of the run is damaged",
+            where=f"{storage.url}/{key}",
+            fix="put the file back; a start of the run writes another",
+        ) from error
 
 
 def _text(value: object) -> str | None:

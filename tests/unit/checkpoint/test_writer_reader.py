@@ -230,6 +230,23 @@ def test_parameters_of_another_model_are_refused(storage: LocalStorage, tmp_path
                 checkpoint.check_parameters(expected)
 
 
+@pytest.mark.parametrize("kind", ["master", "exp_avg_sq"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_never_published(
+    kind: str, value: float, storage: LocalStorage, tmp_path: Path
+) -> None:
+    save(storage, tmp_path / "s", step=3)
+    values = made_up_values(1)
+    values["blocks.10.mlp.up.weight", kind][-1] = value  # of the last rank
+
+    results = save(storage, tmp_path / "s", step=6, world_size=2, values=values)
+
+    assert isinstance(results[0], CheckpointError)
+    assert "1 parameters hold NaN or infinity" in results[0].what
+    assert "blocks.10.mlp.up.weight" in results[0].what
+    assert newest(storage).step == 3
+
+
 class FailingStorage(LocalStorage):
     """Refuses to take the files of one rank."""
 

@@ -73,7 +73,7 @@ def test_check_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "check", *TINY, "data.params.fps=0", "--json"]) == 78
     wrong = printed(capsys)
 
-    assert (valid["ok"], valid["runnable"], valid["run_id"]) == (True, False, "lora-disney")
+    assert (valid["ok"], valid["runnable"], valid["run_id"]) == (True, False, "cogvideox-2b-full")
     assert valid["before_a_run"][0]["where"].startswith("args.load")
     assert len(valid["digest"]) == 64
     assert wrong["ok"] is False

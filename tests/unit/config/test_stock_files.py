@@ -116,7 +116,7 @@ def test_recipe_of_upstream_means_what_it_says() -> None:
     assert training.optimizer.ema_decay == 0.9999
     assert (training.zero_stage, training.precision, training.gradient_clipping) == (2, "bf16", 0.1)
     assert (training.micro_batch, training.accumulation, training.steps) == (2, 1, 1000)
-    assert config.run_id == "lora-disney"
+    assert config.run_id == "cogvideox-2b-full"
 
 
 def test_placeholder_is_a_mistake_only_before_a_run() -> None:

@@ -142,6 +142,32 @@ def test_lora_checkpoint_fills_base_and_pairs(tmp_path: Path) -> None:
     assert_same(network, state)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_tensors_that_are_not_finite_are_named(value: float, tmp_path: Path) -> None:
+    config = tiny("2b")
+    state = network_of(config).state_dict()
+    state["blocks.1.attention.q.weight"][0, 0] = value
+    export_safetensors(tmp_path / "ours.safetensors", state, config)
+
+    error = refusal(on_meta(config), tmp_path / "ours.safetensors")
+
+    assert error.exit_code == 65
+    assert "1 of " in error.what
+    assert error.what.endswith("the first: blocks.1.attention.q.weight")
+
+
+def test_values_that_only_the_dtype_cannot_hold_are_named_too(tmp_path: Path) -> None:
+    config = tiny("2b")
+    state = network_of(config).state_dict()
+    state["blocks.1.attention.q.weight"][0, 0] = 1e6
+    export_safetensors(tmp_path / "ours.safetensors", state, config)
+
+    error = refusal(on_meta(config, torch.float16), tmp_path / "ours.safetensors")
+
+    assert "use bf16" in error.fix
+    load_network_weights(on_meta(config, torch.bfloat16), tmp_path / "ours.safetensors")
+
+
 def test_fixed_table_of_another_size_is_computed_instead(tmp_path: Path) -> None:
     small = replace(tiny("2b"), latent_height=4)
     export_sat(tmp_path, network_of(small).state_dict(), small)

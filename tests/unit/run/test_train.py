@@ -73,21 +73,28 @@ def test_the_end_of_a_start_is_recorded_and_its_log_kept(start: Start, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("problem", "cause"),
+    ("problem", "cause", "state"),
     [
-        (CUT, "a shard is cut"),
-        (PreemptedError("stopped by SIGTERM", where="step 3", fix="start again"), "stopped by"),
-        (ZeroDivisionError("division by zero"), "ZeroDivisionError('division by zero')"),
-        (KeyboardInterrupt(), "KeyboardInterrupt()"),
+        (CUT, "a shard is cut", "failed"),
+        (
+            PreemptedError("stopped by SIGTERM", where="step 3", fix="start again"),
+            "stopped by",
+            "interrupted",
+        ),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError('division by zero')", "failed"),
+        (KeyboardInterrupt(), "KeyboardInterrupt()", "interrupted"),
     ],
 )
 def test_whatever_ends_a_start_is_its_cause_and_passes_on(
-    problem: BaseException, cause: str, start: Start, tmp_path: Path
+    problem: BaseException, cause: str, state: str, start: Start, tmp_path: Path
 ) -> None:
     with pytest.raises(type(problem)):
         start(raising(problem))
 
     assert cause in read_json(tmp_path, "runs/a/attempts/*.json")["cause"]
+    progress = read_json(tmp_path, "runs/a/progress.json")
+    assert progress["state"] == state
+    assert cause in progress["cause"]
     assert (tmp_path / "runs/a/logs/000001-r0000.txt").exists()
 
 

@@ -137,7 +137,9 @@ def test_wandb_runs_offline_without_an_account(
     tracker = WandbTracker(run, {"lr": 0.5})
     tracker.log(1, {"loss": 0.5})
     tracker.log(1, {"valid_loss": 0.75})
+    lacks_from = tracker.lacks_from
     tracker.close()
 
+    assert lacks_from is None  # nothing was sent before
     assert tracker.run_id
     assert list(tmp_path.rglob("run-*.wandb"))

@@ -225,7 +225,50 @@ def test_bad_losses_in_a_row_end_the_run_with_a_cause() -> None:
         run(Diary(), micro=lambda step: (torch.tensor(math.nan), {}), tools=tools)
 
     assert caught.value.where == "steps 1 to 3"
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 65
+
+
+@pytest.mark.parametrize(
+    ("steps", "bad", "where"),
+    [
+        (4, (0, 1, 2, 3), "steps 1 to 4"),  # all of them
+        (2, (0, 1), "steps 1 to 2"),
+        (6, (3, 4, 5), "steps 4 to 6"),
+    ],
+)
+def test_a_run_whose_last_steps_were_lost_is_not_finished(
+    steps: int, bad: tuple[int, ...], where: str
+) -> None:
+    diary = Diary()
+
+    def micro(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return torch.tensor(math.nan if step in bad else 1.0), {}
+
+    with pytest.raises(DivergedError, match="not finished: its last") as caught:
+        run(diary, replace(PLAN, steps=steps), micro)
+
+    assert (caught.value.exit_code, caught.value.where) == (65, where)
+    assert all(word in caught.value.fix for word in ("lr", "fp16", "NaN"))
+    assert diary.kinds("save") == []
+    assert len(diary.records) == steps
+
+
+def test_skipped_gradients_count_as_lost_although_the_loss_is_finite() -> None:
+    class Overflowing(Diary):
+        def step(self, lr: float) -> StepReport:
+            return StepReport(grad_norm=math.inf, skipped=True)
+
+    with pytest.raises(DivergedError, match="its last 6 steps"):
+        run(Overflowing())
+
+
+def test_lost_steps_are_counted_across_starts_and_one_at_the_end_is_no_failure() -> None:
+    def micro(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return torch.tensor(math.nan if step == 5 else 1.0), {}
+
+    assert run(Diary(), micro=micro).bad_in_a_row == 1
+    with pytest.raises(DivergedError, match="its last 3 steps"):
+        run(Diary(), micro=micro, state=LoopState(step=5, bad_in_a_row=2))
 
 
 def test_log_lines_come_at_the_first_step_at_the_interval_and_at_the_end() -> None:
@@ -258,3 +301,58 @@ def test_the_step_of_log_lines_moves_with_the_run() -> None:
 
 def test_the_process_group_is_the_one_of_the_test(groups: ProcessGroups) -> None:
     assert groups.rank.world_size == 1
+
+
+class Flat(Diary):
+    """Gradients of exactly 0 from a step on."""
+
+    zero_steps: range = range(6)
+
+    def step(self, lr: float) -> StepReport:
+        done = len(self.kinds("step"))
+        self.events.append(f"step {lr:g}")
+        return StepReport(grad_norm=0.0 if done in self.zero_steps else 1.0, skipped=False)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+
+
+def test_gradients_of_exactly_0_from_the_start_are_one_warning_with_the_likely_cause(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run(Flat())
+
+    assert warnings(caplog) == ["the gradients are exactly 0, so nothing is trained"]
+    assert "LoRA on weights that were never trained" in caplog.records[-1].__dict__["likely"]
+
+
+def test_one_gradient_is_enough(caplog: pytest.LogCaptureFixture) -> None:
+    diary = Flat()
+    diary.zero_steps = range(1, 6)
+
+    run(diary)
+
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(("losses", "said"), [([0.5] * 6, 1), ([0.5, 0.5, 0.4, 0.4, 0.4, 0.4], 0)])
+def test_a_validation_loss_that_never_changes_is_one_warning(
+    losses: list[float], said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = iter(losses)
+    hooks = LoopHooks(
+        micro_step=lambda step: torch.tensor(1.0),
+        evaluate=lambda state: {"valid_loss": next(found)},
+    )
+
+    run_loop(Diary(), replace(PLAN, eval_interval=1), hooks, LoopTools(), LoopState())
+
+    expected = "the validation loss does not change, so nothing is trained"
+    assert warnings(caplog) == [expected] * said
+
+
+def test_ranks_that_do_not_warn_are_silent(caplog: pytest.LogCaptureFixture) -> None:
+    run(Flat(), tools=LoopTools(health=Health(warns=False)))
+
+    assert warnings(caplog) == []

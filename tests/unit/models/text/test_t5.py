@@ -171,6 +171,18 @@ def test_a_missing_weight_is_an_error_and_not_random(folder: Path, tmp_path: Pat
         load(tmp_path / "t5")
 
 
+def test_weights_that_are_not_finite_are_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "t5")
+    path = tmp_path / "t5" / "model.safetensors"
+    tensors = load_file(path)
+    bad = "encoder.final_layer_norm.weight"
+    tensors[bad][0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+
+    with pytest.raises(WeightsError, match=f"1 T5 tensors hold NaN or infinity; the first: {bad}"):
+        load(tmp_path / "t5")
+
+
 @pytest.mark.parametrize("name", ["spiece.model", "model.safetensors", "config.json"])
 def test_a_damaged_file_is_an_error_with_its_folder(
     folder: Path, tmp_path: Path, name: str

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from app.checkpoint.layout import CheckpointRef
 from app.config.schema.data import DataConfig
 from app.data.quarantine import Quarantine
 from app.distributed.groups import ProcessGroups
@@ -192,6 +193,24 @@ def test_the_end_marks_the_run_as_finished(
     assert read_json(tmp_path, "complete.json")["step"] == 60
     progress = read_json(tmp_path, "progress.json")
     assert (progress["state"], progress["step"]) == ("finished", 60)
+
+
+@pytest.mark.parametrize("was_done", [True, False])
+def test_a_validation_that_a_kill_took_is_made_up_once(
+    was_done: bool, groups: ProcessGroups, tmp_path: Path
+) -> None:
+    made, memory, noted = attempt(groups, tmp_path), Memory(), []
+    made = replace(made, run=run_folder(tmp_path, attempt=2, newest=CheckpointRef(1, 30)))
+    if was_done:
+        line = b'{"step": 30, "valid_loss": 0.25}\n'
+        made.run.storage.write_small("metrics/000001-000007.jsonl", line)
+    saver: Any = SimpleNamespace(note_validation=lambda step, numbers: noted.append(numbers))
+    evaluate: Any = lambda state: {"valid_loss": 0.5}  # noqa: E731
+
+    made.make_up(evaluate, saver, LoopState(step=30), LoopTools(trackers=Trackers([memory])))
+
+    assert memory.records == ([] if was_done else [(30, {"valid_loss": 0.5})])
+    assert noted == [{"valid_loss": 0.25 if was_done else 0.5}]
 
 
 def test_numbers_of_a_validation_are_returned_and_the_best_remembered(

@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 import math
 from argparse import Namespace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from app.checkpoint.layout import CheckpointRef
 from app.errors import RetryableError
-from app.run.attempt.reporting import make_trackers, save_arguments, upload_log, write_progress
+from app.run.attempt import reporting
+from app.run.attempt.reporting import (
+    make_trackers,
+    save_arguments,
+    upload_log,
+    write_end,
+    write_progress,
+)
 from app.storage.local import LocalStorage
 from app.telemetry.metrics import (
     JsonlTracker,
@@ -88,6 +97,36 @@ def test_a_storage_that_does_not_answer_costs_freshness_only(
     ]
 
 
+@pytest.mark.parametrize("before", [None, b"", b"[1]", b'{"step": 7', b"\xff"])
+def test_how_a_start_ended_is_written_whatever_progress_json_holds(
+    before: bytes | None, tmp_path: Path
+) -> None:
+    run = run_folder(tmp_path / "run", attempt=2)
+    if before is not None:
+        run.storage.write_small("progress.json", before)
+
+    write_end(run, "failed", "nothing lies at s3://a?X-Amz-Signature=hunter22")
+
+    assert read_json(tmp_path, "run/progress.json") == {
+        "format_version": 1,
+        "attempt": 2,
+        "state": "failed",
+        "cause": "nothing lies at s3://a?X-Amz-Signature=***",
+    }
+
+
+def test_how_far_the_run_is_stays_and_a_later_start_is_left_alone(tmp_path: Path) -> None:
+    first, second = (run_folder(tmp_path / "run", attempt=number) for number in (1, 2))
+    write_progress(first, LoopState(step=7), 60, {"loss": 0.5}, "running")
+
+    write_end(second, "interrupted", "stopped by SIGINT after step 7")
+
+    found = read_json(tmp_path, "run/progress.json")
+    assert (found["state"], found["step"], found["loss"]) == ("interrupted", 7, 0.5)
+    write_end(first, "failed", "lost")
+    assert read_json(tmp_path, "run/progress.json") == found
+
+
 def test_the_log_of_a_rank_lies_under_its_attempt(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("line\n")
@@ -149,3 +188,44 @@ def test_a_terminal_gets_a_progress_line_and_a_summary_folder_tensorboard(
 
     assert kinds(trackers) == {JsonlTracker, ProgressTracker, TensorBoardTracker}
     assert list((tmp_path / "s/runs/b").glob("events.out.tfevents.*"))
+
+
+@dataclass
+class FakeWandb:
+    """A W&B run that has the steps before `lacks_from`."""
+
+    lacks_from: int | None
+    run_id: str = "w1"
+    taken: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.taken.append((step, values))
+
+
+@pytest.mark.parametrize(
+    ("lacks_from", "sent"),
+    [(2, [(2, {"loss": 0.5}), (3, {"loss": 0.25})]), (4, []), (None, [])],
+)
+def test_wandb_gets_the_steps_that_a_killed_start_did_not_send(
+    lacks_from: int | None,
+    sent: list[tuple[int, dict[str, float]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeWandb(lacks_from)
+    monkeypatch.setattr(reporting, "WandbTracker", lambda run, config: fake)
+    run = run_folder(tmp_path / "run", attempt=2, newest=CheckpointRef(1, 3))
+    lines = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.25}]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 4, "loss": 9.0}])
+    run.storage.write_small("metrics/000001-000000.jsonl", text.encode())
+
+    make_trackers(
+        load_trainable(*TINY, "--run-id", "b", "--wandb"),
+        run,
+        60,
+        first_step=3,
+        wandb_run_id="w1",
+        show=None,
+    )
+
+    assert fake.taken == sent

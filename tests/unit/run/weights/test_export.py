@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from app.checkpoint.completion import Completion, write_completion
 from app.checkpoint.fragments import Fragment, ParameterInfo
 from app.checkpoint.manifest import CheckpointIdentity
 from app.checkpoint.tensor_file import open_tensors
@@ -17,7 +18,7 @@ from app.checkpoint.train_state import TrainState
 from app.checkpoint.writer import Snapshot, save_checkpoint
 from app.conversion.export import export_safetensors
 from app.conversion.loading import load_network_weights
-from app.errors import ConfigError, InputMissingError
+from app.errors import CheckpointError, ConfigError, DataError, InputMissingError
 from app.models.dit.transformer import DiffusionTransformer
 from app.run.attempt.folder import open_run
 from app.run.build import choose_trainable
@@ -118,6 +119,55 @@ def test_the_file_loads_again(make_run: Run, tmp_path: Path) -> None:
     network = DiffusionTransformer(model.network.params)
     load_network_weights(network, Path(file))
     assert all(torch.equal(p, trained[name]) for name, p in network.named_parameters())
+
+
+def test_a_finished_run_is_the_checkpoint_that_its_end_names(make_run: Run, tmp_path: Path) -> None:
+    make_run(steps=(2, 4, 6))
+    end = Completion(step=4, version="", checkpoint="step-0000000004.000001", last_attempt=1)
+    write_completion(LocalStorage(tmp_path / "runs/a"), end)  # another trainer got to 6
+
+    (file,) = export(tmp_path)
+
+    name, tensor = next(iter(read(file).items()))
+    assert "step-0000000004" in file
+    assert torch.equal(tensor, noise(tensor.shape, 4)), name
+
+
+def test_an_older_checkpoint_is_taken_with_a_warning_that_says_why(
+    make_run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_run(steps=(2, 4))
+    (tmp_path / "runs/a/checkpoints/step-0000000004.000001/state.json").unlink()
+
+    (file,) = export(tmp_path)
+
+    assert "step-0000000002" in file
+    said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert any("step-0000000004.000001 is damaged and passed over: state.json" in w for w in said)
+
+
+@pytest.mark.parametrize("how", [{}, {"step": 4}])
+def test_a_run_whose_only_checkpoint_is_damaged_is_not_exported(
+    how: dict[str, int], make_run: Run, tmp_path: Path
+) -> None:
+    make_run()
+    (tmp_path / "runs/a/checkpoints/step-0000000004.000001/state.json").unlink()
+
+    with pytest.raises(
+        CheckpointError, match=r"none of them can be used: .*state\.json is missing"
+    ):
+        export(tmp_path, **how)
+
+
+def test_a_damaged_configuration_of_the_run_is_named(make_run: Run, tmp_path: Path) -> None:
+    make_run()
+    (path,) = (tmp_path / "runs/a/config").iterdir()
+    path.write_bytes(b"args: [")
+
+    with pytest.raises(DataError) as caught:
+        export(tmp_path)
+
+    assert caught.value.where == str(path)
 
 
 def test_an_older_step_can_be_asked_for(make_run: Run, tmp_path: Path) -> None:
