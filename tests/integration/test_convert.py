@@ -205,27 +205,29 @@ def test_a_pipeline_comes_back_as_the_files_that_a_training_reads(
     assert set(done["verified"]) == {"network", "vae"}
 
 
-@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("fold", ["--no-fold-scale", "--fold-scale"])
 def test_lora_goes_to_sat_and_back_and_keeps_its_scale(
-    fold: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fold: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lora = LoraConfig(rank=2, alpha=6.0, layer_range=(1,))
     config = tiny("5b", lora=lora)
-    tensors = weights_of(config)
-    export_lora(tmp_path / "peft", tensors, config)
-    folded = ("--fold-scale",) if fold else ()
+    export_lora(tmp_path / "peft", weights_of(config), config, fold_scale=False)
+    back = ("--to", "lora", "--no-fold-scale", "--verify")
 
-    call(capsys, tmp_path / "peft", tmp_path / "sat", "--to", "sat", "--verify", *folded)
-    call(capsys, tmp_path / "sat", tmp_path / "back", "--to", "lora", "--verify")
+    call(capsys, tmp_path / "peft", tmp_path / "sat", "--to", "sat", "--verify", fold)
+    call(capsys, tmp_path / "sat", tmp_path / "back", *back)
+    call(capsys, tmp_path / "sat", tmp_path / "folded", "--to", "lora", "--verify")
 
     name = "transformer.transformer_blocks.1.attn1.to_q.lora_{}.weight"
     before, after = diffusers_state(tmp_path / "peft"), diffusers_state(tmp_path / "back")
     assert set(after) == set(before)
     with open_tensors(tmp_path / "back/pytorch_lora_weights.safetensors") as file:
         alpha = json.loads(file.metadata["lora_adapter_metadata"])["transformer.lora_alpha"]
-    assert alpha == (1.0 if fold else 6.0)
+    assert alpha == (1.0 if fold == "--fold-scale" else 6.0)
     b, a = name.format("B"), name.format("A")
     torch.testing.assert_close(alpha * after[b] @ after[a], 6.0 * before[b] @ before[a])
+    alone = diffusers_state(tmp_path / "folded")  # what a tool that ignores alpha computes
+    torch.testing.assert_close(alone[b] @ alone[a], 6.0 / 2 * before[b] @ before[a])
 
 
 def test_a_file_of_ours_and_a_bucket_are_sources_and_targets(

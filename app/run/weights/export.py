@@ -46,14 +46,15 @@ class ExportRequest:
         step: of the checkpoint; None: the newest.
         weights: "master" or "ema".
         dtype: of the files: fp32, bf16 or fp16.
-        fold_scale: multiply B of LoRA pairs by alpha / r and write alpha = r.
+        fold_scale: multiply B of LoRA pairs by alpha / r and write alpha = r; None: where there
+            are pairs.
     """
 
     kind: str = "auto"
     step: int | None = None
     weights: str = "master"
     dtype: str = "fp32"
-    fold_scale: bool = False
+    fold_scale: bool | None = None
 
 
 def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Path) -> list[str]:
@@ -154,12 +155,13 @@ def write_export(
     """Write the files of one export into a local folder."""
     dtype = DTYPES[request.dtype]
     if request.kind == "lora":
-        return [export_lora(folder, tensors, config, dtype, fold_scale=request.fold_scale)]
-    if request.fold_scale:
+        fold_scale = request.fold_scale is not False
+        return export_lora(folder, tensors, config, dtype, fold_scale=fold_scale)
+    if request.fold_scale is not None:
         raise ConfigError(
             "--fold-scale changes LoRA pairs, and this export does not write any",
             where=f"--kind {request.kind}",
-            fix="leave --fold-scale out, or ask for --kind lora",
+            fix="leave --fold-scale and --no-fold-scale out, or ask for --kind lora",
         )
     if request.kind == "diffusers":
         return export_diffusers(folder, tensors, config, dtype)
