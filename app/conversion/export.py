@@ -162,7 +162,8 @@ def export_sat(
     state = cast(to_sat(tensors, config.patch, form.layout), dtype)
     stored = next(iter(state.values())).dtype
     state |= unread_rows(config, form.layout, stored)
-    return _write_sat(folder, state, sat_files.model_section(config), form.shards)
+    section = sat_files.model_section(config, is_v1=form.layout == "v1")
+    return _write_sat(folder, state, section, form.shards)
 
 
 def export_sat_lora(
