@@ -168,18 +168,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         WeightsError: it is not a JSON mapping.
     """
-    if not path.is_file():
-        return None
+    return json_mapping(path.read_bytes(), str(path)) if path.is_file() else None
+
+
+def json_mapping(text: bytes, where: str) -> dict[str, Any]:
+    """The mapping in a JSON text; WeightsError if it is not one."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(text)
     except ValueError as cause:
         raise WeightsError(
-            f"the file does not parse ({cause})", where=str(path), fix="fetch it again"
+            f"the file does not parse ({cause})", where=where, fix="fetch it again"
         ) from cause
     if not isinstance(content, dict):
-        raise WeightsError(
-            "the file does not hold a mapping", where=str(path), fix="fetch it again"
-        )
+        raise WeightsError("the file does not hold a mapping", where=where, fix="fetch it again")
     return content
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -8,13 +10,14 @@ from app.config.schema.diffusion import ScheduleConfig
 from app.config.schema.model import PatchSize
 from app.conversion.pipeline import (
     PipelineFacts,
+    check_scheduler_near,
     copy_text_encoder,
     read_facts,
     released_facts,
     scheduler_config,
     write_index,
 )
-from app.errors import ConfigError, InputMissingError
+from app.errors import ConfigError, InputMissingError, WeightsError
 from app.registry import TARGETS
 from tests.support.networks import tiny
 
@@ -106,3 +109,49 @@ def test_a_text_encoder_in_one_folder_is_taken_apart(tmp_path: Path) -> None:
         "text_encoder/model.safetensors",
         "tokenizer/spiece.model",
     ]
+
+
+def written_scheduler(folder: Path, **changes: object) -> Path:
+    """A pipeline's scheduler with some keys changed, or taken out (None)."""
+    write_index(folder, tiny("5b"), ScheduleConfig(shift_scale=3.0), "dpm")
+    path = folder / "scheduler/scheduler_config.json"
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return path
+
+
+OTHER_NOISE = {
+    "epsilon": {"prediction_type": "epsilon"},
+    "epsilon by default": {"prediction_type": None},
+    "no zero snr": {"rescale_betas_zero_snr": False},
+    "no zero snr by default": {"rescale_betas_zero_snr": None},
+    "linear betas": {"beta_schedule": "linear"},
+    "other betas": {"beta_end": 0.02},
+    "listed betas": {"trained_betas": [0.1, 0.2]},
+    "fewer steps": {"num_train_timesteps": 500},
+    "other class": {"_class_name": "DDIMScheduler"},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_NOISE.values(), ids=OTHER_NOISE)
+def test_a_scheduler_of_another_kind_is_refused_with_what_differs(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    path = written_scheduler(tmp_path, **changes)
+    (tmp_path / "transformer").mkdir()
+    key = next(iter(changes)).removeprefix("_class_name")
+
+    for place in (tmp_path, tmp_path / "transformer"):
+        with pytest.raises(WeightsError, match=key) as caught:
+            check_scheduler_near(place)
+        assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("scheduler", ["dpm", "ddim"])
+def test_what_differs_between_the_released_schedulers_is_taken(
+    scheduler: Literal["dpm", "ddim"], tmp_path: Path
+) -> None:
+    write_index(tmp_path, tiny("5b"), ScheduleConfig(shift_scale=1.0), scheduler)
+
+    check_scheduler_near(tmp_path)
+    check_scheduler_near(tmp_path / "elsewhere/model.safetensors")
