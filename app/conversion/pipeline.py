@@ -7,6 +7,7 @@ models were released in.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -55,6 +56,11 @@ class PipelineFacts:
         """
         return LatentScale(self.scale_factor, self.image_latent_scale != self.scale_factor)
 
+    @property
+    def fed_image_scale(self) -> float:
+        """What a pipeline that is written with these facts multiplies the image latent by."""
+        return 1.0 / self.scale_factor if self.latent_scale.is_inverted else self.scale_factor
+
     def scheduler_of(self, choice: Scheduler | None) -> Scheduler:
         """The scheduler that was chosen, or the one that samples as the model's sampler does.
 
@@ -79,6 +85,32 @@ def released_facts(config: DiTConfig) -> PipelineFacts:
         scale_factor=scale,
         schedule=ScheduleConfig(shift_scale=3.0 if is_2b else 1.0),
         image_latent_scale=scale if config.patch.frames == 1 else 1.0,
+    )
+
+
+def released_image_scale(config: DiTConfig, scale_factor: float) -> float:
+    """What the released pipeline of such a network multiplies the image latent by."""
+    return scale_factor if config.patch.frames == 1 else 1.0 / scale_factor
+
+
+def image_scale_note(config: DiTConfig, facts: PipelineFacts, fed: float) -> str | None:
+    """What to say where diffusers feeds another image latent than the training did.
+
+    Args:
+        config: of the network.
+        facts: of the training.
+        fed: what the pipeline multiplies the image latent by.
+
+    Returns:
+        None for text-to-video, and where both are the same.
+    """
+    trained = facts.image_latent_scale
+    if not is_image_to_video(config) or math.isclose(fed, trained, rel_tol=1e-3):
+        return None
+    return (
+        f"diffusers feeds the image latent x {fed:.4g}, this network was trained with x "
+        f"{trained:.4g}: to use it there, train with model.image_latent_scale={fed:.7g}; cogvx "
+        "sample takes the value of the training (docs/conversion.md)"
     )
 
 

@@ -156,7 +156,7 @@ def to_sat(
         )
     if layout == "v1" and patch.rows != patch.columns:
         raise ConfigError(
-            f"a patch of {patch.rows} x {patch.columns} has no v1 layout, whose YAML has one number",
+            f"a patch of {patch.rows} x {patch.columns} has no v1 layout: that has squares",
             where="--layout",
             fix="use head",
         )

@@ -23,7 +23,13 @@ from app.conversion.export import (
     write_adapter_file,
 )
 from app.conversion.misfit import num_layers
-from app.conversion.pipeline import Scheduler, copy_text_encoder, write_index
+from app.conversion.pipeline import (
+    Scheduler,
+    copy_text_encoder,
+    image_scale_note,
+    released_image_scale,
+    write_index,
+)
 from app.conversion.shard_files import MAX_SHARD_BYTES
 from app.conversion.source import (
     LoraWeights,
@@ -185,6 +191,7 @@ def _write_network(work: _Work, folder: Path) -> NetworkWeights | LoraWeights:
     request = work.request
     read = work.source.network(pairs_only=request.to == "lora")
     _describe(work.report, read)
+    _note_image_scale(work, read)
     if request.to == "lora":
         return _write_lora(work, _pairs_of(read), folder)
     if request.fold_scale:
@@ -257,6 +264,19 @@ def _folded(read: NetworkWeights | LoraWeights) -> NetworkWeights | LoraWeights:
     if isinstance(read, NetworkWeights):
         return replace(read, tensors=tensors, network=replace(read.network, lora=changed))
     return replace(read, tensors=tensors, lora=changed)
+
+
+def _note_image_scale(work: _Work, read: NetworkWeights | LoraWeights) -> None:
+    """Say where diffusers will feed another image latent than the training did."""
+    config, request = read.network, work.request
+    if config is None or request.to == "sat":
+        return
+    facts = work.source.facts(config)
+    released = released_image_scale(config, facts.scale_factor)
+    fed = facts.fed_image_scale if request.writes_pipeline else released
+    note = image_scale_note(config, facts, fed)
+    if note is not None:
+        work.report.notes.append(note)
 
 
 def _pairs_of(read: NetworkWeights | LoraWeights) -> LoraWeights:

@@ -23,10 +23,12 @@ from app.config.schema.model import DiTConfig
 from app.config.sections.parse import parse_network
 from app.conversion.export import export_diffusers, export_lora, export_safetensors
 from app.conversion.loading import load_network_weights
+from app.conversion.pipeline import image_scale_note, released_image_scale
 from app.errors import ConfigError, InputMissingError
 from app.models.dit.transformer import DiffusionTransformer
 from app.registry import TARGETS
 from app.run.build import DTYPES
+from app.run.weights.description import describe_section
 from app.storage.fetch import fetch
 from app.storage.objects import Storage
 from app.storage.opening import open_storage
@@ -73,6 +75,9 @@ def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Pat
     config = _network_config(record, storage.url)
     if request.kind == "auto":
         request = replace(request, kind="safetensors" if config.lora is None else "lora")
+    note = _image_note(record, config, storage.url) if request.kind != "safetensors" else None
+    if note is not None:
+        log.warning(note)
     tensors = _weights(storage, ref, request, record, cache_dir)
     with tempfile.TemporaryDirectory() as folder:
         files = write_export(Path(folder), tensors, config, request)
@@ -215,6 +220,14 @@ def _run_record(storage: Storage) -> dict[str, dict[str, object]]:
         )
     last = attempts[-1]
     return dict(yaml.safe_load(storage.read_small(config_key(last.number, last.owner))))
+
+
+def _image_note(record: dict[str, dict[str, object]], config: DiTConfig, where: str) -> str | None:
+    """What to say of the image latent: the pipeline around what is exported is the released one."""
+    facts = describe_section(record["model"], f"{where}: model").facts
+    if facts is None:
+        return None
+    return image_scale_note(config, facts, released_image_scale(config, facts.scale_factor))
 
 
 def _text(value: object) -> str | None:

@@ -181,3 +181,41 @@ def test_a_checkpoint_without_the_record_of_its_run_is_66(
 
     with pytest.raises(InputMissingError, match="there is no run here"):
         export(tmp_path)
+
+
+IMAGE_TO_VIDEO = (
+    "model.noised_image_input=true",
+    "model.network_config.params.in_channels=8",
+    "model.network_config.params.patch_size=[2,2,2]",
+    "model.network_config.params.time_embed_dim=32",
+    "model.network_config.params.ofs_embed_dim=32",
+    "model.scale_factor=0.7",
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ((), True),
+        (("model.image_latent_scale=1.428571",), False),
+        (("model.network_config.params.in_channels=4", "model.noised_image_input=false"), False),
+    ],
+    ids=["default", "for diffusers", "text to video"],
+)
+@pytest.mark.parametrize("kind", ["auto", "diffusers", "safetensors"])
+def test_an_export_for_diffusers_says_that_the_image_latent_differs(
+    kind: str,
+    more: tuple[str, ...],
+    says: bool,
+    make_run: MakeRun,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make_run("tiny_lora" if kind == "auto" else "tiny", more=(*IMAGE_TO_VIDEO, *more))
+
+    with caplog.at_level("WARNING"):
+        export(tmp_path, kind=kind)
+
+    said = [one for one in caplog.messages if "image latent" in one]
+    assert len(said) == (says and kind != "safetensors")
+    assert all("model.image_latent_scale=1.428571" in one for one in said)
