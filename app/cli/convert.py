@@ -106,9 +106,9 @@ def _configure_target(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--fold-scale",
-        action="store_true",
-        help="multiply B of LoRA pairs so that alpha = r (--to lora: for tools that ignore "
-        "alpha) or alpha = 1 (--to sat: as stock model files have it)",
+        action=argparse.BooleanOptionalAction,
+        help="multiply B of LoRA pairs so that alpha = r (default with --to lora: tools that "
+        "ignore alpha are right too) or alpha = 1 (--to sat: as stock model files have it)",
     )
     group.add_argument("--scheduler", choices=("dpm", "ddim"), help="scheduler of a pipeline")
     group.add_argument("--overwrite", action="store_true", help="replace existing weights in DST")

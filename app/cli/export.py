@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--kind",
         choices=KINDS,
         default="auto",
-        help="lora: pytorch_lora_weights.safetensors for PEFT and diffusers; safetensors: the "
+        help="lora: a folder for diffusers, PEFT and ComfyUI; safetensors: the "
         "whole network in cogvx format, for --load; diffusers: a folder for "
         "CogVideoXTransformer3DModel; auto (default): lora if the run trained one, else "
         "safetensors",
@@ -35,8 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fold-scale",
-        action="store_true",
-        help="multiply B of the LoRA by alpha / r, for tools that ignore alpha",
+        action=argparse.BooleanOptionalAction,
+        help="multiply B of the LoRA by alpha / r, so that tools that ignore alpha are right too "
+        "(default); --no-fold-scale: B as it was trained, for diffusers and PEFT alone",
     )
     parser.add_argument("--json", action="store_true", help="print the list of files as JSON")
     parser.epilog = (

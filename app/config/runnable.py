@@ -41,6 +41,12 @@ def lacking(config: RunConfig) -> Problems:
         problems.add(
             "'train_data' is missing", where="args.train_data", fix="give folders or shards"
         )
+    if config.training.lora_from and config.model and config.model.network.params.lora is None:
+        problems.add(
+            "'lora_from' gives LoRA pairs, and the network has none",
+            where="args.lora_from",
+            fix="add lora_config to the model file (a *_lora.yaml), or leave lora_from out",
+        )
     if config.training.save is None:
         problems.add("'save' is missing", where="args.save", fix="give a folder or an s3:// prefix")
     if config.training.evaluation.interval and not _has_validation(config):
@@ -137,7 +143,7 @@ def _sections(config: RunConfig, problems: Problems) -> None:
 
 def _schemes(config: RunConfig, problems: Problems) -> None:
     """Paths are local or s3://; anything else is refused here, not after minutes of starting."""
-    names = ("load", "save", "latent_cache")
+    names = ("load", "lora_from", "save", "latent_cache")
     paths = {f"args.{name}": config.arguments[name] for name in names}
     if config.model is not None:
         text = config.model.conditioner.text.model_dir

@@ -7,6 +7,7 @@ nothing in the config can change it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from app.config.schema.model import DiTConfig, PatchSize, PositionConfig
 from app.conversion.rules import Concat, Drop, Rename, Reshape, Rule, apply_rules, inverse
 from app.errors import ConfigError, WeightsError
+
+log = logging.getLogger(__name__)
 
 CLASS_NAME = "CogVideoXTransformer3DModel"
 # The version whose names and keys these are; written into config.json.
@@ -166,18 +169,28 @@ _DEFAULTS: dict[str, Any] = {
     "use_learned_positional_embeddings": False,
     "use_rotary_positional_embeddings": False,
 }
+# Keys that say nothing that the tensors do not say, or nothing about a frozen network.
+_UNREAD = ("dropout", "patch_bias")
 
 
 def check_config(
-    content: Mapping[str, Any], class_name: str, fixed: Mapping[str, Any], where: str
+    content: Mapping[str, Any],
+    class_name: str,
+    fixed: Mapping[str, Any],
+    where: str,
+    *,
+    known: Iterable[str],
 ) -> None:
     """Raise WeightsError unless a config.json is of this class, in a variant that was released.
+
+    Keys that the class does not have are named in a warning: diffusers ignores them as well.
 
     Args:
         content: of the file.
         class_name: of diffusers.
         fixed: key -> the one value that every released one has, which is also its default.
         where: the file.
+        known: the other keys of the class.
     """
     if content.get("_class_name", class_name) != class_name:
         raise WeightsError(
@@ -192,6 +205,9 @@ def check_config(
                 where=where,
                 fix="this variant cannot be converted",
             )
+    unknown = sorted({key for key in content if not key.startswith("_")} - {*fixed, *known})
+    if unknown:
+        log.warning("%s: %s does not have %s, ignored", where, class_name, ", ".join(unknown))
 
 
 def network_of_config(content: Mapping[str, Any], where: str) -> DiTConfig:
@@ -200,7 +216,7 @@ def network_of_config(content: Mapping[str, Any], where: str) -> DiTConfig:
     Raises:
         WeightsError: it is of another class, or of a variant that was never released.
     """
-    check_config(content, CLASS_NAME, _FIXED, where)
+    check_config(content, CLASS_NAME, _FIXED, where, known=(*_DEFAULTS, *_UNREAD))
     try:
         return _network(_DEFAULTS | {key: content[key] for key in _DEFAULTS if key in content})
     except (TypeError, ValueError) as cause:

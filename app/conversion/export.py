@@ -85,16 +85,20 @@ def export_lora(
     config: DiTConfig,
     dtype: torch.dtype | None = None,
     *,
-    fold_scale: bool = False,
-) -> Path:
-    """`pytorch_lora_weights.safetensors` for diffusers and PEFT, alpha included.
+    fold_scale: bool = True,
+) -> list[Path]:
+    """A folder that diffusers, PEFT and tools that read tensors alone take as it was trained.
 
     Args:
         folder: made if it is not there.
         tensors: by our names; other tensors than pairs are left out.
         config: with the lora_config of the run that trained the pairs.
-        dtype: of the file; None: as the tensors are.
-        fold_scale: multiply B by alpha / r and write alpha = r, for tools that ignore alpha.
+        dtype: of the files; None: as the tensors are.
+        fold_scale: multiply B by alpha / r and write alpha = r; otherwise tools that ignore alpha
+            take the pairs r / alpha times too strong.
+
+    Returns:
+        The files written; that of diffusers first.
 
     Raises:
         ConfigError: the network has no LoRA.
@@ -107,11 +111,21 @@ def export_lora(
             fix="export the whole network instead, or name the run that trained a LoRA",
         )
     peft = lora.to_peft(tensors, config.lora, config.num_layers, fold_scale=fold_scale)
-    return write_peft(folder / lora.FILE_NAME, peft, dtype)
+    return write_adapter(folder, peft, dtype)
 
 
-def write_peft(path: Path, peft: lora.PeftFile, dtype: torch.dtype | None = None) -> Path:
-    """The file of an adapter, its folder made if it is not there."""
+def write_adapter(folder: Path, peft: lora.PeftFile, dtype: torch.dtype | None) -> list[Path]:
+    """The files of an adapter: diffusers' one, and the two that PEFT opens as a folder."""
+    config = folder / lora.PEFT_CONFIG
+    first = write_adapter_file(folder / lora.FILE_NAME, peft, dtype)
+    second = folder / lora.PEFT_FILE
+    write_tensors(second, cast(peft.peft_tensors, dtype), peft.peft_metadata)
+    config.write_text(json.dumps(peft.config, indent=2, sort_keys=True) + "\n")
+    return [first, second, config]
+
+
+def write_adapter_file(path: Path, peft: lora.PeftFile, dtype: torch.dtype | None) -> Path:
+    """The file of diffusers alone, its folder made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, cast(peft.tensors, dtype), peft.metadata)
     return path
@@ -148,7 +162,8 @@ def export_sat(
     state = cast(to_sat(tensors, config.patch, form.layout), dtype)
     stored = next(iter(state.values())).dtype
     state |= unread_rows(config, form.layout, stored)
-    return _write_sat(folder, state, sat_files.model_section(config), form.shards)
+    section = sat_files.model_section(config, is_v1=form.layout == "v1")
+    return _write_sat(folder, state, section, form.shards)
 
 
 def export_sat_lora(

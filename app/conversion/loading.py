@@ -99,17 +99,25 @@ def load_network_weights(
     return LoadReport(file.where, file.kind, len(wanted), lora, tuple(computed), left_out)
 
 
-def load_lora_weights(network: DiffusionTransformer, path: Path) -> LoadReport:
+def load_lora_weights(network: DiffusionTransformer, path: Path | Callable[[], Path]) -> LoadReport:
     """Fill the LoRA pairs of a network from a PEFT file, or any file with pairs; the rest stays.
 
     Where the file says another alpha / r than the config, B is scaled so that the result is the
     file's.
 
+    Args:
+        network: to fill; on a rank that shares it with others, its part.
+        path: of the file; a function that finds it is called on rank 0 alone (`open_for_all`).
+
     Raises:
         WeightsError: a pair is missing, unexpected or misshaped, or the network has no pairs.
     """
-    wanted = shapes_of(pairs_among(dict(network.named_parameters())))
-    with open_weights(path) as file:
+    group = network.group
+    pairs = pairs_among(dict(network.named_parameters()))
+    wanted = {name: whole_shape(name, pair.shape, group) for name, pair in pairs.items()}
+    with (
+        open_weights(path) if isinstance(path, Path) else open_for_all(path, network.dtype) as file
+    ):
         outline = pairs_among(file.our_outline())
         if not outline:
             raise WeightsError(
@@ -124,12 +132,13 @@ def load_lora_weights(network: DiffusionTransformer, path: Path) -> LoadReport:
             factor = scale / (lora.alpha / lora.rank)
         else:
             _check_lora_scale(network, file)
-        pairs = (
+        scaled = (
             (n, t.float() * factor if factor != 1.0 and n.endswith(".lora_b") else t)
             for n, t in file.our_tensors()
             if n in wanted
         )
-        _check_finite(_fill(network, pairs, "cpu"), len(wanted), file.where)
+        own = ((n, own_part(n, t, group)) for n, t in scaled)
+        _check_finite(_fill(network, own, "cpu"), len(wanted), file.where)
         left_out = sum(name.startswith(OUTSIDE) for name in file.names)
     return LoadReport(file.where, file.kind, len(wanted), "loaded", (), left_out)
 

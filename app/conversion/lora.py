@@ -1,8 +1,9 @@
-"""LoRA pairs as PEFT and diffusers read them.
+"""LoRA pairs as PEFT, diffusers and tools that read tensors alone take them.
 
-diffusers takes alpha from one place only: the metadata entry `lora_adapter_metadata` of the
-safetensors file. Without it the pairs act with scale 1, which is why `fold_scale` exists: B is
-multiplied by alpha / r and alpha = r is written, so every tool gives the same result.
+PEFT takes alpha from adapter_config.json, diffusers from the metadata entry
+`lora_adapter_metadata` of the safetensors file, others from nowhere: for them the scale is 1. So B
+is multiplied by alpha / r and alpha = r is written, unless the caller wants the pairs as they were
+trained (docs/decisions/0007-exported-lora.md).
 
 Axes: r rank, i input features, o output features.
 """
@@ -27,8 +28,11 @@ PEFT_WRAPPER = "base_model.model."  # what PEFT's own save_pretrained puts befor
 METADATA_KEY = "lora_adapter_metadata"  # of diffusers
 RANK_KEY = "cogvx.lora_rank"  # of our own files
 ALPHA_KEY = "cogvx.lora_alpha"
+TRAINED_ALPHA_KEY = "cogvx.trained_alpha"  # of files for other tools, whose alpha may be another
 REFUSED = ("use_dora", "alpha_pattern", "rank_pattern")  # of PEFT: they change what a pair does
-FILE_NAME = "pytorch_lora_weights.safetensors"
+FILE_NAME = "pytorch_lora_weights.safetensors"  # of diffusers
+PEFT_FILE = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
 
 _TARGETS = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
 
@@ -45,27 +49,48 @@ PAIRS: tuple[Rule, ...] = tuple(
 
 @dataclass(frozen=True)
 class PeftFile:
-    """What goes into `pytorch_lora_weights.safetensors`."""
+    """What goes into an adapter's files.
 
-    tensors: dict[str, Tensor]  # A (r, i) and B (o, r)
+    Attributes:
+        tensors: of `pytorch_lora_weights.safetensors`: A (r, i) and B (o, r).
+        metadata: of the same file.
+        config: of `adapter_config.json`.
+    """
+
+    tensors: dict[str, Tensor]
     metadata: dict[str, str]
+    config: dict[str, Any]
+
+    @property
+    def peft_tensors(self) -> dict[str, Tensor]:
+        """Of `adapter_model.safetensors`: the same ones, as PEFT names those of a transformer."""
+        return {
+            PEFT_WRAPPER + name.removeprefix(f"{COMPONENT}."): tensor
+            for name, tensor in self.tensors.items()
+        }
+
+    @property
+    def peft_metadata(self) -> dict[str, str]:
+        """Of `adapter_model.safetensors`, whose rank and alpha are in the config."""
+        return {name: text for name, text in self.metadata.items() if name != METADATA_KEY}
 
 
 def to_peft(
     tensors: Mapping[str, Tensor], lora: LoraConfig, num_layers: int, *, fold_scale: bool = False
 ) -> PeftFile:
-    """The PEFT file of a network's LoRA pairs.
+    """The adapter files of a network's LoRA pairs.
 
     Args:
         tensors: by our names; other tensors than pairs are left out.
         lora: rank, alpha and layers of the run that made them.
         num_layers: of the network.
-        fold_scale: multiply B by alpha / r and write alpha = r, for tools that ignore alpha.
+        fold_scale: multiply B by alpha / r and write alpha = r; otherwise the pairs are as they
+            were trained, and tools that ignore alpha take them r / alpha times too strong.
 
     Raises:
         WeightsError: there are no pairs, or halves of them are missing.
     """
-    pairs = pairs_among(tensors)
+    pairs, trained_alpha = pairs_among(tensors), lora.alpha
     if fold_scale:
         pairs, lora = folded(pairs, lora, float(lora.rank))
     made = dict(apply_rules(pairs, pairs.__getitem__, inverse(PAIRS), "the network's LoRA pairs"))
@@ -78,8 +103,13 @@ def to_peft(
         "init_lora_weights": True,
     }
     packed = {f"{COMPONENT}.{key}": value for key, value in adapter.items()}
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(packed, indent=2, sort_keys=True)}
-    return PeftFile(made, metadata)
+    metadata = {
+        "format": "pt",
+        METADATA_KEY: json.dumps(packed, indent=2, sort_keys=True),
+        TRAINED_ALPHA_KEY: str(trained_alpha),
+    }
+    kind = {"peft_type": "LORA", "task_type": None, "inference_mode": True}
+    return PeftFile(made, metadata, adapter | kind)
 
 
 def folded(
@@ -169,6 +199,28 @@ def stored_scale(metadata: Mapping[str, str], where: str) -> float | None:
             where=where,
             fix="export the file again",
         ) from cause
+
+
+def trained_alpha(metadata: Mapping[str, str], where: str) -> float | None:
+    """Alpha of the training that made an exported file; None where it says nothing.
+
+    Raises:
+        WeightsError: the entry does not parse.
+    """
+    text = metadata.get(TRAINED_ALPHA_KEY)
+    if text is None:
+        return None
+    try:
+        alpha = float(text)
+        if not 0 < alpha < math.inf:
+            raise ValueError(text)
+    except ValueError as cause:
+        raise WeightsError(
+            f"{TRAINED_ALPHA_KEY} does not parse ({cause!r})",
+            where=where,
+            fix="export the adapter again",
+        ) from cause
+    return alpha
 
 
 def peft_scale(metadata: Mapping[str, str], rank: int, where: str) -> float:

@@ -96,8 +96,12 @@ def _lora(misfit: Misfit, network: Shapes, file: Shapes) -> str | None:
             "the file holds LoRA pairs and the network has none: add lora_config to the model "
             "file (a *_lora.yaml), or merge the pairs first"
         )
-    if pairs_in_file and all(".lora_" in name for name in file):
-        return "the file holds LoRA pairs alone: load the base weights first, then this file"
+    only_pairs = [all(".lora_" in name for name in shapes) for shapes in (file, network)]
+    if only_pairs == [True, False]:
+        return (
+            "the file holds LoRA pairs alone: load the base weights first (--load), and give this "
+            "file as --lora-from (cogvx train) or --lora (cogvx sample)"
+        )
     if any(".lora_" in name for name in (*misfit.missing, *misfit.unexpected, *misfit.misshaped)):
         return "the LoRA pairs are of another rank or other layers: compare r and layer_range"
     return None

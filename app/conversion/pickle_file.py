@@ -61,6 +61,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         kind = apparent_kind(file.read(HEADER_LENGTH_BYTES))
     if kind in (LFS_POINTER, WEB_PAGE, GZIP):
         raise WeightsError(kind.what, where=str(path), fix=kind.fix)
+    if _is_plain_zip(path):
+        raise WeightsError(
+            "a zip archive, not a torch file",
+            where=str(path),
+            fix="unpack it and name the weights in it; cogvx weights put takes it as it is",
+        )
     with torch.serialization.safe_globals(_numpy_random_state()):
         content = _load(path)
     tensors = _tensors_of(content)
@@ -89,6 +95,14 @@ def _load(path: Path) -> object:
             where=str(path),
             fix="fetch it again; it may be cut short",
         ) from cause
+
+
+def _is_plain_zip(path: Path) -> bool:
+    """Whether it is a zip that torch did not write: those of torch hold a `data.pkl`."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return not any(Path(name).name == "data.pkl" for name in archive.namelist())
 
 
 def _is_mappable(path: Path) -> bool:

@@ -7,8 +7,9 @@ models were released in.
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +19,8 @@ from app.config.schema.model import DiTConfig
 from app.conversion.diffusers import CLASS_NAME, DIFFUSERS_VERSION
 from app.conversion.vae import CLASS_NAME as VAE_CLASS_NAME
 from app.conversion.vae import LatentScale
-from app.conversion.weights_file import read_json
-from app.errors import ConfigError, InputMissingError
+from app.conversion.weights_file import json_mapping, read_json
+from app.errors import ConfigError, InputMissingError, WeightsError
 
 INDEX_FILE = "model_index.json"
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
@@ -55,6 +56,11 @@ class PipelineFacts:
         """
         return LatentScale(self.scale_factor, self.image_latent_scale != self.scale_factor)
 
+    @property
+    def fed_image_scale(self) -> float:
+        """What a pipeline that is written with these facts multiplies the image latent by."""
+        return 1.0 / self.scale_factor if self.latent_scale.is_inverted else self.scale_factor
+
     def scheduler_of(self, choice: Scheduler | None) -> Scheduler:
         """The scheduler that was chosen, or the one that samples as the model's sampler does.
 
@@ -79,6 +85,32 @@ def released_facts(config: DiTConfig) -> PipelineFacts:
         scale_factor=scale,
         schedule=ScheduleConfig(shift_scale=3.0 if is_2b else 1.0),
         image_latent_scale=scale if config.patch.frames == 1 else 1.0,
+    )
+
+
+def released_image_scale(config: DiTConfig, scale_factor: float) -> float:
+    """What the released pipeline of such a network multiplies the image latent by."""
+    return scale_factor if config.patch.frames == 1 else 1.0 / scale_factor
+
+
+def image_scale_note(config: DiTConfig, facts: PipelineFacts, fed: float) -> str | None:
+    """What to say where diffusers feeds another image latent than the training did.
+
+    Args:
+        config: of the network.
+        facts: of the training.
+        fed: what the pipeline multiplies the image latent by.
+
+    Returns:
+        None for text-to-video, and where both are the same.
+    """
+    trained = facts.image_latent_scale
+    if not is_image_to_video(config) or math.isclose(fed, trained, rel_tol=1e-3):
+        return None
+    return (
+        f"diffusers feeds the image latent x {fed:.4g}, this network was trained with x "
+        f"{trained:.4g}: to use it there, train with model.image_latent_scale={fed:.7g}; cogvx "
+        "sample takes the value of the training (docs/conversion.md)"
     )
 
 
@@ -149,26 +181,80 @@ def write_index(
     return [folder / name for name in contents]
 
 
+# What the noise of every released network is; with other noise the weights mean another thing.
+_NOISE: dict[str, Any] = {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "trained_betas": None,
+}
+# What the classes take for a key that the file leaves out, where that is not the same.
+_NOISE_DEFAULTS: dict[str, Any] = {
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+}
+
+
+def check_scheduler(content: Mapping[str, Any], where: str) -> None:
+    """Raise WeightsError unless a scheduler_config.json is of the released kind.
+
+    Only `snr_shift_scale` differs between the released ones; what only sampling reads is free.
+
+    Args:
+        content: of the file.
+        where: the file.
+    """
+    fix = (
+        "weights trained with other noise need a model file that says so (--base); if only the "
+        "scheduler was changed, restore it, and with either take this file out of the folder"
+    )
+    name = content.get("_class_name")
+    if name not in _SCHEDULERS.values():
+        expected = " or ".join(_SCHEDULERS.values())
+        raise WeightsError(f"the scheduler is {name}, not {expected}", where=where, fix=fix)
+    found = {key: content.get(key, _NOISE_DEFAULTS.get(key, _NOISE[key])) for key in _NOISE}
+    other = [
+        f"{key} {found[key]!r} instead of {_NOISE[key]!r}"
+        for key in _NOISE
+        if found[key] != _NOISE[key]
+    ]
+    if other:
+        raise WeightsError(
+            f"the scheduler is of another kind: {', '.join(other)}", where=where, fix=fix
+        )
+
+
+def check_scheduler_near(path: Path) -> None:
+    """`check_scheduler` of the pipeline that a transformer is in, if it is in one.
+
+    Args:
+        path: of a pipeline, of a folder in it, or of a file in that.
+    """
+    folder = path if path.is_dir() else path.parent
+    places = (place / SCHEDULER_FILE for place in (folder, folder.parent))
+    found = next((place for place in places if place.is_file()), None)
+    if found is not None:
+        check_scheduler(json_mapping(found.read_bytes(), str(found)), str(found))
+
+
 def read_facts(folder: Path) -> PipelineFacts | None:
     """What a pipeline folder says; None where the folder is not one.
 
     Raises:
-        WeightsError: a file does not parse.
+        WeightsError: a file does not parse, or the scheduler is of another kind.
     """
     scheduler, vae = read_json(folder / SCHEDULER_FILE), read_json(folder / "vae/config.json")
     if scheduler is None or vae is None:
         return None
+    check_scheduler(scheduler, str(folder / SCHEDULER_FILE))
     scale = float(vae.get("scaling_factor", 1.15258426))
     inverted = bool(vae.get("invert_scale_latents", False))
-    usual = ScheduleConfig()
     return PipelineFacts(
         scale_factor=scale,
-        schedule=ScheduleConfig(
-            linear_start=float(scheduler.get("beta_start", usual.linear_start)),
-            linear_end=float(scheduler.get("beta_end", usual.linear_end)),
-            num_timesteps=int(scheduler.get("num_train_timesteps", usual.num_timesteps)),
-            shift_scale=float(scheduler.get("snr_shift_scale", 3.0)),
-        ),
+        schedule=ScheduleConfig(shift_scale=float(scheduler.get("snr_shift_scale", 3.0))),
         image_latent_scale=1.0 if inverted else scale,
         scheduler="ddim" if scheduler.get("_class_name") == _SCHEDULERS["ddim"] else "dpm",
     )

@@ -144,7 +144,8 @@ def to_sat(
     """SAT state dict, engine prefix included, of tensors by our names (all, or LoRA pairs alone).
 
     Raises:
-        ConfigError: layout v1 with a patch of more than one frame, which 1.0 does not have.
+        ConfigError: layout v1 with a patch of more than one frame, or one that is not square,
+            which 1.0 does not have.
         WeightsError: tensors are missing.
     """
     if layout == "v1" and patch.frames != 1:
@@ -152,6 +153,12 @@ def to_sat(
             f"a patch of {patch.frames} frames has no v1 layout",
             where="--layout",
             fix="use head: 1.5 models exist in that layout only",
+        )
+    if layout == "v1" and patch.rows != patch.columns:
+        raise ConfigError(
+            f"a patch of {patch.rows} x {patch.columns} has no v1 layout: that has squares",
+            where="--layout",
+            fix="use head",
         )
     trailing = (patch.rows, patch.columns) if layout == "v1" else None
     rules = inverse(_with_patch_layout(trailing))

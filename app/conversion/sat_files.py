@@ -26,10 +26,16 @@ _POSITION_TARGETS = {
 }
 
 
-def model_section(config: DiTConfig) -> dict[str, Any]:
-    """A layer of YAML with `model.network_config`, as the parser takes it."""
+def model_section(config: DiTConfig, *, is_v1: bool = False) -> dict[str, Any]:
+    """A layer of YAML with `model.network_config`, as the parser takes it.
+
+    Args:
+        config: of the network.
+        is_v1: for upstream's code of 1.0, which knows no patch of several frames, no ofs, and the
+            interpolation in the position's section.
+    """
     modules = {
-        "pos_embed_config": _position(config),
+        "pos_embed_config": _position(config, is_v1=is_v1),
         "patch_embed_config": {
             "target": _HERE + "ImagePatchEmbeddingMixin",
             "params": {"text_hidden_size": config.text_hidden_size},
@@ -49,25 +55,23 @@ def model_section(config: DiTConfig) -> dict[str, Any]:
         "num_attention_heads": config.num_attention_heads,
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
-        "patch_size": [patch.frames, patch.rows, patch.columns],
+        "patch_size": patch.rows if is_v1 else [patch.frames, patch.rows, patch.columns],
         "num_frames": config.num_frames,
         "time_compressed_rate": config.time_compressed_rate,
         "latent_height": config.latent_height,
         "latent_width": config.latent_width,
         "time_embed_dim": config.time_embed_dim,
-        "ofs_embed_dim": config.ofs_embed_dim,
         "elementwise_affine": config.elementwise_affine,
         "use_SwiGLU": config.swiglu,
         "use_RMSNorm": config.rms_norm,
-        "height_interpolation": config.position.height_interpolation,
-        "width_interpolation": config.position.width_interpolation,
-        "time_interpolation": config.position.time_interpolation,
         "transformer_args": {
             "checkpoint_activations": config.checkpoint_activations,
             "inner_hidden_size": config.inner_hidden_size,
         },
         "modules": modules,
     }
+    if not is_v1:
+        params |= {"ofs_embed_dim": config.ofs_embed_dim, **_interpolation(config)}
     return _layer({"target": _HERE + "DiffusionTransformer", "params": params})
 
 
@@ -80,9 +84,20 @@ def _layer(network: dict[str, Any]) -> dict[str, Any]:
     return {"model": {"network_config": network}}
 
 
-def _position(config: DiTConfig) -> dict[str, Any]:
+def _interpolation(config: DiTConfig) -> dict[str, float]:
+    position = config.position
+    return {
+        "height_interpolation": position.height_interpolation,
+        "width_interpolation": position.width_interpolation,
+        "time_interpolation": position.time_interpolation,
+    }
+
+
+def _position(config: DiTConfig, *, is_v1: bool) -> dict[str, Any]:
     position = config.position
     params: dict[str, Any] = {"text_length": position.text_length}
+    if is_v1:
+        params |= {key: factor for key, factor in _interpolation(config).items() if factor != 1.0}
     if position.kind == "rope3d":
         params |= {
             "hidden_size_head": config.head_dim,

@@ -76,6 +76,8 @@ class LoraWeights:
         network: that they are for; None where neither the file nor the caller says it.
         origin: where the sizes of the network were found.
         alpha_origin: where alpha was found.
+        trained_alpha: of the training, where an export may have moved its scale into B; None: that
+            of `lora`.
     """
 
     where: str
@@ -85,6 +87,7 @@ class LoraWeights:
     network: DiTConfig | None
     origin: str
     alpha_origin: str
+    trained_alpha: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +136,9 @@ def read_network_weights(
                 )
         if found is not None and lora.are_pairs(tensors):
             network = None if config is None else replace(config, lora=found)
-            kind = file.kind
-            return LoraWeights(file.where, kind, tensors, found, network, origin, alpha_origin)
+            known = (found, network, origin, alpha_origin)
+            trained = lora.trained_alpha(file.metadata, file.where)
+            return LoraWeights(file.where, file.kind, tensors, *known, trained)
         if config is None:
             raise ConfigError(
                 "the sizes of this network are not known: the file does not say them, and its "

@@ -44,6 +44,11 @@ _FIXED: dict[str, Any] = {
     "use_post_quant_conv": False,
     "use_quant_conv": False,
 }
+_KEYS = (
+    *("block_out_channels", "down_block_types", "up_block_types", "layers_per_block"),
+    *("in_channels", "out_channels", "latent_channels", "temporal_compression_ratio"),
+    *("sample_height", "sample_width", "scaling_factor", "invert_scale_latents", "force_upcast"),
+)
 _DOWN_BLOCK = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.norm2\.weight")
 # Levels that halve the frames average them without weights, so no tensor shows which do.
 TIME_COMPRESSION = 4
@@ -201,7 +206,7 @@ def vae_config_of_json(content: Mapping[str, Any], where: str) -> VAEConfig:
     Raises:
         WeightsError: it is of another class, or of a variant that was never released.
     """
-    check_config(content, CLASS_NAME, _FIXED, where)
+    check_config(content, CLASS_NAME, _FIXED, where, known=_KEYS)
     try:
         widths = [int(width) for width in content.get("block_out_channels", (128, 256, 256, 512))]
         part = VAEPartConfig(

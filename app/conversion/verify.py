@@ -20,7 +20,7 @@ from app.models.dit.transformer import DiffusionTransformer
 from app.models.vae.autoencoder import VideoAutoencoder
 
 TEXT_TOKENS = 4  # of a network that takes any number
-PATCHES = 2  # rows and columns
+PATCHES = 2  # rows and columns, unless a learned position table has fewer
 # Largest root of mean squares of the difference, over that of the output, by the dtype in files.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
@@ -121,8 +121,9 @@ def network_output(tensors: Mapping[str, Tensor], config: DiTConfig) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
     patch = config.patch
-    size = (patch.frames, PATCHES * patch.rows, PATCHES * patch.columns)
-    T, H, W = size
+    most = config.grid[1:] if config.position.learnable else (PATCHES, PATCHES)
+    rows, columns = (min(PATCHES, stored) for stored in most)
+    T, H, W = patch.frames, rows * patch.rows, columns * patch.columns
     n = config.position.text_length if has_table(config.position) else TEXT_TOKENS
     image_channels = config.in_channels - config.out_channels
     conditioning = Conditioning(

@@ -27,7 +27,6 @@ Kind = Literal["sat", "diffusers", "peft", "ours"]
 
 SAT_TAG_FILE = "latest"
 SAT_RANK_FILE = "mp_rank_{:02d}_model_states.pt"
-PEFT_CONFIG = "adapter_config.json"  # in the folder of weights that PEFT itself writes
 INDEX_SUFFIX = ".safetensors.index.json"  # diffusers' and transformers' list of shards
 
 
@@ -86,7 +85,7 @@ def open_weights(path: Path) -> Iterator[WeightsFile]:
     """Open a file, or the weights in a folder.
 
     A folder may be a SAT checkpoint (`latest`, or one of its tag folders), a diffusers model or
-    pipeline, or hold a single safetensors file.
+    pipeline, an exported LoRA, or hold a single safetensors file.
 
     Raises:
         InputMissingError: there is nothing to open.
@@ -96,12 +95,13 @@ def open_weights(path: Path) -> Iterator[WeightsFile]:
     where = str(path)
     with ExitStack() as stack:
         if files[0].suffix == ".safetensors":
-            yield _from_safetensors([stack.enter_context(open_tensors(f)) for f in files], where)
+            readers = [stack.enter_context(open_tensors(file)) for file in files]
+            yield _from_safetensors(readers, where, files[0].parent)
         else:
-            yield _from_pickles([read_state_dict(file) for file in files], where)
+            yield _from_pickles([read_state_dict(file) for file in files], where, files[0].parent)
 
 
-def _from_safetensors(readers: list[TensorReader], where: str) -> WeightsFile:
+def _from_safetensors(readers: list[TensorReader], where: str, folder: Path) -> WeightsFile:
     owner = {name: reader for reader in readers for name in reader.names()}
 
     def outline(name: str) -> Tensor:
@@ -109,17 +109,24 @@ def _from_safetensors(readers: list[TensorReader], where: str) -> WeightsFile:
         return torch.empty(reader.shape(name), dtype=reader.dtype(name), device="meta")
 
     metadata = dict(readers[0].metadata) if len(readers) == 1 else {}
-    described = read_json(Path(where).parent / PEFT_CONFIG) or read_json(Path(where) / PEFT_CONFIG)
-    if described is not None and any(lora.is_pair_name(name) for name in owner):
-        packed = {f"{lora.COMPONENT}.{key}": value for key, value in described.items()}
-        metadata.setdefault(lora.METADATA_KEY, json.dumps(packed))
+    metadata = _peft_metadata(owner, folder) | metadata
     return WeightsFile(where, tuple(owner), lambda name: owner[name].read(name), outline, metadata)
 
 
-def _from_pickles(shards: list[dict[str, Tensor]], where: str) -> WeightsFile:
+def _from_pickles(shards: list[dict[str, Tensor]], where: str, folder: Path) -> WeightsFile:
     whole = ShardedTensors(shards, where)
     outlines = ShardedTensors([_outlines(shard) for shard in shards], where)
-    return WeightsFile(where, tuple(whole), whole.__getitem__, outlines.__getitem__)
+    metadata = _peft_metadata(whole, folder)
+    return WeightsFile(where, tuple(whole), whole.__getitem__, outlines.__getitem__, metadata)
+
+
+def _peft_metadata(names: Iterable[str], folder: Path) -> dict[str, str]:
+    """What the config of PEFT in the folder of pairs says, as diffusers writes it into a file."""
+    described = read_json(folder / lora.PEFT_CONFIG)
+    if described is None or not any(lora.is_pair_name(name) for name in names):
+        return {}
+    packed = {f"{lora.COMPONENT}.{key}": value for key, value in described.items()}
+    return {lora.METADATA_KEY: json.dumps(packed)}
 
 
 def _outlines(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,13 +149,16 @@ def _files_of(path: Path) -> list[Path]:
     if index:
         return _indexed(index[0])
     single = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    if {file.name for file in single} == {lora.FILE_NAME, lora.PEFT_FILE}:
+        return [path / lora.FILE_NAME]  # our export: both hold the same pairs
     if len(single) == 1:
         return single
     raise InputMissingError(
         f"{len(single)} safetensors files and no {SAT_TAG_FILE}, {SAT_RANK_FILE.format(0)} or "
         "index in this folder",
         where=str(path),
-        fix="name the weight file itself, or a SAT or diffusers folder",
+        fix="name the weight file itself, or a SAT or diffusers folder; the weights of a run come "
+        "from cogvx export, and its LoRA goes on with --lora-from",
     )
 
 
@@ -158,18 +168,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         WeightsError: it is not a JSON mapping.
     """
-    if not path.is_file():
-        return None
+    return json_mapping(path.read_bytes(), str(path)) if path.is_file() else None
+
+
+def json_mapping(text: bytes, where: str) -> dict[str, Any]:
+    """The mapping in a JSON text; WeightsError if it is not one."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(text)
     except ValueError as cause:
         raise WeightsError(
-            f"the file does not parse ({cause})", where=str(path), fix="fetch it again"
+            f"the file does not parse ({cause})", where=where, fix="fetch it again"
         ) from cause
     if not isinstance(content, dict):
-        raise WeightsError(
-            "the file does not hold a mapping", where=str(path), fix="fetch it again"
-        )
+        raise WeightsError("the file does not hold a mapping", where=where, fix="fetch it again")
     return content
 
 

@@ -41,6 +41,11 @@ from tests.support.numbered_clips import REGISTRATION, NumberedClips
 STEPS = 4
 SAT = ("--draws", "sat", "--sample-order", "sat")
 EXIT_AT_2 = ("--exit-interval", "2")
+LORA = (
+    "model.network_config.params.modules.lora_config.target=sat.model.finetune.lora2.LoraMixin",
+    "model.network_config.params.modules.lora_config.params.r=4",
+    "model.not_trainable_prefixes=[all]",
+)
 LEARNED = "model.network_config.params.modules.pos_embed_config.params.learnable_pos_embed=true"
 
 
@@ -92,6 +97,8 @@ JOBS = (
     Job("latents", (*VALIDATED, "--only-log-video-latents")),
     Job("not-forced", (LEARNED, *only(1))),
     Job("forced", (LEARNED, "--force-train", *only(1))),
+    Job("lora", (*LORA, *only(2))),
+    Job("lora-from", (*LORA, "--lora-from", "{folder}/runs/lora", "--lr", "0", *only(1))),
     Job("summaries", (*SUMMARIES, "--profiling", "1", *only(2))),
     Job("sat-whole", SAT),
     # After one step: the samples of this order are 6, 5, 6, 5, so two would hide a new start.

@@ -16,6 +16,7 @@ from app.rehearsal.records import read_metrics
 from app.storage.local import LocalStorage
 from tests.support.configs import ROOT
 from tests.support.made_once import made_once
+from tests.support.tiny_run import digests_of_newest
 from tests.support.warm_python import warm_python
 
 CLIPS = 7  # of the recipe; the job on epochs has 6
@@ -271,6 +272,17 @@ def test_wandb_and_wandb_project_name_make_a_run_of_the_project(jobs: Jobs) -> N
     (record,) = (jobs.folder / "summaries/wandb").rglob("run-*.wandb")
 
     assert b"a-project" in record.read_bytes()
+
+
+def test_lora_from_gives_the_first_pairs_of_a_new_run(jobs: Jobs) -> None:
+    trained, begun = (
+        digests_of_newest(LocalStorage(jobs.run(name))) for name in ("lora", "lora-from")
+    )
+
+    # The learning rate of the second one is zero.
+    pairs = {name: digest for name, digest in trained.items() if name.startswith("master ")}
+    assert len(pairs) == 16
+    assert {name: begun[name] for name in pairs} == pairs
 
 
 def test_save_args_writes_every_argument(jobs: Jobs) -> None:

@@ -32,6 +32,7 @@ PROOFS = {
         "grid_num_rows": "test_grid_num_rows_is_the_shape_of_the_grid",
         "keep_checkpoints": "test_save_interval_and_keep_checkpoints_leave_the_newest",
         "load": "test_load_gives_the_first_weights",
+        "lora_from": "test_lora_from_gives_the_first_pairs_of_a_new_run",
         "log_image": "test_log_image_false_leaves_the_videos_out",
         "log_interval": "test_log_interval_spaces_the_log_lines",
         "no_load_rng": "test_no_load_rng_starts_the_generators_anew",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from app.checkpoint.tensor_file import open_tensors
 from app.cli.main import main
+from app.config.schema.diffusion import ScheduleConfig
 from app.config.schema.model import DiTConfig, LoraConfig
 from app.conversion.export import (
     SatForm,
@@ -25,7 +26,9 @@ from app.conversion.export import (
     export_safetensors,
     export_sat,
 )
+from app.conversion.pipeline import scheduler_config
 from app.models.dit.transformer import DiffusionTransformer
+from app.storage.opening import open_storage
 from tests.support.configs import CONFIGS
 from tests.support.networks import KINDS, inputs, tiny
 from tests.support.s3_servers import set_environment
@@ -205,27 +208,29 @@ def test_a_pipeline_comes_back_as_the_files_that_a_training_reads(
     assert set(done["verified"]) == {"network", "vae"}
 
 
-@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("fold", ["--no-fold-scale", "--fold-scale"])
 def test_lora_goes_to_sat_and_back_and_keeps_its_scale(
-    fold: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fold: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lora = LoraConfig(rank=2, alpha=6.0, layer_range=(1,))
     config = tiny("5b", lora=lora)
-    tensors = weights_of(config)
-    export_lora(tmp_path / "peft", tensors, config)
-    folded = ("--fold-scale",) if fold else ()
+    export_lora(tmp_path / "peft", weights_of(config), config, fold_scale=False)
+    back = ("--to", "lora", "--no-fold-scale", "--verify")
 
-    call(capsys, tmp_path / "peft", tmp_path / "sat", "--to", "sat", "--verify", *folded)
-    call(capsys, tmp_path / "sat", tmp_path / "back", "--to", "lora", "--verify")
+    call(capsys, tmp_path / "peft", tmp_path / "sat", "--to", "sat", "--verify", fold)
+    call(capsys, tmp_path / "sat", tmp_path / "back", *back)
+    call(capsys, tmp_path / "sat", tmp_path / "folded", "--to", "lora", "--verify")
 
     name = "transformer.transformer_blocks.1.attn1.to_q.lora_{}.weight"
     before, after = diffusers_state(tmp_path / "peft"), diffusers_state(tmp_path / "back")
     assert set(after) == set(before)
     with open_tensors(tmp_path / "back/pytorch_lora_weights.safetensors") as file:
         alpha = json.loads(file.metadata["lora_adapter_metadata"])["transformer.lora_alpha"]
-    assert alpha == (1.0 if fold else 6.0)
+    assert alpha == (1.0 if fold == "--fold-scale" else 6.0)
     b, a = name.format("B"), name.format("A")
     torch.testing.assert_close(alpha * after[b] @ after[a], 6.0 * before[b] @ before[a])
+    alone = diffusers_state(tmp_path / "folded")  # what a tool that ignores alpha computes
+    torch.testing.assert_close(alone[b] @ alone[a], 6.0 / 2 * before[b] @ before[a])
 
 
 def test_a_file_of_ours_and_a_bucket_are_sources_and_targets(
@@ -240,11 +245,17 @@ def test_a_file_of_ours_and_a_bucket_are_sources_and_targets(
         call(capsys, tmp_path / "ours.safetensors", there, "--to", "sat", "--verify")
         call(capsys, there, tmp_path / "back", "--to", "diffusers", "--dtype", "bf16", "--verify")
         refused = call(capsys, tmp_path / "ours.safetensors", there, "--to", "sat", code=2)
+        scheduler = scheduler_config(ScheduleConfig(), "dpm") | {"prediction_type": "epsilon"}
+        storage = open_storage(there)
+        storage.write_small("scheduler/scheduler_config.json", json.dumps(scheduler).encode())
+        other = call(capsys, there, tmp_path / "other", "--to", "diffusers", code=65)
 
     written = diffusers_state(tmp_path / "back")
     expected = tensors["blocks.0.mlp.up.weight"].to(torch.bfloat16)
     assert torch.equal(written["transformer_blocks.0.ff.net.0.proj.weight"], expected)
     assert "--overwrite" in refused["err"]
+    assert "prediction_type 'epsilon' instead of 'v_prediction'" in other["err"]
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
@@ -258,6 +269,8 @@ def test_a_file_of_ours_and_a_bucket_are_sources_and_targets(
         (("sat", "--to", "diffusers", "--layout", "v1"), 2, "--layout"),
         (("sat", "--to", "diffusers", "--part", "vae"), 66, "--vae"),
         (("sat", "--to", "diffusers", "--base", TINY), 65, "do not fit"),
+        (("pipeline", "--to", "sat"), 65, "rescale_betas_zero_snr False instead of True"),
+        (("pipeline/transformer", "--to", "sat"), 65, "rescale_betas_zero_snr False"),
     ],
 )
 def test_mistakes_name_their_remedy_and_write_nothing(
@@ -275,6 +288,10 @@ def test_mistakes_name_their_remedy_and_write_nothing(
         {name: t for name, t in tensors.items() if ".lora_" not in name},
         replace(config, lora=None),
     )
+    export_diffusers(tmp_path / "pipeline/transformer", tensors, config)
+    scheduler = scheduler_config(ScheduleConfig(), "dpm") | {"rescale_betas_zero_snr": False}
+    (tmp_path / "pipeline/scheduler").mkdir()
+    (tmp_path / "pipeline/scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
     shutil.copyfile(tmp_path / "sat/1/mp_rank_00_model_states.pt", tmp_path / "bare.pt")
 
     refused = call(capsys, tmp_path / words[0], tmp_path / "out", *words[1:], code=code)

@@ -223,6 +223,14 @@ class TrainingConfig:
         unit="step, or name of a checkpoint",
         ours=True,
     )
+    lora_from: str | None = argument(
+        optional(text()),
+        None,
+        "initial LoRA of a new run: a run, a checkpoint of one, or an exported LoRA, local or "
+        "s3://; read only while the run has no complete checkpoint",
+        group=CHECKPOINTS,
+        ours=True,
+    )
     force_train: bool = argument(
         boolean(),
         False,

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from app.config.schema.encoders import T5Config
 from app.errors import InputMissingError, WeightsError
+from app.storage.safetensors_header import HEADER_LENGTH_BYTES, apparent_kind
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ WEIGHT_FILES = (  # one of them
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+SPECIAL_IDS = (0, 1, 2)  # padding, end of text, unknown, in every T5
+SPARE_ROWS = 512  # T5 v1.1 has 32128 rows for 32100 tokens, 100 of which are sentinels
 MAX_LISTED = 5  # keys that an error message lists
 
 
@@ -68,12 +71,13 @@ class T5TextEncoder:
             folder: has tokenizer and encoder side by side, or in subfolders `tokenizer` and
                 `text_encoder`, as a diffusers pipeline does.
             config: only `max_length` is used.
-            dtype: of the weights in memory; no fp32 copy is made.
+            dtype: of the weights in memory; no fp32 copy is made. With fp16 the second layers of
+                the MLPs (`wo`) stay in fp32, whose range they need.
             device: where the encoder runs.
 
         Raises:
             InputMissingError: the folder or one of its files is not there.
-            WeightsError: a file cannot be read, or lacks a weight of the encoder.
+            WeightsError: a file cannot be read, lacks a weight of the encoder, or is not T5's.
         """
         tokenizer_folder = _existing(folder / "tokenizer", folder)
         model_folder = _existing(folder / "text_encoder", folder)
@@ -83,6 +87,9 @@ class T5TextEncoder:
         with _Quiet():
             tokenizer = _load_tokenizer(tokenizer_folder)
             model = _load_model(model_folder, dtype)
+        check_vocabulary(
+            tokenizer_folder, len(tokenizer), len(model.get_parameter("shared.weight"))
+        )
         return cls(tokenizer, model.to(device), config.max_length)
 
     @property
@@ -205,8 +212,51 @@ def _reading(what: str, folder: Path, fix: str) -> Iterator[None]:
 
 def _load_tokenizer(folder: Path) -> Any:
     fix = "copy spiece.model again; compare its size with the source"
+    pieces = folder / TOKENIZER_FILES[0]
+    if pieces.is_file():
+        _check_kind(pieces, fix)
     with _reading("the T5 tokenizer", folder, fix):
-        return transformers.T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = transformers.T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
+    found = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    if found != SPECIAL_IDS:
+        # The library fills gaps in silence: an empty file makes one id of every word.
+        raise WeightsError(
+            f"the tokenizer is not T5's: ids of padding, end and unknown are {found}, "
+            f"not {SPECIAL_IDS}",
+            where=str(folder),
+            fix=fix,
+        )
+    return tokenizer
+
+
+def _check_kind(pieces: Path, fix: str) -> None:
+    """Raise WeightsError for what is no sentencepiece model at first sight."""
+    with pieces.open("rb") as file:
+        start = file.read(HEADER_LENGTH_BYTES)
+    kind = apparent_kind(start)
+    if kind is not None:
+        raise WeightsError(kind.what, where=str(pieces), fix=kind.fix)
+    if not start:
+        raise WeightsError("the file is empty", where=str(pieces), fix=fix)
+
+
+def check_vocabulary(folder: Path, tokens: int, rows: int) -> None:
+    """Check that a tokenizer belongs to an encoder, by the number of its tokens.
+
+    Args:
+        folder: of the tokenizer, for the error.
+        tokens: of the tokenizer, those for sentinels included.
+        rows: of the encoder's embedding.
+
+    Raises:
+        WeightsError: there are ids without a row, or far too many rows without an id.
+    """
+    if not 0 <= rows - tokens <= SPARE_ROWS:
+        raise WeightsError(
+            f"the tokenizer has {tokens} tokens, the T5 encoder {rows}",
+            where=str(folder),
+            fix="use the tokenizer that was released with this encoder",
+        )
 
 
 def _load_model(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
@@ -233,9 +283,9 @@ def _load_model(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
             where=str(folder),
             fix=fix,
         )
-    # The library keeps some layers in fp32 when fp16 is requested; upstream casts them all.
-    cast: torch.nn.Module = model.to(dtype)
-    return cast
+    # With fp16 the library keeps `wo` in fp32; upstream casts it (upstream_differences.md, M34).
+    loaded_model: torch.nn.Module = model
+    return loaded_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

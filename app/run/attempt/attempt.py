@@ -47,6 +47,7 @@ from app.run.build import (
     build_network,
     share_encoding,
 )
+from app.run.weights.first_pairs import load_first_pairs
 from app.storage.node_disk import node_folder
 from app.telemetry.logging import LogContext
 from app.telemetry.profiling import StepProfiler
@@ -175,6 +176,8 @@ class Attempt:
         network, report = build_network(
             model, dtype, weights, device=device, group=self.groups.tensor
         )
+        if training.lora_from is not None and self.run.newest is None:
+            load_first_pairs(network, training.lora_from, node_folder("weights"), self.scratch)
         if model.compile_model:
             network.compile_blocks()
         options = LoadOptions(device, dtype, node_folder("weights"))

@@ -19,10 +19,17 @@ from app.conversion.export import (
     export_sat,
     export_sat_lora,
     without_pairs,
-    write_peft,
+    write_adapter,
+    write_adapter_file,
 )
 from app.conversion.misfit import num_layers
-from app.conversion.pipeline import Scheduler, copy_text_encoder, write_index
+from app.conversion.pipeline import (
+    Scheduler,
+    copy_text_encoder,
+    image_scale_note,
+    released_image_scale,
+    write_index,
+)
 from app.conversion.shard_files import MAX_SHARD_BYTES
 from app.conversion.source import (
     LoraWeights,
@@ -66,7 +73,8 @@ class ConvertRequest:
         form: of a SAT checkpoint.
         dtype: fp32, bf16 or fp16; None: as the source has it.
         max_shard_bytes: of one safetensors file.
-        fold_scale: scale B of LoRA pairs so that their alpha is the one that tools assume.
+        fold_scale: scale B of LoRA pairs so that their alpha is the one that tools assume; None:
+            with `to: lora`.
         scheduler: of a pipeline; None: the one that samples as the model's sampler does.
         verify: read back and compare.
         overwrite: replace existing weights.
@@ -78,7 +86,7 @@ class ConvertRequest:
     form: SatForm = field(default_factory=SatForm)
     dtype: str | None = None
     max_shard_bytes: int = MAX_SHARD_BYTES
-    fold_scale: bool = False
+    fold_scale: bool | None = None
     scheduler: Scheduler | None = None
     verify: bool = False
     overwrite: bool = False
@@ -98,7 +106,7 @@ class ConvertRequest:
                 self.to != "sat" and self.form != SatForm()
             ),
             "--fold-scale changes LoRA pairs, and a diffusers folder has them merged": (
-                self.fold_scale and self.to == "diffusers"
+                self.fold_scale is not None and self.to == "diffusers"
             ),
         }
         for what, holds in refusals.items():
@@ -183,10 +191,11 @@ def _write_network(work: _Work, folder: Path) -> NetworkWeights | LoraWeights:
     request = work.request
     read = work.source.network(pairs_only=request.to == "lora")
     _describe(work.report, read)
-    if request.fold_scale:
-        read = _folded(read, request.to)
+    _note_image_scale(work, read)
     if request.to == "lora":
         return _write_lora(work, _pairs_of(read), folder)
+    if request.fold_scale:
+        read = _folded(read)
     work.notify(f"converting {len(read.tensors)} tensors to {request.to}")
     inside = folder if request.part == "transformer" else folder / "transformer"
     if isinstance(read, LoraWeights):
@@ -214,12 +223,20 @@ def _write_network(work: _Work, folder: Path) -> NetworkWeights | LoraWeights:
 
 
 def _write_lora(work: _Work, pairs: LoraWeights, folder: Path) -> LoraWeights:
+    """Returns what was written: with another scale, if it was folded."""
     work.notify(f"converting {len(pairs.tensors)} tensors to lora")
     network = pairs.network
     layers = network.num_layers if network is not None else num_layers(pairs.tensors)
-    peft = lora.to_peft(pairs.tensors, pairs.lora, layers)
-    write_peft(folder / (work.target.file_name or lora.FILE_NAME), peft, work.dtype)
-    return pairs
+    fold_scale = work.request.fold_scale is not False
+    peft = lora.to_peft(pairs.tensors, pairs.lora, layers, fold_scale=fold_scale)
+    if work.target.file_name is None:
+        write_adapter(folder, peft, work.dtype)
+    else:
+        write_adapter_file(folder / work.target.file_name, peft, work.dtype)
+    if not fold_scale:
+        return pairs
+    tensors, changed = lora.folded(pairs.tensors, pairs.lora, float(pairs.lora.rank))
+    return replace(pairs, tensors=tensors, lora=changed)
 
 
 def _describe(report: ConvertReport, read: NetworkWeights | LoraWeights) -> None:
@@ -235,19 +252,31 @@ def _describe(report: ConvertReport, read: NetworkWeights | LoraWeights) -> None
         }
 
 
-def _folded(read: NetworkWeights | LoraWeights, to: str) -> NetworkWeights | LoraWeights:
-    """Pairs with the alpha that tools assume: r where they ignore it, 1 as in stock model files."""
+def _folded(read: NetworkWeights | LoraWeights) -> NetworkWeights | LoraWeights:
+    """Pairs with alpha 1, as in stock model files."""
     if read.lora is None:
         raise ConfigError(
             "there are no LoRA pairs whose scale could be folded",
             where=read.where,
             fix="leave --fold-scale out",
         )
-    alpha = float(read.lora.rank) if to == "lora" else 1.0
-    tensors, changed = lora.folded(read.tensors, read.lora, alpha)
+    tensors, changed = lora.folded(read.tensors, read.lora, 1.0)
     if isinstance(read, NetworkWeights):
         return replace(read, tensors=tensors, network=replace(read.network, lora=changed))
     return replace(read, tensors=tensors, lora=changed)
+
+
+def _note_image_scale(work: _Work, read: NetworkWeights | LoraWeights) -> None:
+    """Say where diffusers will feed another image latent than the training did."""
+    config, request = read.network, work.request
+    if config is None or request.to == "sat":
+        return
+    facts = work.source.facts(config)
+    released = released_image_scale(config, facts.scale_factor)
+    fed = facts.fed_image_scale if request.writes_pipeline else released
+    note = image_scale_note(config, facts, fed)
+    if note is not None:
+        work.report.notes.append(note)
 
 
 def _pairs_of(read: NetworkWeights | LoraWeights) -> LoraWeights:

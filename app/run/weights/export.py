@@ -23,10 +23,12 @@ from app.config.schema.model import DiTConfig
 from app.config.sections.parse import parse_network
 from app.conversion.export import export_diffusers, export_lora, export_safetensors
 from app.conversion.loading import load_network_weights
+from app.conversion.pipeline import image_scale_note, released_image_scale
 from app.errors import ConfigError, DataError, InputMissingError
 from app.models.dit.transformer import DiffusionTransformer
 from app.registry import TARGETS
 from app.run.build import DTYPES
+from app.run.weights.description import describe_section
 from app.storage.fetch import fetch
 from app.storage.objects import Storage
 from app.storage.opening import open_storage
@@ -46,14 +48,15 @@ class ExportRequest:
         step: of the checkpoint; None: the newest.
         weights: "master" or "ema".
         dtype: of the files: fp32, bf16 or fp16.
-        fold_scale: multiply B of LoRA pairs by alpha / r and write alpha = r.
+        fold_scale: multiply B of LoRA pairs by alpha / r and write alpha = r; None: where there
+            are pairs.
     """
 
     kind: str = "auto"
     step: int | None = None
     weights: str = "master"
     dtype: str = "fp32"
-    fold_scale: bool = False
+    fold_scale: bool | None = None
 
 
 def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Path) -> list[str]:
@@ -72,6 +75,9 @@ def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Pat
     config = _network_config(record, storage.url)
     if request.kind == "auto":
         request = replace(request, kind="safetensors" if config.lora is None else "lora")
+    note = _image_note(record, config, storage.url) if request.kind != "safetensors" else None
+    if note is not None:
+        log.warning(note)
     tensors = _weights(storage, ref, request, record, cache_dir)
     with tempfile.TemporaryDirectory() as folder:
         files = write_export(Path(folder), tensors, config, request)
@@ -154,12 +160,13 @@ def write_export(
     """Write the files of one export into a local folder."""
     dtype = DTYPES[request.dtype]
     if request.kind == "lora":
-        return [export_lora(folder, tensors, config, dtype, fold_scale=request.fold_scale)]
-    if request.fold_scale:
+        fold_scale = request.fold_scale is not False
+        return export_lora(folder, tensors, config, dtype, fold_scale=fold_scale)
+    if request.fold_scale is not None:
         raise ConfigError(
             "--fold-scale changes LoRA pairs, and this export does not write any",
             where=f"--kind {request.kind}",
-            fix="leave --fold-scale out, or ask for --kind lora",
+            fix="leave --fold-scale and --no-fold-scale out, or ask for --kind lora",
         )
     if request.kind == "diffusers":
         return export_diffusers(folder, tensors, config, dtype)
@@ -221,6 +228,14 @@ def _run_record(storage: Storage, ref: CheckpointRef | None = None) -> dict[str,
             where=f"{storage.url}/{key}",
             fix="put the file back; a start of the run writes another",
         ) from error
+
+
+def _image_note(record: dict[str, dict[str, object]], config: DiTConfig, where: str) -> str | None:
+    """What to say of the image latent: the pipeline around what is exported is the released one."""
+    facts = describe_section(record["model"], f"{where}: model").facts
+    if facts is None:
+        return None
+    return image_scale_note(config, facts, released_image_scale(config, facts.scale_factor))
 
 
 def _text(value: object) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from app.checkpoint.tensor_file import open_tensors
 from app.config.schema.model import DiTConfig
 from app.conversion.pickle_file import read_state_dict
+from app.conversion.pipeline import check_scheduler_near
 from app.conversion.source import LoraWeights, WeightsOverrides, read_network_weights
 from app.conversion.vae import SAT_FILE as VAE_FILE
 from app.conversion.vae import read_vae
@@ -102,9 +103,11 @@ def checked_transformer(path: Path, config: DiTConfig | None) -> tuple[ModelPart
     """A network with every tensor present and in the right shape.
 
     Raises:
-        WeightsError: it is incomplete, or belongs to another model.
+        WeightsError: it is incomplete, belongs to another model, or lies in a pipeline whose
+            scheduler is of another kind.
         ConfigError: its sizes are not known.
     """
+    check_scheduler_near(path)
     read = read_network_weights(path, WeightsOverrides(config), read_sidecar)
     if isinstance(read, LoraWeights):
         raise WeightsError(
@@ -140,10 +143,11 @@ def checked_t5(path: Path, width: int | None) -> ModelPart:
         WeightsError: tensors are missing or have the wrong shape, or the width differs.
         InputMissingError: files are missing.
     """
-    from app.models.text.t5 import encoder_shapes, load_tokenizer  # transformers takes seconds
+    # transformers takes seconds
+    from app.models.text.t5 import check_vocabulary, encoder_shapes, load_tokenizer
 
     wanted = encoder_shapes(path)
-    load_tokenizer(path)
+    check_vocabulary(path, len(load_tokenizer(path)), wanted["shared.weight"][0])
     apart = (path / "text_encoder").is_dir()
     folder = path / "text_encoder" if apart else path
     found = _t5_shapes(folder)

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from app.checkpoint.layout import ATTEMPTS, CHECKPOINTS, CheckpointRef
 from app.config.schema.model import DiTConfig
-from app.conversion.pipeline import PipelineFacts, read_facts, released_facts
+from app.conversion.pipeline import (
+    SCHEDULER_FILE,
+    PipelineFacts,
+    check_scheduler,
+    check_scheduler_near,
+    read_facts,
+    released_facts,
+)
 from app.conversion.sat_files import FILE_NAME as SAT_CONFIG_FILE
 from app.conversion.source import (
     LoraWeights,
@@ -19,7 +26,7 @@ from app.conversion.source import (
 from app.conversion.vae import SAT_FILE as VAE_FILE
 from app.conversion.vae import SAT_PREFIX as VAE_PREFIX
 from app.conversion.vae import VaeWeights, read_vae
-from app.conversion.weights_file import SAT_TAG_FILE, open_weights, sat_tag
+from app.conversion.weights_file import SAT_TAG_FILE, json_mapping, open_weights, sat_tag
 from app.errors import ConfigError, InputMissingError
 from app.models.lora.linear import pairs_among
 from app.run.weights.description import (
@@ -157,11 +164,14 @@ def open_weights_source(
     Raises:
         InputMissingError: the source does not exist.
         ConfigError: no file describes the network of a run.
+        WeightsError: it is a pipeline whose scheduler is of another kind.
     """
     given = describe_files(request.base, request.overrides) if request.base else None
     run = _run_of(url, request.step)
     if run is None:
         place = _fetched(url, part, cache_dir)
+        if part != "vae":
+            check_scheduler_near(place)
         return WeightsSource(url, request, given or ModelDescription(), place, cache_dir)
     run_url, step = run
     recorded = describe_section(run_model_section(run_url), f"{run_url}: model")
@@ -196,6 +206,10 @@ def _fetched(url: str, part: str, cache_dir: Path) -> Path:
     if not is_remote(url):
         return fetch(url, cache_dir)
     storage = open_storage(url)
+    scheduler = _small(storage, SCHEDULER_FILE)
+    if scheduler is not None and part != "vae":  # a part alone is fetched without it
+        where = f"{url.rstrip('/')}/{SCHEDULER_FILE}"
+        check_scheduler(json_mapping(scheduler, where), where)
     wanted = {"transformer": "transformer", "vae": "vae"}.get(part)
     if wanted is not None and wanted in storage.folders():
         url = f"{url.rstrip('/')}/{wanted}"

@@ -24,6 +24,7 @@ LAST = (SAT_TAG_FILE, INDEX_FILE)  # they say that the rest is complete
 # Names that we write. Older files of these names, left in the folder, would be mixed with the new.
 _WEIGHTS = re.compile(
     r"latest|mp_rank_\d+_model_states\.pt|3d-vae\.pt|pytorch_lora_weights\.safetensors"
+    r"|adapter_model\.safetensors|adapter_config\.json"
     r"|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|model_index\.json"
 )
 FOLDERS = ("", "1/", "transformer/", "transformer/1/", "vae/")  # of a target, which hold weights

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 from diffusers.utils import logging as their_logging
+from peft import PeftModel
 from torch import Tensor
 
 from app.checkpoint.tensor_file import open_tensors
@@ -125,6 +126,129 @@ def test_adapter_opens_in_a_diffusers_pipeline_and_acts_as_ours(
     unchanged = their_output(model, config, as_converted=True)
     torch.testing.assert_close(unchanged, ours, rtol=0, atol=1e-4)
     torch.testing.assert_close(their_output(model, config), ours, rtol=0, atol=5e-6)
+
+
+WEIGHT = "transformer_blocks.1.attn1.to_v"
+
+
+@pytest.fixture(params=[(2, 6.0), (8, 1.0)], ids=["strong", "weak"])
+def exported(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Tensor]:
+    """A folder with `base` and `adapter`, and what the adapter adds to one weight."""
+    rank, alpha = request.param
+    config = tiny("5b", lora=LoraConfig(rank=rank, alpha=alpha))
+    network = network_of(config)
+    base = {name: t for name, t in network.state_dict().items() if ".lora_" not in name}
+    export_diffusers(tmp_path / "base", base, replace(config, lora=None))
+    export_lora(tmp_path / "adapter", network.state_dict(), config)
+    layer = network.blocks[1].attention.v
+    return tmp_path, (alpha / rank * layer.lora_b @ layer.lora_a).detach()
+
+
+def their_model(folder: Path) -> CogVideoXTransformer3DModel:
+    return CogVideoXTransformer3DModel.from_pretrained(folder / "base")
+
+
+def their_pipeline(folder: Path) -> CogVideoXPipeline:
+    return CogVideoXPipeline(None, None, None, their_model(folder), CogVideoXDDIMScheduler())
+
+
+def added(pipeline: CogVideoXPipeline, **fuse: float) -> Tensor:
+    """What a loaded adapter adds to the weight, as fusing computes it."""
+    layer = pipeline.transformer.get_submodule(WEIGHT)
+    before = layer.base_layer.weight.detach().clone()
+    pipeline.fuse_lora(components=["transformer"], **fuse)
+    return layer.base_layer.weight.detach() - before
+
+
+def stored(path: Path) -> dict[str, Tensor]:
+    with open_tensors(path) as file:
+        return {name: file.read(name) for name in file.names()}
+
+
+def test_diffusers_takes_the_exported_folder_at_its_trained_strength(
+    exported: tuple[Path, Tensor],
+) -> None:
+    folder, expected = exported
+    pipeline = their_pipeline(folder)
+
+    pipeline.load_lora_weights(folder / "adapter")
+
+    torch.testing.assert_close(added(pipeline), expected)
+
+
+def test_a_diffusers_that_ignores_the_header_takes_it_at_its_trained_strength(
+    exported: tuple[Path, Tensor],
+) -> None:
+    # Releases before 0.35 read no header; given tensors, every release does as they do.
+    folder, expected = exported
+    pipeline = their_pipeline(folder)
+
+    pipeline.load_lora_weights(stored(folder / "adapter/pytorch_lora_weights.safetensors"))
+
+    torch.testing.assert_close(added(pipeline), expected)
+
+
+def test_the_wrapper_for_comfyui_takes_it_at_its_trained_strength(
+    exported: tuple[Path, Tensor],
+) -> None:
+    # Its calls: the file by name with the rank of B's tensors, strength 1, then fused with scale 1.
+    folder, expected = exported
+    pipeline, file = their_pipeline(folder), "pytorch_lora_weights.safetensors"
+    rank = next(t.shape[1] for n, t in stored(folder / "adapter" / file).items() if "lora_B" in n)
+
+    pipeline.load_lora_weights(
+        folder / "adapter", weight_name=file, lora_rank=rank, adapter_name="mine"
+    )
+    pipeline.set_adapters(["mine"], adapter_weights=[1.0])
+
+    torch.testing.assert_close(added(pipeline, lora_scale=1.0), expected)
+
+
+def test_peft_opens_the_exported_folder_at_its_trained_strength(
+    exported: tuple[Path, Tensor], recwarn: pytest.WarningsRecorder
+) -> None:
+    folder, expected = exported
+
+    model = PeftModel.from_pretrained(their_model(folder), folder / "adapter")
+
+    assert [str(one.message) for one in recwarn if "keys" in str(one.message)] == []
+    layer = model.base_model.model.get_submodule(WEIGHT)
+    torch.testing.assert_close(layer.get_delta_weight("default").detach(), expected)
+    loaded = [name for name, _ in model.named_parameters() if ".lora_" in name]
+    assert len(loaded) == 16
+
+
+@pytest.mark.parametrize(
+    ("file", "prefix"),
+    [
+        ("pytorch_lora_weights.safetensors", "transformer"),
+        ("adapter_model.safetensors", "base_model.model"),
+    ],
+)
+def test_comfyui_takes_both_files_at_their_trained_strength(
+    exported: tuple[Path, Tensor], file: str, prefix: str
+) -> None:
+    # Its rule: scale alpha / rank where there is a tensor `<layer>.alpha`, else 1.
+    folder, expected = exported
+    tensors, layer = stored(folder / "adapter" / file), f"{prefix}.{WEIGHT}"
+
+    up, down = tensors[f"{layer}.lora_B.weight"], tensors[f"{layer}.lora_A.weight"]
+    alpha = tensors.get(f"{layer}.alpha")
+    scale = 1.0 if alpha is None else alpha.item() / down.shape[0]
+
+    torch.testing.assert_close(scale * up @ down, expected)
+
+
+def test_tensors_of_alpha_would_close_the_file_to_diffusers(
+    exported: tuple[Path, Tensor],
+) -> None:
+    folder, _ = exported
+    tensors = stored(folder / "adapter/pytorch_lora_weights.safetensors")
+
+    with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
+        their_pipeline(folder).load_lora_weights(
+            tensors | {f"transformer.{WEIGHT}.alpha": torch.tensor(1.0)}
+        )
 
 
 def test_our_own_file_says_what_it_is(tmp_path: Path) -> None:

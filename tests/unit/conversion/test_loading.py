@@ -320,7 +320,7 @@ def test_forced_load_stays_strict_on_everything_else(tmp_path: Path) -> None:
 def test_adapter_is_loaded_over_a_base(tmp_path: Path) -> None:
     config = tiny("5b", lora=LORA)
     trained = network_of(config)
-    export_lora(tmp_path, trained.state_dict(), config)
+    export_lora(tmp_path, trained.state_dict(), config, fold_scale=False)
     network = network_of(config, seed=1)
     base = {n: t.clone() for n, t in network.state_dict().items() if ".lora_" not in n}
 

@@ -177,3 +177,14 @@ def test_a_torch_file_whose_entries_were_compressed_gives_its_tensors(tmp_path: 
             target.writestr(entry.filename, source.read(entry))
 
     assert_tensors(deflated)
+
+
+def test_a_zip_of_other_files_says_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "CogVideoX-2b-sat.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("transformer/latest", "1")
+
+    with pytest.raises(WeightsError, match="a zip archive, not a torch file") as caught:
+        read_state_dict(path)
+
+    assert "unpack it" in caught.value.fix

@@ -1,20 +1,36 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXTransformer3DModel,
+)
 
 from app.config.schema.diffusion import ScheduleConfig
-from app.config.schema.model import PatchSize
+from app.config.schema.encoders import VAEConfig, VAEPartConfig
+from app.config.schema.model import DiTConfig, PatchSize
+from app.conversion.diffusers import transformer_config
 from app.conversion.pipeline import (
     PipelineFacts,
+    check_scheduler_near,
     copy_text_encoder,
+    image_scale_note,
     read_facts,
     released_facts,
+    released_image_scale,
     scheduler_config,
     write_index,
 )
-from app.errors import ConfigError, InputMissingError
+from app.conversion.vae import vae_json
+from app.errors import ConfigError, InputMissingError, WeightsError
 from app.registry import TARGETS
 from tests.support.networks import tiny
 
@@ -106,3 +122,104 @@ def test_a_text_encoder_in_one_folder_is_taken_apart(tmp_path: Path) -> None:
         "text_encoder/model.safetensors",
         "tokenizer/spiece.model",
     ]
+
+
+def written_scheduler(folder: Path, **changes: object) -> Path:
+    """A pipeline's scheduler with some keys changed, or taken out (None)."""
+    write_index(folder, tiny("5b"), ScheduleConfig(shift_scale=3.0), "dpm")
+    path = folder / "scheduler/scheduler_config.json"
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return path
+
+
+OTHER_NOISE = {
+    "epsilon": {"prediction_type": "epsilon"},
+    "epsilon by default": {"prediction_type": None},
+    "no zero snr": {"rescale_betas_zero_snr": False},
+    "no zero snr by default": {"rescale_betas_zero_snr": None},
+    "linear betas": {"beta_schedule": "linear"},
+    "other betas": {"beta_end": 0.02},
+    "listed betas": {"trained_betas": [0.1, 0.2]},
+    "fewer steps": {"num_train_timesteps": 500},
+    "other class": {"_class_name": "DDIMScheduler"},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_NOISE.values(), ids=OTHER_NOISE)
+def test_a_scheduler_of_another_kind_is_refused_with_what_differs(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    path = written_scheduler(tmp_path, **changes)
+    (tmp_path / "transformer").mkdir()
+    key = next(iter(changes)).removeprefix("_class_name")
+
+    for place in (tmp_path, tmp_path / "transformer"):
+        with pytest.raises(WeightsError, match=key) as caught:
+            check_scheduler_near(place)
+        assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("scheduler", ["dpm", "ddim"])
+def test_what_differs_between_the_released_schedulers_is_taken(
+    scheduler: Literal["dpm", "ddim"], tmp_path: Path
+) -> None:
+    write_index(tmp_path, tiny("5b"), ScheduleConfig(shift_scale=1.0), scheduler)
+
+    check_scheduler_near(tmp_path)
+    check_scheduler_near(tmp_path / "elsewhere/model.safetensors")
+
+
+def fed_by_diffusers(config: DiTConfig, facts: PipelineFacts) -> float:
+    """What the real pipeline, with the configs that we write, multiplies an image latent by."""
+    part = VAEPartConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=4)
+    content = vae_json(VAEConfig(encoder=part, decoder=part), facts.latent_scale)
+    torch.manual_seed(0)
+    vae = AutoencoderKLCogVideoX.from_config(content).eval()
+    network = CogVideoXTransformer3DModel.from_config(transformer_config(config))
+    pipeline = CogVideoXImageToVideoPipeline(None, None, vae, network, CogVideoXDDIMScheduler())
+    image = torch.rand(1, 3, 32, 32)
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(1)
+
+    with torch.no_grad():
+        _, latents = pipeline.prepare_latents(
+            image, 1, 4, 9, 32, 32, torch.float32, torch.device("cpu"), generator()
+        )
+        posterior = vae.encode(image[:, :, None]).latent_dist
+        plain = posterior.sample(generator())
+    return float((latents[:, 0] / plain[:, :, 0]).median())
+
+
+@pytest.mark.parametrize("trained", [1.0, 1 / 0.7, 0.7])
+@pytest.mark.parametrize("kind", ["1.5_i2v", "5b_i2v"])
+def test_what_the_pipeline_feeds_is_said_where_the_training_had_another_image_latent(
+    kind: str, trained: float
+) -> None:
+    config = tiny(kind)
+    facts = replace(released_facts(config), image_latent_scale=trained)
+
+    fed = fed_by_diffusers(config, facts)
+    note = image_scale_note(config, facts, facts.fed_image_scale)
+
+    assert facts.fed_image_scale == pytest.approx(fed, rel=1e-5)
+    if trained == 1.0:  # of the two values that diffusers knows, neither
+        assert fed == pytest.approx(1 / 0.7)
+        assert note is not None
+        assert "x 1.429, this network was trained with x 1:" in note
+        assert "model.image_latent_scale=1.428571" in note
+    else:
+        assert fed == pytest.approx(trained)
+        assert note is None
+
+
+def test_the_released_pipeline_fits_1_0_and_not_the_default_of_1_5() -> None:
+    notes = {}
+    for kind in ("5b", "5b_i2v", "1.5", "1.5_i2v"):
+        config = tiny(kind)
+        facts = released_facts(config)
+        fed = released_image_scale(config, facts.scale_factor)
+        notes[kind] = image_scale_note(config, facts, fed) is not None
+
+    assert notes == {"5b": False, "5b_i2v": False, "1.5": False, "1.5_i2v": True}

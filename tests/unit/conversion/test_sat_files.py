@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from app.config.schema.model import LoraConfig
+from app.config.sections.parse import parse_network
 from app.conversion.sat import to_sat
-from app.conversion.sat_files import ShardedTensors
+from app.conversion.sat_files import ShardedTensors, model_section
 from app.errors import WeightsError
 from app.models.dit.transformer import DiffusionTransformer
+from app.registry import TARGETS
+from tests.support.configs import path_of
 from tests.support.networks import tiny
 
 RANKS = 2
@@ -60,3 +66,24 @@ def test_one_shard_is_given_as_it_is() -> None:
 def test_ranks_of_different_checkpoints_are_refused() -> None:
     with pytest.raises(WeightsError, match="rank 1 and rank 0 differ in b"):
         ShardedTensors([{"a": torch.zeros(1)}, {"a": torch.zeros(1), "b": torch.zeros(1)}], "here")
+
+
+def test_the_yaml_of_v1_weights_is_what_upstreams_code_of_that_time_takes() -> None:
+    section = model_section(tiny("2b"), is_v1=True)["model"]["network_config"]["params"]
+
+    stock = yaml.safe_load(Path(path_of("cogvideox_2b")).read_text())  # a file of that time
+    known = stock["model"]["network_config"]["params"]
+    assert section["patch_size"] == known["patch_size"] == 2
+    position = section["modules"]["pos_embed_config"]
+    assert position["params"] == known["modules"]["pos_embed_config"]["params"] | {"text_length": 5}
+    newer = {"use_SwiGLU", "use_RMSNorm"}  # false, and upstream's defaults
+    assert set(section) - set(known) == newer
+    assert not any(section[key] for key in newer)
+
+
+@pytest.mark.parametrize("is_v1", [True, False])
+@pytest.mark.parametrize("kind", ["2b", "5b", "5b_i2v"])
+def test_the_yaml_of_either_layout_describes_the_network(kind: str, is_v1: bool) -> None:
+    node = model_section(tiny(kind), is_v1=is_v1)["model"]["network_config"]
+
+    assert parse_network(node, "network_config", TARGETS).params == tiny(kind)

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from app.checkpoint.tensor_file import write_tensors
+from app.config.schema.encoders import VAEConfig, VAEPartConfig
 from app.config.schema.model import LoraConfig
+from app.conversion.diffusers import network_of_config, transformer_config
 from app.conversion.export import export_lora, export_safetensors, export_sat_lora
 from app.conversion.pickle_file import read_state_dict
 from app.conversion.source import (
@@ -22,6 +24,7 @@ from app.conversion.source import (
     WeightsOverrides,
     read_network_weights,
 )
+from app.conversion.vae import LatentScale, vae_config_of_json, vae_json
 from app.conversion.weights_file import open_weights, sat_tag
 from app.errors import ConfigError, InputMissingError, WeightsError
 from app.models.dit.transformer import DiffusionTransformer
@@ -181,7 +184,7 @@ def adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     from app.checkpoint.tensor_file import open_tensors
 
     expected = pairs()
-    path = export_lora(folder / "made", expected, tiny("5b", lora=LORA))
+    path, *_ = export_lora(folder / "made", expected, tiny("5b", lora=LORA), fold_scale=False)
     with open_tensors(path) as file:
         return {name: file.read(name) for name in file.names()}, expected
 
@@ -192,3 +195,23 @@ def write_adapter(folder: Path, entry: dict[str, object]) -> None:
     packed = {"r": 2, "lora_alpha": 6.0, **entry}
     header = {METADATA: json.dumps({f"transformer.{key}": v for key, v in packed.items()})}
     write_tensors(folder / "adapter.safetensors", tensors, {"format": "pt", **header})
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_keys_that_a_class_of_diffusers_does_not_have_are_named(
+    part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    content: dict[str, object] = {"use_swiglu": True, "_name_or_path": "x", "frames_first": 1}
+
+    with caplog.at_level("WARNING"):
+        if part == "transformer":
+            known = transformer_config(tiny("5b"))
+            assert network_of_config(known | content, "here/config.json") == tiny("5b")
+        else:
+            vae = VAEConfig(encoder=VAEPartConfig(), decoder=VAEPartConfig())
+            vae_config_of_json(vae_json(vae, LatentScale(0.7)) | content, "here/config.json")
+
+    (record,) = caplog.records
+    assert "here/config.json" in record.getMessage()
+    assert "frames_first, use_swiglu" in record.getMessage()
+    assert "_name_or_path" not in record.getMessage()

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from app.conversion.verify import check_forward, compare_tensors
+from app.conversion.verify import check_forward, compare_tensors, network_output
 from app.errors import WeightsError
+from app.models.dit.transformer import DiffusionTransformer
+from tests.support.networks import tiny
 
 FP32 = {torch.float32}
 
@@ -50,3 +53,23 @@ def test_nan_in_one_output_alone_is_refused() -> None:
     assert check_forward(nan, nan.clone(), FP32, "here") == 0
     with pytest.raises(WeightsError):
         check_forward(torch.ones(2), nan, FP32, "here")
+
+
+@pytest.mark.parametrize("kind", ["5b_i2v", "1.5_i2v"])
+@pytest.mark.parametrize("size", [(2, 2), (2, 12), (8, 2)])
+def test_the_clip_of_a_network_fits_its_learned_position_table(
+    kind: str, size: tuple[int, int]
+) -> None:
+    config = tiny(kind)
+    config = replace(
+        config,
+        position=replace(config.position, learnable=True),
+        latent_height=size[0],
+        latent_width=size[1],
+        num_frames=1,
+    )
+    network = DiffusionTransformer(config)
+
+    output = network_output(network.state_dict(), config)
+
+    assert output.shape == (1, config.patch.frames, 16, *(min(4, side) for side in size))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from app.config.schema.encoders import T5Config
 from app.errors import InputMissingError, WeightsError
-from app.models.text.t5 import T5TextEncoder, TinyT5, write_tiny_t5
+from app.models.text.t5 import (
+    T5TextEncoder,
+    TinyT5,
+    check_vocabulary,
+    load_tokenizer,
+    write_tiny_t5,
+)
 
 CAPTIONS = [
     f"a {colour} {shape} moves {where} over a {ground} field"
@@ -75,10 +83,35 @@ def test_weights_and_embeddings_have_the_dtype_asked_for(folder: Path, dtype: to
 
     embedding = encoder.encode(CAPTIONS[:2])
 
-    assert {parameter.dtype for parameter in encoder.model.parameters()} == {dtype}
+    dtypes = {name: parameter.dtype for name, parameter in encoder.model.named_parameters()}
+    assert {kind for name, kind in dtypes.items() if not name.endswith(".wo.weight")} == {dtype}
     assert embedding.shape == (2, 16, encoder.width) == (2, 16, 16)
     assert embedding.dtype == dtype
     assert not embedding.requires_grad
+
+
+def test_what_fp16_cannot_hold_stays_in_fp32(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "t5")
+    path = tmp_path / "t5/model.safetensors"
+    tensors = load_file(path)
+    last = [name for name in tensors if name.endswith(".wo.weight")]
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in tensors.items():
+        if ".DenseReluDense." in name:  # sums beyond 65504, as those of the released encoder
+            scale = 1000.0 if name in last else 10.0
+            tensors[name] = scale * torch.randn(tensor.shape, generator=generator)
+    save_file(tensors, path, metadata={"format": "pt"})
+    expected = load(tmp_path / "t5").encode(CAPTIONS[:2])
+
+    encoder = load(tmp_path / "t5", dtype=torch.float16)
+
+    assert len(last) == 2
+    assert all(encoder.model.get_parameter(name).dtype == torch.float32 for name in last)
+    found = encoder.encode(CAPTIONS[:2])
+    torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=0)
+    encoder.model.half()
+    overflown = encoder.encode(CAPTIONS[:2])
+    assert not torch.allclose(overflown.float(), expected, atol=1.0, rtol=0)
 
 
 def test_encoder_is_frozen_and_in_eval_mode(folder: Path) -> None:
@@ -194,3 +227,55 @@ def test_a_damaged_file_is_an_error_with_its_folder(
         load(tmp_path / "t5")
 
     assert caught.value.where == str(tmp_path / "t5")
+
+
+def foreign(vocab_size: int = 80, **ids: int) -> bytes:
+    """A sentencepiece model of another kind of network."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CAPTIONS * 3),
+        model_writer=model,
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **ids,
+    )
+    return model.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: b"", "the file is empty"),
+        (lambda: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (lambda: b"<!DOCTYPE html>", "a web page"),
+        (foreign, "not T5's: ids of padding, end and unknown"),
+        (
+            lambda: foreign(900, model_type="bpe", pad_id=0, eos_id=1, unk_id=2, bos_id=-1),
+            "tokens, the T5 encoder",
+        ),
+    ],
+    ids=["empty", "lfs", "page", "other ids", "other vocabulary"],
+)
+def test_a_vocabulary_that_is_not_the_encoders_is_refused(
+    folder: Path, tmp_path: Path, content: Callable[[], bytes], message: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "t5")
+    (tmp_path / "t5/spiece.model").write_bytes(content())
+
+    with pytest.raises(WeightsError, match=message) as caught:
+        load(tmp_path / "t5")
+
+    assert str(tmp_path / "t5") in caught.value.where
+    if "encoder" not in message:  # those that count tokens alone have no encoder to compare with
+        with pytest.raises(WeightsError, match=message):
+            load_tokenizer(tmp_path / "t5")
+
+
+def test_a_vocabulary_far_smaller_than_the_encoders_is_refused(tmp_path: Path) -> None:
+    check_vocabulary(tmp_path, 32100, 32128)  # T5 v1.1
+    check_vocabulary(tmp_path, 32000, 32128)  # without the sentinels
+
+    for tokens in (32129, 157, 250200):
+        with pytest.raises(WeightsError, match=f"{tokens} tokens, the T5 encoder 32128"):
+            check_vocabulary(tmp_path, tokens, 32128)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,79 +10,17 @@ import torch
 from torch import Tensor
 
 from app.checkpoint.completion import Completion, write_completion
-from app.checkpoint.fragments import Fragment, ParameterInfo
-from app.checkpoint.manifest import CheckpointIdentity
 from app.checkpoint.tensor_file import open_tensors
-from app.checkpoint.train_state import TrainState
-from app.checkpoint.writer import Snapshot, save_checkpoint
 from app.conversion.export import export_safetensors
 from app.conversion.loading import load_network_weights
 from app.errors import CheckpointError, ConfigError, DataError, InputMissingError
 from app.models.dit.transformer import DiffusionTransformer
-from app.run.attempt.folder import open_run
-from app.run.build import choose_trainable
 from app.run.weights.export import ExportRequest, export_run
 from app.storage.local import LocalStorage
-from tests.support.configs import base, load, load_trainable
-from tests.support.ranks import run_ranks
-from tests.unit.run.folders import WORLD
+from tests.support.configs import base, load
+from tests.unit.run.weights.runs import MakeRun, Tensors, noise
 
 pytestmark = pytest.mark.usefixtures("groups")
-
-Tensors = dict[str, Tensor]
-Run = Callable[..., Tensors]
-
-
-def noise(shape: torch.Size, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture
-def make_run(tmp_path: Path) -> Run:
-    """Writes a run `runs/a` with checkpoints of some steps; its tensors at the last of them."""
-
-    def make(
-        model: str = "tiny",
-        steps: tuple[int, ...] = (4,),
-        url: str = "null",
-        ema: bool = False,
-        more: tuple[str, ...] = (),
-    ) -> Tensors:
-        words = ("--save", str(tmp_path / "runs"), "--run-id", "a", f"args.load={url}", *more)
-        config = load_trainable(*base(f"tiny/{model}", "tiny/tiny_train"), *words)
-        assert open_run(config, 0, WORLD) is not None
-        network = DiffusionTransformer(config.model.network.params)
-        choose_trainable(network, config.model)
-        trained = {n: p.shape for n, p in network.named_parameters() if p.requires_grad}
-        for step in steps:
-            tensors = {name: noise(shape, step) for name, shape in trained.items()}
-            write_checkpoint(tmp_path, step, tensors, ("master", "ema") if ema else ("master",))
-        return tensors
-
-    return make
-
-
-def write_checkpoint(tmp_path: Path, step: int, tensors: Tensors, kinds: tuple[str, ...]) -> None:
-    """Averages, where asked for, are half of the weights."""
-    factors = {"master": 1.0, "ema": 0.5}
-    snapshot = Snapshot(
-        fragments=[
-            Fragment(name, kind, 0, tensor.flatten() * factors[kind])
-            for name, tensor in tensors.items()
-            for kind in kinds
-        ],
-        parameters={name: ParameterInfo(tuple(t.shape), 0) for name, t in tensors.items()},
-        state=TrainState(step=step, cursor={"t": step}),
-    )
-    identity = CheckpointIdentity(
-        run_id="a", attempt=1, owner="3f9c2a1b", step=step, kind="full", parent=None
-    )
-    storage, scratch = LocalStorage(tmp_path / "runs/a"), tmp_path / "scratch"
-    scratch.mkdir(exist_ok=True)
-    (name,) = run_ranks(
-        1, lambda exchange: save_checkpoint(storage, identity, snapshot, exchange, scratch)
-    )
-    assert isinstance(name, str), name
 
 
 def export(tmp_path: Path, out: str | None = None, **how: object) -> list[str]:
@@ -97,7 +34,7 @@ def read(path: str | Path) -> Tensors:
 
 
 def test_a_full_run_gives_its_whole_network_into_its_own_folder(
-    make_run: Run, tmp_path: Path
+    make_run: MakeRun, tmp_path: Path
 ) -> None:
     trained = make_run(steps=(2, 4))
 
@@ -108,7 +45,7 @@ def test_a_full_run_gives_its_whole_network_into_its_own_folder(
     assert all(torch.equal(stored[name], tensor) for name, tensor in trained.items())
 
 
-def test_the_file_loads_again(make_run: Run, tmp_path: Path) -> None:
+def test_the_file_loads_again(make_run: MakeRun, tmp_path: Path) -> None:
     trained = make_run()
 
     (file,) = export(tmp_path, out=str(tmp_path / "out"))
@@ -121,7 +58,9 @@ def test_the_file_loads_again(make_run: Run, tmp_path: Path) -> None:
     assert all(torch.equal(p, trained[name]) for name, p in network.named_parameters())
 
 
-def test_a_finished_run_is_the_checkpoint_that_its_end_names(make_run: Run, tmp_path: Path) -> None:
+def test_a_finished_run_is_the_checkpoint_that_its_end_names(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
     make_run(steps=(2, 4, 6))
     end = Completion(step=4, version="", checkpoint="step-0000000004.000001", last_attempt=1)
     write_completion(LocalStorage(tmp_path / "runs/a"), end)  # another trainer got to 6
@@ -134,7 +73,7 @@ def test_a_finished_run_is_the_checkpoint_that_its_end_names(make_run: Run, tmp_
 
 
 def test_an_older_checkpoint_is_taken_with_a_warning_that_says_why(
-    make_run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_run: MakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_run(steps=(2, 4))
     (tmp_path / "runs/a/checkpoints/step-0000000004.000001/state.json").unlink()
@@ -148,7 +87,7 @@ def test_an_older_checkpoint_is_taken_with_a_warning_that_says_why(
 
 @pytest.mark.parametrize("how", [{}, {"step": 4}])
 def test_a_run_whose_only_checkpoint_is_damaged_is_not_exported(
-    how: dict[str, int], make_run: Run, tmp_path: Path
+    how: dict[str, int], make_run: MakeRun, tmp_path: Path
 ) -> None:
     make_run()
     (tmp_path / "runs/a/checkpoints/step-0000000004.000001/state.json").unlink()
@@ -159,7 +98,7 @@ def test_a_run_whose_only_checkpoint_is_damaged_is_not_exported(
         export(tmp_path, **how)
 
 
-def test_a_damaged_configuration_of_the_run_is_named(make_run: Run, tmp_path: Path) -> None:
+def test_a_damaged_configuration_of_the_run_is_named(make_run: MakeRun, tmp_path: Path) -> None:
     make_run()
     (path,) = (tmp_path / "runs/a/config").iterdir()
     path.write_bytes(b"args: [")
@@ -170,7 +109,7 @@ def test_a_damaged_configuration_of_the_run_is_named(make_run: Run, tmp_path: Pa
     assert caught.value.where == str(path)
 
 
-def test_an_older_step_can_be_asked_for(make_run: Run, tmp_path: Path) -> None:
+def test_an_older_step_can_be_asked_for(make_run: MakeRun, tmp_path: Path) -> None:
     make_run(steps=(2, 4))
 
     (file,) = export(tmp_path, step=2)
@@ -180,7 +119,7 @@ def test_an_older_step_can_be_asked_for(make_run: Run, tmp_path: Path) -> None:
     assert torch.equal(tensor, noise(tensor.shape, 2)), name
 
 
-def test_averages_are_exported_where_the_run_kept_them(make_run: Run, tmp_path: Path) -> None:
+def test_averages_are_exported_where_the_run_kept_them(make_run: MakeRun, tmp_path: Path) -> None:
     trained = make_run(ema=True)
 
     (file,) = export(tmp_path, weights="ema", dtype="bf16")
@@ -189,7 +128,7 @@ def test_averages_are_exported_where_the_run_kept_them(make_run: Run, tmp_path: 
     assert all(torch.equal(stored[n], (t * 0.5).bfloat16()) for n, t in trained.items())
 
 
-def test_averages_that_were_not_kept_are_an_error(make_run: Run, tmp_path: Path) -> None:
+def test_averages_that_were_not_kept_are_an_error(make_run: MakeRun, tmp_path: Path) -> None:
     make_run()
 
     with pytest.raises(ConfigError, match="no 'ema' weights") as caught:
@@ -201,24 +140,28 @@ def test_averages_that_were_not_kept_are_an_error(make_run: Run, tmp_path: Path)
 @pytest.mark.parametrize("kind", ["auto", "lora"])
 @pytest.mark.parametrize("url", ["null", "gone.safetensors"])
 def test_a_lora_run_gives_its_pairs_without_what_was_frozen(
-    kind: str, url: str, make_run: Run, tmp_path: Path
+    kind: str, url: str, make_run: MakeRun, tmp_path: Path
 ) -> None:
     trained = make_run("tiny_lora", url=url)
 
-    (file,) = export(tmp_path, kind=kind)
+    files = export(tmp_path, kind=kind)
 
-    assert Path(file).name == "pytorch_lora_weights.safetensors"
-    assert len(read(file)) == len(trained) == 16
+    assert [Path(file).name for file in files] == [
+        "pytorch_lora_weights.safetensors",
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    ]
+    assert len(read(files[0])) == len(read(files[1])) == len(trained) == 16
 
 
-def test_a_folded_scale_is_in_b_and_alpha_is_the_rank(make_run: Run, tmp_path: Path) -> None:
+def test_a_folded_scale_is_in_b_and_alpha_is_the_rank(make_run: MakeRun, tmp_path: Path) -> None:
     alpha = "model.network_config.params.modules.lora_config.params.lora_alpha=3"
     make_run("tiny_lora", more=(alpha,))
     url, cache = str(tmp_path / "runs/a"), tmp_path / "cache"
 
     def products(folded: bool) -> tuple[Tensor, float]:
         request = ExportRequest("lora", fold_scale=folded)
-        (file,) = export_run(url, request, str(tmp_path / f"out-{folded}"), cache)
+        file, *_ = export_run(url, request, str(tmp_path / f"out-{folded}"), cache)
         with open_tensors(Path(file)) as opened:
             entries = json.loads(opened.metadata["lora_adapter_metadata"])
             name = "transformer.transformer_blocks.0.attn1.to_q.lora_{}.weight"
@@ -232,7 +175,7 @@ def test_a_folded_scale_is_in_b_and_alpha_is_the_rank(make_run: Run, tmp_path: P
     torch.testing.assert_close(folded[0], plain[0])
 
 
-def test_a_whole_network_has_no_scale_to_fold(make_run: Run, tmp_path: Path) -> None:
+def test_a_whole_network_has_no_scale_to_fold(make_run: MakeRun, tmp_path: Path) -> None:
     make_run()
 
     with pytest.raises(ConfigError, match="--fold-scale"):
@@ -242,7 +185,7 @@ def test_a_whole_network_has_no_scale_to_fold(make_run: Run, tmp_path: Path) -> 
 
 
 def test_a_lora_run_gives_a_whole_network_with_the_frozen_weights_it_began_with(
-    make_run: Run, tmp_path: Path
+    make_run: MakeRun, tmp_path: Path
 ) -> None:
     model = load(*base("tiny/tiny")).model
     assert model is not None
@@ -260,7 +203,7 @@ def test_a_lora_run_gives_a_whole_network_with_the_frozen_weights_it_began_with(
     assert all(torch.equal(stored[name], tensor) for name, tensor in expected.items())
 
 
-def test_frozen_weights_that_lie_nowhere_are_an_error(make_run: Run, tmp_path: Path) -> None:
+def test_frozen_weights_that_lie_nowhere_are_an_error(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("tiny_lora")
 
     with pytest.raises(InputMissingError, match="has no `load`") as caught:
@@ -271,7 +214,7 @@ def test_frozen_weights_that_lie_nowhere_are_an_error(make_run: Run, tmp_path: P
 
 @pytest.mark.parametrize(("step", "says"), [(3, "of step 3"), (None, "no complete checkpoint")])
 def test_a_checkpoint_that_is_not_there_is_66(
-    step: int | None, says: str, make_run: Run, tmp_path: Path
+    step: int | None, says: str, make_run: MakeRun, tmp_path: Path
 ) -> None:
     if step is not None:
         make_run()
@@ -282,10 +225,50 @@ def test_a_checkpoint_that_is_not_there_is_66(
     assert caught.value.exit_code == 66
 
 
-def test_a_checkpoint_without_the_record_of_its_run_is_66(make_run: Run, tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_record_of_its_run_is_66(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
     make_run()
     for path in (tmp_path / "runs/a/attempts").iterdir():
         path.unlink()
 
     with pytest.raises(InputMissingError, match="there is no run here"):
         export(tmp_path)
+
+
+IMAGE_TO_VIDEO = (
+    "model.noised_image_input=true",
+    "model.network_config.params.in_channels=8",
+    "model.network_config.params.patch_size=[2,2,2]",
+    "model.network_config.params.time_embed_dim=32",
+    "model.network_config.params.ofs_embed_dim=32",
+    "model.scale_factor=0.7",
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ((), True),
+        (("model.image_latent_scale=1.428571",), False),
+        (("model.network_config.params.in_channels=4", "model.noised_image_input=false"), False),
+    ],
+    ids=["default", "for diffusers", "text to video"],
+)
+@pytest.mark.parametrize("kind", ["auto", "diffusers", "safetensors"])
+def test_an_export_for_diffusers_says_that_the_image_latent_differs(
+    kind: str,
+    more: tuple[str, ...],
+    says: bool,
+    make_run: MakeRun,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make_run("tiny_lora" if kind == "auto" else "tiny", more=(*IMAGE_TO_VIDEO, *more))
+
+    with caplog.at_level("WARNING"):
+        export(tmp_path, kind=kind)
+
+    said = [one for one in caplog.messages if "image latent" in one]
+    assert len(said) == (says and kind != "safetensors")
+    assert all("model.image_latent_scale=1.428571" in one for one in said)

@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from app.config.schema.diffusion import ScheduleConfig
 from app.config.schema.model import LoraConfig
-from app.conversion.export import export_lora, export_sat
+from app.conversion.export import export_diffusers, export_lora, export_sat
+from app.conversion.pipeline import write_index
 from app.errors import InputMissingError, WeightsError
 from app.models.dit.transformer import DiffusionTransformer
 from app.models.text.t5 import TinyT5, write_tiny_t5
@@ -174,3 +176,16 @@ def test_a_damaged_zip_and_a_full_disk_have_errors_of_their_own(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=99))
     with pytest.raises(InputMissingError, match="needs 100 bytes, and 99 are free"):
         unzipped(tmp_path / "a.zip", tmp_path)
+
+
+def test_a_network_of_a_pipeline_with_other_noise_is_refused(tmp_path: Path) -> None:
+    config = tiny("5b")
+    folder = tmp_path / "transformer"
+    export_diffusers(folder, DiffusionTransformer(config).state_dict(), config)
+    assert checked_transformer(folder, None)[1] == config
+    write_index(tmp_path, config, ScheduleConfig(), "dpm")
+    path = tmp_path / "scheduler/scheduler_config.json"
+    path.write_text(path.read_text().replace("v_prediction", "epsilon"))
+
+    with pytest.raises(WeightsError, match="prediction_type 'epsilon'"):
+        checked_transformer(folder, None)
