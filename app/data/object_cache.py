@@ -9,7 +9,7 @@ are `flock`s: the kernel frees them when a process dies.
                         the file
     <digest>.part       being downloaded, by the holder of the lock
     <digest>.reserved   sparse file of the size that a running download will need
-    <process>.want      names that a process will read soon, locked while it lives
+    wants/<process>.want  names that a process will read soon, locked while it lives
     evict.lock          held while files come and go; the sum of their bytes (cache_space.py)
 """
 
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 Check = Callable[[Path], None]  # raises DataError when the file is not what it should be
 PART, WANT = ".part", ".want"
+WANTS = "wants"  # a folder of their own, which is short however many objects there are
 # The storage writes `.<digest>.part.part-...` first; only a killed process leaves it.
 _UNFINISHED = re.compile(r"\.?([0-9a-f]{32})\.(?:part.*|reserved|lock)")
 WAIT_S = 0.2
@@ -82,9 +83,9 @@ class ObjectCache:
         self._want_lock = threading.Lock()
         self._space = CacheSpace(folder, limit_bytes)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            (folder / WANTS).mkdir(parents=True, exist_ok=True)
             process = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            self._want_path = folder / f"{process}{WANT}"
+            self._want_path = folder / WANTS / f"{process}{WANT}"
             self._want = self._want_path.open("w+")
         except OSError as problem:
             raise ConfigError(
@@ -207,7 +208,7 @@ class ObjectCache:
         """Names announced by this process, and by the other living ones."""
         mine: set[str] = set()
         others: set[str] = set()
-        for path in self.folder.glob(f"*{WANT}"):
+        for path in (self.folder / WANTS).glob(f"*{WANT}"):
             with suppress(FileNotFoundError):
                 if path == self._want_path:
                     mine.update(path.read_text().split())

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 from app.data.json_files import parsed
@@ -212,6 +213,12 @@ def _moment(seconds: float) -> str:
 
 def _digest(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# A shard among processes that run the same code: its fields in their order.
+shard_row: Callable[[ShardEntry], tuple[Any, ...]] = attrgetter(
+    *(field.name for field in fields(ShardEntry))
+)
 
 
 def shard_from_json(values: Mapping[str, object]) -> ShardEntry:

@@ -8,8 +8,10 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from itertools import starmap
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ from app.data.shards.manifest import (
     identity_change,
     index_key,
     missing_shard,
-    shard_from_json,
+    shard_row,
     sizes_key,
     updated,
 )
@@ -50,6 +52,8 @@ RESCAN, ERROR = "rescan", "error"
 # Members besides `.txt` and the configured caption key that may hold a caption.
 CAPTION_MEMBERS = frozenset({"txt", "json", "id"})
 Progress = Callable[[int, int], None]
+Row = tuple[Any, ...]
+_ENTRY_ROW: Callable[[Entry], Row] = attrgetter(*(field.name for field in fields(Entry)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ class _Survey:
     def folder(self) -> Folder:
         begun = self.shared.once(self._begin)
         entries = {row[0]: Entry(*row) for row in begun["entries"]}
-        fresh = {one["name"]: shard_from_json(one) for one in begun["fresh"]}
+        fresh = {shard.name: shard for shard in starmap(ShardEntry, begun["fresh"])}
         scans = [entries[name] for name in begun["new"]]
         size = max(SMALLEST_BATCH, -(-len(scans) // MOST_BATCHES))
         for start in range(0, len(scans), size):
@@ -137,7 +141,7 @@ class _Survey:
                 extra={"url": self.storage.url, "shards": len(scans), "scanned": start},
             )
             rows = self.shared.divided(scans[start : start + size], self._scanned)
-            fresh |= {row["name"]: shard_from_json(row) for row in rows}
+            fresh |= {shard.name: shard for shard in starmap(ShardEntry, rows)}
             self.shared.once(partial(self._keep, rows))
             self.progress(start + len(rows), len(scans))
         sidecars = begun["sidecars"]
@@ -179,9 +183,9 @@ class _Survey:
         return {
             "requested": requested,
             "new": new,
-            "fresh": [asdict(shard) for shard in fresh.values()],
+            "fresh": [shard_row(shard) for shard in fresh.values()],
             "sidecars": {name: self._known_digest(entries[name]) for name in beside},
-            "entries": [astuple(entries[name]) for name in (*names, *beside)],
+            "entries": [_ENTRY_ROW(entries[name]) for name in (*names, *beside)],
         }
 
     def _refuse(self, faults: Sequence[ShardFault]) -> None:
@@ -204,11 +208,11 @@ class _Survey:
         )
         return None
 
-    def _scanned(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-        """Shards, as JSON; the index of each is kept."""
+    def _scanned(self, entries: Sequence[Entry]) -> list[Row]:
+        """Shards, as rows; the index of each is kept."""
         scan = partial(scan_shard, self.storage, self.files, caption_key=self.rules.caption_key)
         with ThreadPoolExecutor(SCAN_THREADS) as pool:
-            return [asdict(shard) for shard in pool.map(scan, entries)]
+            return [shard_row(shard) for shard in pool.map(scan, entries)]
 
     def _digests(self, entries: Sequence[Entry]) -> list[str]:
         def digest(entry: Entry) -> str:
@@ -217,9 +221,9 @@ class _Survey:
         with ThreadPoolExecutor(SCAN_THREADS) as pool:
             return list(pool.map(digest, entries))
 
-    def _keep(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _keep(self, rows: Sequence[Row]) -> None:
         """Write what is known so far: a start that is interrupted continues from here."""
-        self._known |= {row["name"]: shard_from_json(row) for row in rows}
+        self._known |= {shard.name: shard for shard in starmap(ShardEntry, rows)}
         self._write(self._old.index_version)
 
     def _end(self, sidecars: Mapping[str, str], names: Sequence[str]) -> None:

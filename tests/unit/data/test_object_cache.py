@@ -172,7 +172,7 @@ def test_what_a_dead_process_announced_does_not_count(
 ) -> None:
     for key in ("a", "b"):
         cache.get(object_of(bucket, key))
-    dead = cache.folder / "gone-1.want"
+    dead = cache.folder / "wants/gone-1.want"
     dead.write_text("\n".join(object_of(bucket, key).name for key in ("a", "b")))
 
     cache.get(object_of(bucket, "c"), urgent=False)
@@ -229,7 +229,7 @@ def test_leftovers_of_killed_downloads_are_removed_and_running_ones_are_kept(
 
         ObjectCache(folder, 100).close()
 
-        assert [path.name for path in folder.iterdir() if ".lock" not in path.name] == [
+        assert [path.name for path in folder.glob("*.*") if path.suffix != ".lock"] == [
             f"{alive}.part"
         ]
 
