@@ -193,8 +193,11 @@ def _adjusted_network(network: DiTConfig, resolved: Values, problems: Problems) 
     """What `args` and `compat` say about the network; sampling never shares it among ranks."""
     values = resolved.values
     changes: dict[str, Any] = {}
-    if resolved.compat.position_rows == "sat":
-        changes["position"] = replace(network.position, first_rows=True)
+    changes["position"] = replace(
+        network.position,
+        first_rows=resolved.compat.position_rows == "sat",
+        fits_size=resolved.compat.rotary_positions == "diffusers" and network.can_fit_size,
+    )
     if values["mode"] == "inference":
         return replace(network, model_parallel_size=1, **changes)
     if resolved.compat.activation_checkpointing == "args":

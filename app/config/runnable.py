@@ -51,6 +51,10 @@ def lacking(config: RunConfig) -> Problems:
         problems.add("'save' is missing", where="args.save", fix="give a folder or an s3:// prefix")
     if config.training.evaluation.interval and not _has_validation(config):
         problems.warn("eval_interval is set, but there is no valid_data: nothing is validated")
+    if config.model is not None and config.data is not None:
+        note = config.model.network.params.in_diffusers(config.data.clip_sizes)
+        if note is not None:
+            problems.warn(note)
     return problems
 
 

@@ -126,6 +126,7 @@ PROOFS = {
             "test_activation_checkpointing_reaches_the_network_but_not_under_compat_sat"
         ),
         "compat": "test_compat_sat_sets_every_key_and_each_can_be_set_alone",
+        "rotary_positions": "test_rotary_positions_reach_the_network_and_compat_sat_sets_them",
         "position_rows": "test_position_rows_reach_the_network_and_compat_sat_sets_them",
     },
     "tests/unit/config/test_values.py": {

@@ -195,3 +195,15 @@ class DataConfig:
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     buckets: tuple[Bucket, ...] = ()  # ours: several clip sizes; none: the one of `params`
     bucket_batch: str = "fixed"  # ours: or "cost": batches of about the same time
+
+    @property
+    def clip_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of the clips, in pixels; empty where a registered class knows them."""
+        if self.buckets:
+            return tuple((bucket.rows, bucket.columns) for bucket in self.buckets)
+        match self.params:
+            case SFTDataConfig(video_size=(rows, columns)):
+                return ((rows, columns),)
+            case ShardDataConfig(image_size=(rows, columns)):
+                return ((rows, columns),)
+        return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.config.argument import OPTIMIZER, Disposition, argument, default_of
@@ -15,6 +16,7 @@ from app.errors import ConfigError
 _NETWORK = "model.network_config.params"
 _OVER_MODEL = f"{_NETWORK}.transformer_args"
 _LORA = f"{_NETWORK}.modules.lora_config.params"
+_PIXELS_PER_LATENT = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +38,7 @@ class PositionConfig:
     height_interpolation: float = 1.0  # divides row positions of the sin-cos table
     width_interpolation: float = 1.0
     time_interpolation: float = 1.0
+    fits_size: bool = False  # `rotary_positions: diffusers`: other sizes are fitted into this one
     first_rows: bool = False  # `position_rows: sat`: other sizes read a table from its start
 
 
@@ -160,6 +163,39 @@ class DiTConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def can_fit_size(self) -> bool:
+        """Whether diffusers gives other sizes other rotary positions: 1.0 without a learned table.
+
+        It refuses other sizes where there is a learned table, and counts tokens in 1.5.
+        """
+        position = self.position
+        return position.kind == "rope3d" and not position.learnable and self.patch.frames == 1
+
+    def in_diffusers(self, sizes: Iterable[tuple[int, int]]) -> str | None:
+        """What to say of clips whose positions diffusers takes otherwise; None: they agree.
+
+        Args:
+            sizes: rows and columns of the clips, in pixels.
+        """
+        native = (_PIXELS_PER_LATENT * self.latent_height, _PIXELS_PER_LATENT * self.latent_width)
+        others = sorted({size for size in sizes if tuple(size) != native})
+        if not others or self.position.fits_size:
+            return None
+        named = ", ".join(f"{rows}x{columns}" for rows, columns in others[:3])
+        made_for = f"{named}, and the network is made for {native[0]}x{native[1]}"
+        if self.position.kind == "rope3d" and self.position.learnable:
+            return (
+                f"clips of {made_for}: diffusers takes no other size with a learned position "
+                "table, so cogvx sample alone makes videos of them"
+            )
+        if not self.can_fit_size:
+            return None
+        return (
+            f"clips of {made_for}: diffusers gives them other rotary positions than "
+            "rotary_positions: sat; with rotary_positions: diffusers both agree"
+        )
 
     @property
     def grid(self) -> tuple[int, int, int]:

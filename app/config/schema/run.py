@@ -57,6 +57,9 @@ class CompatConfig:
     image_dropout: str = _switch(
         "sample", "micro_batch", "unit of dropping the image condition", "T4"
     )
+    rotary_positions: str = _switch(
+        "diffusers", "sat", "rotary positions of 1.0 at another size than the network's", "M35"
+    )
     position_rows: str = _switch(
         "place", "sat", "rows of a position table that latents of another size use", "F33"
     )

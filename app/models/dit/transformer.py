@@ -170,7 +170,8 @@ class DiffusionTransformer(nn.Module):
     def _rotation(self, grid: PatchGrid, tokens: Tensor) -> Rotation | None:
         if self.config.position.kind != "rope3d":
             return None
-        image = rotation_for(grid, self.config.head_dim, tokens)
+        native = self.config.grid[1:] if self.config.position.fits_size else None
+        image = rotation_for(grid, self.config.head_dim, tokens, native)
         return after_text(image, tokens.shape[1] - grid.num_tokens)
 
     def _recompute_plan(self) -> RecomputePlan:

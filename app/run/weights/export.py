@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -19,6 +21,7 @@ from app.checkpoint.attempts import read_attempts
 from app.checkpoint.catalog import checkpoint_of_step, run_checkpoint
 from app.checkpoint.layout import CheckpointRef, config_key, export_folder
 from app.checkpoint.reader import Checkpoint, open_checkpoint
+from app.config.schema.data import parse_bucket
 from app.config.schema.model import DiTConfig
 from app.config.sections.parse import parse_network
 from app.conversion.export import export_diffusers, export_lora, export_safetensors
@@ -75,8 +78,7 @@ def export_run(url: str, request: ExportRequest, out: str | None, cache_dir: Pat
     config = _network_config(record, storage.url)
     if request.kind == "auto":
         request = replace(request, kind="safetensors" if config.lora is None else "lora")
-    note = _image_note(record, config, storage.url) if request.kind != "safetensors" else None
-    if note is not None:
+    for note in _notes(record, config, storage.url) if request.kind != "safetensors" else ():
         log.warning(note)
     tensors = _weights(storage, ref, request, record, cache_dir)
     with tempfile.TemporaryDirectory() as folder:
@@ -230,12 +232,29 @@ def _run_record(storage: Storage, ref: CheckpointRef | None = None) -> dict[str,
         ) from error
 
 
-def _image_note(record: dict[str, dict[str, object]], config: DiTConfig, where: str) -> str | None:
-    """What to say of the image latent: the pipeline around what is exported is the released one."""
+def _notes(record: dict[str, dict[str, object]], config: DiTConfig, where: str) -> Iterator[str]:
+    """Where diffusers, with the released pipeline around what is exported, differs from the run."""
     facts = describe_section(record["model"], f"{where}: model").facts
-    if facts is None:
-        return None
-    return image_scale_note(config, facts, released_image_scale(config, facts.scale_factor))
+    if facts is not None:
+        fed = released_image_scale(config, facts.scale_factor)
+        note = image_scale_note(config, facts, fed)
+        if note is not None:
+            yield note
+    fits_size = record.get("compat", {}).get("rotary_positions") == "diffusers"
+    position = replace(config.position, fits_size=fits_size and config.can_fit_size)
+    note = replace(config, position=position).in_diffusers(_clip_sizes(record.get("data", {})))
+    if note is not None:
+        yield note
+
+
+def _clip_sizes(section: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Rows and columns of a run's clips, in pixels, from its merged `data` section."""
+    if section.get("buckets"):
+        buckets = [parse_bucket(bucket) for bucket in section["buckets"]]
+        return [(bucket.rows, bucket.columns) for bucket in buckets]
+    params = section.get("params") or {}
+    size = params.get("video_size") or params.get("image_size")
+    return [(int(size[0]), int(size[1]))] if size else []
 
 
 def _text(value: object) -> str | None:

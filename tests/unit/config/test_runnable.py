@@ -59,6 +59,30 @@ def test_validation_without_data_is_a_warning() -> None:
     ]
 
 
+PORTRAIT = "data.buckets=[9x32x64,9x64x32]"  # the tiny network is made for 32 x 64
+LEARNED = "model.network_config.params.modules.pos_embed_config.params.learnable_pos_embed=true"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((PORTRAIT,), ()),
+        (("--rotary-positions", "sat"), ()),
+        (("--rotary-positions", "sat", PORTRAIT), ("64x32, and", "rotary_positions: diffusers")),
+        (("--compat", "sat", PORTRAIT), ("64x32, and", "rotary_positions: diffusers")),
+        ((LEARNED, PORTRAIT), ("64x32, and", "cogvx sample alone")),
+        ((LEARNED,), ()),
+    ],
+)
+def test_clips_whose_positions_diffusers_takes_otherwise_are_a_warning(
+    words: tuple[str, ...], says: tuple[str, ...]
+) -> None:
+    warnings = [one for one in lacking(load(*TINY, *words)).warnings if "diffusers" in one]
+
+    assert len(warnings) == bool(says)
+    assert all(text in warnings[0] for text in says)
+
+
 def test_addresses_of_parts_not_built_are_refused_by_name() -> None:
     t5 = "model.conditioner_config.params.emb_models.0.params.model_dir"
 

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+)
 from diffusers.utils import logging as their_logging
 from peft import PeftModel
 from torch import Tensor
@@ -25,6 +30,7 @@ from app.conversion.export import (
     export_sat,
 )
 from app.errors import ConfigError
+from app.models.conditioning import Conditioning
 from app.models.dit.rotary import rotation_for
 from app.models.dit.tokens import grid_of
 from app.models.dit.transformer import DiffusionTransformer
@@ -326,3 +332,30 @@ def test_position_tables_that_diffusers_cannot_express_are_refused() -> None:
     for position, reason in ((uneven, "interpolation"), (flat, "2D position table")):
         with pytest.raises(ConfigError, match=reason):
             transformer_config(replace(config, position=position))
+
+
+@pytest.mark.parametrize("rule", ["diffusers", "sat"])
+def test_a_portrait_clip_means_the_same_in_the_exported_pipeline_under_its_own_rule(
+    rule: str, tmp_path: Path
+) -> None:
+    config = tiny("5b")  # made for 8 x 12 latents
+    position = replace(config.position, fits_size=rule == "diffusers")
+    network = network_of(replace(config, position=position))
+    export_diffusers(tmp_path, network.state_dict(), config)
+    model = CogVideoXTransformer3DModel.from_pretrained(tmp_path)
+    model.norm_out.norm.eps = 1e-6
+    vae = AutoencoderKLCogVideoX.from_config({"block_out_channels": [32, 32, 32, 32]})
+    pipeline = CogVideoXPipeline(None, None, vae, model, CogVideoXDDIMScheduler())
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 3, 16, 12, 8, generator=generator)
+    text, timesteps = torch.randn(1, 5, 24, generator=generator), torch.tensor([500])
+
+    positions = pipeline._prepare_rotary_positional_embeddings(96, 64, 3, torch.device("cpu"))
+    with torch.no_grad():
+        theirs = model(latents, text, timesteps, image_rotary_emb=positions).sample
+        ours = network(latents, timesteps, Conditioning(text=text))
+
+    if rule == "diffusers":
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-6)
+    else:
+        assert (theirs - ours).abs().max() > 1e-3

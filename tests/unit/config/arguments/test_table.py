@@ -14,7 +14,7 @@ from app.config.arguments.table import ARGUMENTS
 from app.config.command_line import make_parser
 from app.config.schema.run import CompatConfig, RunConfig
 from app.errors import ConfigError
-from tests.support.configs import ROOT, TINY, load, mistakes
+from tests.support.configs import ROOT, TINY, base, load, mistakes
 
 # Values that differ from the built-in default and from the recipe of the tests.
 OTHER_VALUE: dict[str, list[str]] = {
@@ -134,6 +134,30 @@ def test_position_rows_reach_the_network_and_compat_sat_sets_them() -> None:
     models = [load(*TINY, *extra).model for extra in words]
 
     assert [m.network.params.position.first_rows for m in models if m] == [False, True, True]
+
+
+def test_rotary_positions_reach_the_network_and_compat_sat_sets_them() -> None:
+    words = ([], ["--rotary-positions", "sat"], ["--compat", "sat"])
+
+    models = [load(*TINY, *extra).model for extra in words]
+
+    assert [m.network.params.position.fits_size for m in models if m] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("cogvideox_2b", False),
+        ("cogvideox_5b_lora", True),
+        ("cogvideox_5b_i2v", False),
+        ("cogvideox1.5_5b", False),
+    ],
+)
+def test_rotary_positions_change_the_networks_that_diffusers_fits(name: str, fits: bool) -> None:
+    model = load(*base(name, "sft")).model
+
+    assert model is not None
+    assert model.network.params.position.fits_size is fits
 
 
 def test_compat_sat_sets_every_key_and_each_can_be_set_alone() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb, get_3d_rotary_pos_embed
+from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 
 from app.models.dit.rotary import after_text, rotate, rotation_for
 from app.models.dit.tokens import PatchGrid
@@ -74,3 +76,29 @@ def test_text_tokens_are_left_as_they_are() -> None:
 
     assert torch.equal(turned[:, :, :7], heads[:, :, :7])
     assert torch.equal(turned[:, :, 7:], rotate(heads[:, :, 7:], image))
+
+
+NATIVE = (30, 45)  # rows and columns of 480 x 720
+
+
+@pytest.mark.parametrize(
+    "size", [(45, 30), (30, 45), (48, 85), (36, 36), (20, 45), (1, 45), (29, 44), (64, 9)]
+)
+def test_another_size_is_fitted_into_the_networks_as_in_diffusers(size: tuple[int, int]) -> None:
+    grid = PatchGrid(3, *size)
+
+    rotation = rotation_for(grid, 64, torch.zeros(1), NATIVE)
+
+    crop = get_resize_crop_region_for_grid(size, NATIVE[1], NATIVE[0])
+    cos, sin = get_3d_rotary_pos_embed(64, crop, size, grid.frames)
+    assert torch.equal(rotation.cos, cos)
+    assert torch.equal(rotation.sin, sin)
+
+
+def test_the_networks_own_size_has_the_same_positions_under_both_rules() -> None:
+    grid = PatchGrid(3, *NATIVE)
+
+    fitted, counted = (rotation_for(grid, 64, torch.zeros(1), native) for native in (NATIVE, None))
+
+    assert torch.equal(fitted.cos, counted.cos)
+    assert torch.equal(fitted.sin, counted.sin)

@@ -272,3 +272,30 @@ def test_an_export_for_diffusers_says_that_the_image_latent_differs(
     said = [one for one in caplog.messages if "image latent" in one]
     assert len(said) == (says and kind != "safetensors")
     assert all("model.image_latent_scale=1.428571" in one for one in said)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ((), False),
+        (("args.rotary_positions=sat",), True),
+        (("args.rotary_positions=sat", "data.buckets=null"), False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["auto", "diffusers", "safetensors"])
+def test_an_export_for_diffusers_says_that_positions_of_other_sizes_differ(
+    kind: str,
+    more: tuple[str, ...],
+    says: bool,
+    make_run: MakeRun,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    buckets = "data.buckets=[9x32x64,9x64x32]"
+    make_run("tiny_lora" if kind == "auto" else "tiny", more=(buckets, *more))
+
+    with caplog.at_level("WARNING"):
+        export(tmp_path, kind=kind)
+
+    said = [one for one in caplog.messages if "64x32" in one]
+    assert len(said) == (says and kind != "safetensors")
