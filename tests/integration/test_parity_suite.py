@@ -17,6 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.integration.parity_cases import (
+    write_guidance_case,
+    write_sampler_case,
+    write_vae_export_case,
+)
 from tests.support.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,12 +42,17 @@ ONE_OF_EACH = (
 )
 
 
-def parity(folder: Path, *modules: str) -> dict[str, bool]:
-    """Run tests/parity, or some modules of it, on a directory: id of each test -> passed."""
+def parity(folder: Path, *modules: str, only: str = "") -> dict[str, bool]:
+    """Run tests/parity, or some of it, on a directory: id of each test -> passed.
+
+    Args:
+        modules: of tests/parity; none: all.
+        only: what pytest's -k takes.
+    """
     report = folder.parent / f"{folder.name}.xml"
     environment = os.environ | {"COGVX_GOLDEN": str(folder)}
     paths = [f"tests/parity/{module}.py" for module in modules] or ["tests/parity"]
-    command = ["-m", "pytest", *paths, "-q", "-p", "no:cacheprovider"]
+    command = ["-m", "pytest", *paths, "-q", "-p", "no:cacheprovider", "-k", only]
     done = subprocess.run(
         warm_python(*command, f"--junitxml={report}"),
         cwd=ROOT,
@@ -145,3 +155,35 @@ def test_tensors_without_a_case_and_a_case_without_its_tensors_are_red(tmp_path:
 
     assert not all(parity(orphan, "test_discovery").values())
     assert not all(parity(bare, "test_frames").values())
+
+
+@pytest.fixture(scope="module")
+def other_forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bool]:
+    """Each test of the suite on cases of forms that tests/golden lacks: id -> passed."""
+    folder = tmp_path_factory.mktemp("forms") / "cases"
+    write_guidance_case(folder)
+    write_sampler_case(folder, "08_with_ofs", "04b_dit_1p5_i2v_like", ofs=1.25)
+    write_sampler_case(folder, "08_with_prefix", "02_dit_5b_like", fixed_frames=2)
+    write_vae_export_case(folder)
+    modules = ("test_samplers", "test_schedule", "test_vae")
+    return parity(folder, *modules, only="06_ or 08_ or 14_")
+
+
+@pytest.mark.parametrize("name", ["06_other_steps", "08_with_ofs", "08_with_prefix", "14_own_clip"])
+def test_cases_of_other_forms_are_run_and_agree(other_forms: dict[str, bool], name: str) -> None:
+    own = {test: ok for test, ok in other_forms.items() if name in test}
+    assert own
+    assert all(own.values()), own
+
+
+def test_a_case_of_another_form_that_is_off_by_one_percent_is_red(tmp_path: Path) -> None:
+    folder = tmp_path / "moved"
+    write_sampler_case(folder, "08_with_prefix", "02_dit_5b_like", fixed_frames=2)
+    path = folder / "08_with_prefix.safetensors"
+    tensors = load_file(path)
+    last = "step2/x_out"
+    save_file(tensors | {last: moved_by_one_percent(tensors[last])}, path)
+
+    passed = parity(folder, "test_samplers", only="08_")
+
+    assert not all(ok for test, ok in passed.items() if "08_with_prefix" in test)

@@ -30,6 +30,7 @@ from app.diffusion.scaling import noise_level
 from app.diffusion.schedule import NoiseSchedule
 from app.distributed.seeding import GlobalDraws
 from app.models.conditioning import Conditioning
+from app.models.dit.transformer import DiffusionTransformer
 from app.registry import TARGETS
 from tests.parity.golden import Case, cases, name_of, placed, text_embedding
 from tests.parity.recorded_draws import RecordedDraws
@@ -61,7 +62,7 @@ class Trace:
     both: list[Tensor] = field(default_factory=list)
     alphas: list[Tensor] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
-    denoised: list[Tensor] = field(default_factory=list)
+    stepped: list[Tensor] = field(default_factory=list)  # the last step makes none
 
     def watch(self, sampler: Sampler) -> None:
         """Listen at the sampler's denoiser, guidance and step rule."""
@@ -78,19 +79,27 @@ class Trace:
             return self.scales[-1]
 
         def seen_step(index: int, x: Tensor, denoised: Tensor, *rest: Any) -> Tensor:
-            self.denoised.append(denoised)
-            return step(index, x, denoised, *rest)
+            self.stepped.append(step(index, x, denoised, *rest))
+            return self.stepped[-1]
 
         sampler.denoiser.denoise = seen_denoise  # type: ignore[method-assign,assignment]
         sampler.guidance.scale = seen_scale  # type: ignore[method-assign]
         sampler.step = seen_step  # type: ignore[method-assign,assignment]
 
+    @property
+    def denoised(self) -> list[Tensor]:
+        """The guided prediction of each step, by the scale that the step had."""
+        halves = [both.chunk(2) for both in self.both]
+        return [u + g * (c - u) for (u, c), g in zip(halves, self.scales, strict=True)]
 
-def recorded_draws(case: Case, count: int) -> RecordedDraws:
+
+def recorded_draws(case: Case, config: SamplerConfig) -> RecordedDraws:
     recorded = {}
-    for i in range(count):
+    for i in range(config.num_steps):
         names = case.names(f"step{i}/draw")
         assert len(names) == int(case.tensor("draws_per_step")[i])
+        if config.fixed_frames and config.sdedit:  # drawn before the step itself
+            recorded[f"sdedit_noise/{i}"] = case.tensor(names.pop(0))
         if names:
             recorded[f"sampler_noise/{i}"] = case.tensor(names[-1])
         if len(names) == 2:
@@ -98,14 +107,33 @@ def recorded_draws(case: Case, count: int) -> RecordedDraws:
     return RecordedDraws(recorded)
 
 
-def conditioning_of(case: Case, ofs: Tensor | None) -> Conditioning:
+def conditioning_of(case: Case, network: DiffusionTransformer) -> Conditioning:
     """With the prompt; without one it is recorded as zeros and the same image."""
     text, nothing = case.tensor("cond"), case.tensor("uncond")
-    expected = text_embedding(case.json["prompt"], *text.shape[1:])[None]
-    case.assert_close(text, expected, "cond")
+    expected = text_embedding(case.json["prompt"], *text.shape[1:])
+    case.assert_close(text, expected.expand(text.shape), "cond")
     assert not nothing.any(), "no prompt is an embedding of zeros"
     image = placed(case.tensor("concat")) if case.has("concat") else None
+    ofs = None
+    if case.has("ofs"):
+        ofs = case.tensor("ofs").float().reshape(-1)
+    elif network.config.ofs_embed_dim:
+        ofs = torch.tensor([2.0])
     return Conditioning(placed(text), image, placed(ofs))
+
+
+def start_of(case: Case) -> Tensor:
+    """The noise, its first frames replaced where clean ones are given.
+
+    The noise is recorded as drawn or with the frames in it; they are the same everywhere else.
+    """
+    noise = case.tensor("initial_noise")
+    prefix = case.tensor("prefix") if case.has("prefix") else noise[:, :0]
+    return placed(
+        torch.cat(
+            [prefix.expand(len(noise), *prefix.shape[1:]), noise[:, prefix.shape[1] :]], dim=1
+        )
+    )
 
 
 @pytest.mark.parametrize("case", cases(*ITEMS), ids=name_of)
@@ -113,23 +141,20 @@ def test_trajectory_is_the_recorded_one(case: Case) -> None:
     with case:
         sampler, network = sampler_of(case), network_of(case)
         count = sampler.config.num_steps
-        draws, trace = recorded_draws(case, count), Trace()
+        draws, trace = recorded_draws(case, sampler.config), Trace()
         trace.watch(sampler)
-        ofs = torch.tensor([2.0]) if network.config.ofs_embed_dim else None
 
         final = sampler.sample(
-            network,
-            placed(case.tensor("initial_noise")),
-            conditioning_of(case, ofs).for_guidance(),
-            draws,
+            network, start_of(case), conditioning_of(case, network).for_guidance(), draws
         )
 
         assert set(draws.asked) == set(draws.recorded)
         assert len(draws.asked) == int(case.tensor("draws_per_step").sum())
         check_scalars(case, sampler, trace)
         case.assert_close(final, case.tensor("final"), "step", "final")
-        outputs = [*trace.x_in[1:], final]
-        predictions = [*trace.denoised, final]
+        # A step's output is recorded before fixed frames are put back; the last one's is x0.
+        predictions = trace.denoised
+        outputs = [*trace.stepped, predictions[-1]]
         for i in range(count):
             case.assert_close(trace.x_in[i], case.tensor(f"step{i}/x_in"), "step", f"{i} x_in")
             case.assert_close(outputs[i], case.tensor(f"step{i}/x_out"), "step", f"{i} x_out")
